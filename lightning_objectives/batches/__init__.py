@@ -1,0 +1,1 @@
+"""batch -> batch: the batch transforms."""

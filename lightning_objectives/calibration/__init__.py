@@ -1,0 +1,1 @@
+"""logits -> probabilities, post hoc."""

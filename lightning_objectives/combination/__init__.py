@@ -1,0 +1,1 @@
+"""gradients of the terms -> weights."""

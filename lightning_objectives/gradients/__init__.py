@@ -1,0 +1,1 @@
+"""gradients -> gradients, before the optimizer."""

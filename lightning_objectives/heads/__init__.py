@@ -1,0 +1,1 @@
+"""features -> logits: heads and their stacks."""

@@ -1,0 +1,1 @@
+"""(logits, target) -> (N,): per-sample criteria."""

@@ -1,0 +1,1 @@
+"""checkpoints on disk -> one."""

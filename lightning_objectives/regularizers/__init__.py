@@ -1,0 +1,1 @@
+"""signals -> (N,) or a scalar: added terms."""

@@ -1,0 +1,5 @@
+"""losses (N,) -> weights (N,)."""
+
+from lightning_objectives.weighting.loss_based import LossBasedReweighting, loss_based_weights
+
+__all__ = ["LossBasedReweighting", "loss_based_weights"]
