@@ -100,7 +100,8 @@ class Method:
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        parameters = inspect.signature(type(self)).parameters.values()
+        return {p.name: getattr(self, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def active(self, *, step: int) -> bool:
         """Whether the method changes anything at this optimizer step; where it does not, nothing is touched.

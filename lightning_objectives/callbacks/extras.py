@@ -1,7 +1,8 @@
 """Modules that a plug-in adds to the user's.
 
 They are trained with it, and absent from its state, its files and its optimizer's state, so that a training can go on
-with, without, or with newly added plug-ins.
+with, without, or with newly added plug-ins. Their weights are kept by the callback that brought them; what the
+optimizer remembers of them is kept here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +43,7 @@ class Extras:
         self.head: nn.Module | None = None
         self._patches: list[Patch] = []
         self._optimizers: list[Optimizer] = []
-        self._loaded: list[dict[int, Any]] = []
+        self._loaded: list[dict[str, Any]] = []
 
     def build(self, modules: Mapping[str, nn.Module], head: nn.Module | None) -> None:
         """Add the modules that have parameters as a child of the user's module.
@@ -96,12 +97,15 @@ class Extras:
             )
         return configured
 
-    def _positions(self, optimizer: Optimizer) -> dict[int, int]:
-        """The extra parameters by their position among the optimizer's, with their number among the extras."""
+    def _names(self) -> dict[Tensor, str]:
         assert self.container is not None
-        numbers = {parameter: number for number, parameter in enumerate(self.container.parameters())}
+        return {parameter: name for name, parameter in self.container.named_parameters()}
+
+    def _positions(self, optimizer: Optimizer) -> dict[int, str]:
+        """The names of the extra parameters by their position among the optimizer's."""
+        names = self._names()
         flat = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        return {position: numbers[p] for position, p in enumerate(flat) if p in numbers}
+        return {position: names[p] for position, p in enumerate(flat) if p in names}
 
     def _without(self, inner: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """An optimizer's state as if there were no extra parameters."""
@@ -124,35 +128,21 @@ class Extras:
             saved["params"] = list(range(position, position + len(group["params"])))
             position += len(group["params"])
         loaded = self._loaded[number] if number < len(self._loaded) else {}
-        state["state"].update({position: loaded[n] for position, n in extra.items() if n in loaded})
+        state["state"].update({position: loaded[name] for position, name in extra.items() if name in loaded})
         return state
 
     def _save(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
         inner(checkpoint)
         if self.container is None or "optimizer_states" not in checkpoint:
             return  # a weights-only file is the plain module's
-        parameters = list(self.container.parameters())
-        checkpoint[NAME] = {
-            "modules": {name: dict(module.state_dict()) for name, module in self.container.items()},
-            "optimizers": [
-                {n: optimizer.state[p] for n, p in enumerate(parameters) if p in optimizer.state}
-                for optimizer in self._optimizers
-            ],
-        }
+        checkpoint[NAME] = [
+            {name: optimizer.state[p] for p, name in self._names().items() if p in optimizer.state}
+            for optimizer in self._optimizers
+        ]
 
     def _load(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
         inner(checkpoint)
-        saved = checkpoint.get(NAME)
-        if saved is None or self.container is None:
-            return
-        if saved["modules"].keys() != self.container.keys():
-            raise ValueError(
-                f"The checkpoint's plug-ins trained {sorted(saved['modules'])}, this training's add "
-                f"{sorted(self.container)}: use the same ones, or start from a plain checkpoint."
-            )
-        for name, state in saved["modules"].items():
-            self.container[name].load_state_dict(state)
-        self._loaded = saved["optimizers"]
+        self._loaded = checkpoint.get(NAME, [])
 
 
 def _optimizers(configured: Any) -> Iterator[Optimizer]:

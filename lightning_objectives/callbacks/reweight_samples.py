@@ -48,6 +48,7 @@ class ReweightSamples(StepCallback):
             raise ValueError(
                 f"{self.weighting} gave weights of shape {tuple(weights.shape)} for {len(everyone[0])} losses."
             )
+        weights = weights.to(torch.promote_types(rows.losses.dtype, torch.float32))
         spread = rows.spread(weights[own])
         with torch.no_grad():
             pipeline.logged |= {

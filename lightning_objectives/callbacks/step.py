@@ -216,7 +216,11 @@ class Pipeline:
             self._find_head(wrap)
         if asked & (_FROM_CRITERION | _FROM_HEAD) or any(m.place not in ("term", "combination") for m in self.members):
             self._mode = CriterionMode(None if self._named else self._caught, self.stacks)
-        methods = {str(i): m.method for i, m in enumerate(self.members) if isinstance(m.method, nn.Module)}
+        methods = {
+            f"{m.place}{i}_{type(m.method).__name__}": m.method
+            for i, m in enumerate(self.members)
+            if isinstance(m.method, nn.Module)
+        }
         self.extras.build(methods, self._head)
         self._undo.append(self.extras.detach)
         rank_zero_info(f"Training step of {type(self.module).__name__}: {self.plan()}")
@@ -294,7 +298,7 @@ class Pipeline:
             return self._caught(self._named.parse(inner, args, kwargs))
 
     def _caught(self, call: Call) -> Tensor:
-        if not call.input.requires_grad:
+        if not (call.input.requires_grad and torch.is_grad_enabled()):
             return call.value()  # a metric
         self._calls.append(call)
         if len(self._calls) - 1 != (self.option("which") or 0):

@@ -2,11 +2,24 @@
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 
 class Indexed(NamedTuple):
     """An item and its position."""
 
     item: Any
-    index: Tensor
+    index: Any  # type: ignore[assignment]  # the tuple method of this name is not needed
+
+
+class _W:
+    def __init__(self, d):
+        self.d = d
+
+    def __len__(self):
+        return len(self.d)
+
+    def __getitem__(self, i):
+        return Indexed(self.d[i], i)
+
+
+def with_index(d):
+    return _W(d)
