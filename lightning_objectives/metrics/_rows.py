@@ -148,6 +148,10 @@ class SumMetric(Metric):
                 f"sum to 1 within {TOLERANCE}. With logits use from_logits=True (here {self.from_logits})."
             )
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the value, or the given value or series of values, as torchmetrics does; returns figure and axes."""
+        return self._plot(val, ax)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
         # A module that is cast to half precision takes its metrics along, where a sum of ones would stop at 2048 (256
         # for bfloat16). So only the device is taken from `fn`.

@@ -248,7 +248,7 @@ class CalibrationError(SumMetric):
             raise ModuleNotFoundError("plot() needs matplotlib: pip install 'lightning-objectives[plots]'.") from error
         bins = self.bins()
         filled = bins.rows > 0
-        rows, confidence, accuracy = (values[filled] for values in bins)
+        rows, confidence, accuracy = (values[filled].numpy() for values in bins)
         confidence, accuracy, share = confidence / rows, accuracy / rows, rows / rows.sum()
         figure, axes = plt.subplots() if ax is None else (ax.get_figure(), ax)
         axes.plot([0, 1], [0, 1], linestyle="--", color="gray", label="calibrated")
