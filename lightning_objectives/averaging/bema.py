@@ -11,12 +11,12 @@ from lightning_objectives.kinds import AverageState, Rule
 def bema_ema_weight(
     step: int, *, power: float = 0.5, lag: float = 10, multiplier: float = 1.0, minimum: float = 0.0
 ) -> float:
-    r"""The share of the newest weights in the average, :math:`\beta_t = \max((\rho + \gamma t)^{-\kappa}, \beta_{min})`.
+    r"""The share of the newest weights, :math:`\beta_t = \max((\rho + \gamma t)^{-\kappa}, \beta_{min})`.
 
     >>> round(bema_ema_weight(400), 4), bema_ema_weight(400, power=0.0), bema_ema_weight(400, minimum=0.1)
     (0.0494, 1.0, 0.1)
     """
-    return max((lag + multiplier * step) ** -power, minimum)
+    return max(float((lag + multiplier * step) ** -power), minimum)
 
 
 def bema_bias_weight(step: int, *, power: float = 0.2, lag: float = 10, multiplier: float = 1.0) -> float:
@@ -56,7 +56,8 @@ class BEMA(Rule):
     fresh copy, per reading.
     Interactions: :math:`\mu_t` extrapolates, so it may leave the range that the weights have had; a running variance
     must never be extrapolated. Once the weights have converged the correction is an overshoot, away from where they
-    began, that fades only with :math:`\alpha_t`: after a long way use a greater ``bias_power`` (0.4). The corrected weights are read for the step asked, not stored.
+    began, that fades only with :math:`\alpha_t`: after a long way use a greater ``bias_power`` (0.4). The corrected
+    weights are read for the step asked, not stored.
 
     Example:
         >>> bema, weights = BEMA(ema_power=1.0, bias_power=1.0, lag=1), [torch.tensor([0.0])]
