@@ -100,7 +100,9 @@ class Method:
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        parameters = inspect.signature(type(self)).parameters.values()
+        # A class without a constructor of its own shows nn.Module's *args and **kwargs, which are no settings.
+        return {p.name: getattr(self, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def active(self, *, step: int) -> bool:
         """Whether the method changes anything at this optimizer step; where it does not, nothing is touched.
