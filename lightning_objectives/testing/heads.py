@@ -13,7 +13,7 @@ def each_stack_has_the_shape_of_the_heads_logits(method: Head) -> None:
         signals = example_signals(rows=rows)
         plain, shape = tuple(signals["head"](signals["features"]).shape), tuple(call(method, signals).shape)
         stacked = len(shape) == len(plain) + 1 and shape[0] >= 1 and shape[1:] == plain
-        require(stacked, method, f"the stacks must have the shape (M, *{plain}), not {shape}.")
+        require(stacked, method, f"the stacks must have a dimension M before {plain}, not {shape}.")
 
 
 def each_stack_uses_the_heads_weights(method: Head) -> None:

@@ -1,6 +1,7 @@
 """Laws of the metrics, whose contract is torchmetrics' own."""
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -8,9 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_objectives.kinds import signals_of
 from lightning_objectives.testing.common import close, require
-from lightning_objectives.testing.signals import BY_ROW, example_signals, take_rows
+from lightning_objectives.testing.signals import example_signals, take_rows
 
 FIRST, SECOND, ALL = torch.arange(0, 9), torch.arange(9, 24), torch.arange(24)
 """Batches of unequal size, so that a mean of means is seen."""
@@ -18,8 +18,11 @@ FIRST, SECOND, ALL = torch.arange(0, 9), torch.arange(9, 24), torch.arange(24)
 
 def _signals(metric: Metric, rows: Tensor) -> dict[str, Any]:
     signals = take_rows(example_signals(rows=len(ALL)), rows)
-    named = {name: signals[name] for name in signals_of(metric.update)}
-    return {k: v.float() if k in BY_ROW and v.is_floating_point() else v for k, v in named.items()}
+    known = {**signals, "preds": signals["logits"]}  # torchmetrics' own name
+    names = inspect.signature(metric.update).parameters
+    require(set(names) <= known.keys(), metric, f"update must take preds, target or other signals, not {tuple(names)}.")
+    given = {name: known[name] for name in names}
+    return {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in given.items()}
 
 
 def _seen(metric: Metric, *batches: Tensor) -> Metric:
