@@ -101,6 +101,7 @@ class Method:
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
         parameters = inspect.signature(type(self)).parameters.values()
+        # A class without a constructor of its own shows nn.Module's *args and **kwargs, which are no settings.
         return {p.name: getattr(self, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def active(self, *, step: int) -> bool:

@@ -39,15 +39,15 @@ def loss_based_weights(losses: Tensor, *, strategy: Strategy = "lin_upper", temp
     Paper: Sow et al., Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining, ICLR 2025,
     https://arxiv.org/abs/2502.06733.
 
-    Differs from the paper: the range is taken numerator first, since the form of the released code cancels where the
-    losses are close; a non-finite loss is set aside instead of spoiling every weight.
+    Differs from the paper: :math:`h` is computed from the differences to both ends, since the form of the released code
+    cancels where the losses are close; a non-finite loss is set aside instead of spoiling every weight.
     """
     _check(strategy, temperature)
     losses = losses.detach().to(torch.promote_types(losses.dtype, torch.float32))
     finite = losses.isfinite()
     low = torch.where(finite, losses, torch.inf).amin() if losses.numel() else losses.sum()
     high = torch.where(finite, losses, -torch.inf).amax() if losses.numel() else losses.sum()
-    h = (2 * losses - (high + low)) / (high - low).clamp_min(1e-6)
+    h = ((losses - low) - (high - losses)) / (high - low).clamp_min(1e-6)  # exactly -1 and 1 at the ends
     if strategy == "lin_upper":
         f = (h + 1).clamp_max(1.0)
     elif strategy == "quadratic":

@@ -1,0 +1,41 @@
+# Every job works on a fresh clone: it makes .venv first, once, and again when pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready.stamp
+# Two workers on two cores: without this each would start a thread per core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: help demo test test-all lint docs bench clean
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Train small networks on the digits with and without the methods (a few minutes on two cores).
+	$(BIN)/python examples/digits/demo.py
+
+test: $(READY) ## The quick part of the tests.
+	$(PYTEST) -m "not slow and not processes"
+
+test-all: $(READY) ## All tests, those that start processes too.
+	$(PYTEST)
+
+lint: $(READY) ## ruff and mypy.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(READY) ## Build the site into docs/site; a public name without a page is an error.
+	$(BIN)/python docs/gen.py build/docs
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(READY) ## What the methods cost, as ratios to a lower bound and to a peer.
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what the other jobs made, but for .venv.
+	rm -rf build dist docs/site .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e ".[dev,docs]"
+	touch $@

@@ -1,0 +1,91 @@
+"""Laws of the averaging rules."""
+
+import copy
+import io
+
+import torch
+from torch import Tensor
+
+from lightning_objectives.kinds import AverageState, Rule
+from lightning_objectives.testing.common import close, require
+
+STEPS = 12
+STARTS = (0, 7)
+"""An average may begin at the first step or later."""
+
+
+def _weights(step: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(shape, generator=generator) for shape in ((3, 2), (4,), ())]
+
+
+def _take(rule: Rule, state: AverageState, steps: range, start: int) -> None:
+    for step in steps:
+        rule.update(state, _weights(step), step=step, start=start)
+
+
+def the_average_has_the_form_of_the_weights(rule: Rule) -> None:
+    """One float32 tensor for each parameter, at the start and later; each update is counted."""
+    weights = _weights(0)
+    state = rule.init(weights)
+    for step in range(1, 4):
+        average = rule.read(state, weights, step=step - 1)
+        form = [(a.shape, a.dtype) for a in average] == [(w.shape, w.dtype) for w in weights]
+        require(form, rule, "the average must have the shapes of the weights, in float32.")
+        rule.update(state, weights, step=step)
+        require(state.updates == step, rule, f"state.updates must be {step} after {step} updates, not {state.updates}.")
+
+
+def constant_weights_stay(rule: Rule) -> None:
+    """Weights that do not move are their own average."""
+    weights = _weights(0)
+    for start in STARTS:
+        state = rule.init(weights)
+        for step in range(start + 1, start + STEPS):
+            rule.update(state, weights, step=step, start=start)
+            same = close(rule.read(state, weights, step=step), weights)
+            require(same, rule, f"weights that never moved must be their own average; not so at step {step}.")
+
+
+def going_on_from_a_file_is_going_on(rule: Rule) -> None:
+    """Saving the slots and the number of updates, and going on with another instance, changes no bit."""
+    for start in STARTS:
+        half, end = start + STEPS // 2, start + STEPS
+        other = copy.deepcopy(rule)
+        state = rule.init(_weights(start))
+        _take(rule, state, range(start + 1, half), start)
+        file = io.BytesIO()
+        torch.save({"slots": state.slots, "updates": state.updates}, file)
+        file.seek(0)
+        loaded = AverageState(**torch.load(file, weights_only=True))
+        _take(rule, state, range(half, end), start)
+        _take(other, loaded, range(half, end), start)
+        live = _weights(end - 1)
+        same = close(other.read(loaded, live, step=end - 1), rule.read(state, live, step=end - 1), 0)
+        require(same, rule, "stopping, saving and going on must equal going on: keep all memory in the state's slots.")
+
+
+def reading_changes_nothing(rule: Rule) -> None:
+    """An average that is looked at on the way ends where the other ends."""
+    quiet, watched = rule.init(_weights(0)), rule.init(_weights(0))
+    for step in range(1, STEPS):
+        _take(rule, quiet, range(step, step + 1), 0)
+        _take(rule, watched, range(step, step + 1), 0)
+        rule.read(watched, _weights(step), step=step)
+    live = _weights(STEPS)
+    same = close(rule.read(watched, live, step=STEPS), rule.read(quiet, live, step=STEPS), 0)
+    require(same, rule, "reading the average must not change it.")
+
+
+def the_live_weights_are_neither_changed_nor_aliased(rule: Rule) -> None:
+    """The rule writes to tensors of its own only, and hands out no tensor that the optimizer will write to."""
+    live = _weights(0)
+    before = copy.deepcopy(live)
+    state = rule.init(live)
+    for step in range(1, 4):
+        rule.update(state, live, step=step)
+        handed = [tensor for slot in state.slots.values() for tensor in slot] + rule.read(state, live, step=step)
+        require(close(live, before, 0), rule, "the live weights must never be written to.")
+        mine = {tensor.untyped_storage().data_ptr() for tensor in live}
+        aliased = any(tensor.untyped_storage().data_ptr() in mine for tensor in handed)
+        require(not aliased, rule, "the average must not share memory with the live weights.")

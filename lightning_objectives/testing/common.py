@@ -1,0 +1,104 @@
+"""Laws of every kind."""
+
+import copy
+import inspect
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_objectives.kinds import BatchTransform
+from lightning_objectives.testing.signals import call, example_signals
+
+
+def require(holds: Any, method: Any, sentence: str) -> None:
+    """Raise an AssertionError that names the method, unless the law holds.
+
+    >>> require(1 > 2, "This", "one is more than two.")
+    Traceback (most recent call last):
+        ...
+    AssertionError: This: one is more than two.
+    """
+    if not holds:
+        raise AssertionError(f"{method}: {sentence}")
+
+
+def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> bool:
+    """Whether two results agree in shape and value, NaN with NaN, whatever their types.
+
+    >>> close(torch.ones(2), torch.ones(2, dtype=torch.float64)), close(torch.ones(2), torch.ones(1))
+    (True, False)
+    """
+    try:
+        torch.testing.assert_close(
+            actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True, check_dtype=False, check_device=False
+        )
+    except AssertionError:
+        return False
+    return True
+
+
+def function_of(method: Any) -> Callable[..., Any] | None:
+    """The function of which the docstring says that the class is the module (or metric) form; None where it names none.
+
+    >>> from lightning_objectives.weighting import LossBasedReweighting
+    >>> function_of(LossBasedReweighting()).__name__
+    'loss_based_weights'
+    """
+    cls = method if isinstance(method, type) else type(method)
+    named = re.search(r"(?:Module|Metric) form of :func:`~?([\w.]+)`", cls.__doc__ or "")
+    return getattr(sys.modules[cls.__module__], named[1].rpartition(".")[2]) if named else None
+
+
+def a_copy_is_the_same(method: Any) -> None:
+    """A deep copy, a pickle and the evaluated ``repr`` have the same settings and the same state."""
+    names = {type(method).__name__: type(method), "inf": float("inf"), "nan": float("nan")}
+    try:
+        copies = {
+            "a deep copy": copy.deepcopy(method),
+            "a pickle": pickle.loads(pickle.dumps(method)),
+            "the evaluated repr": eval(repr(method), names),
+        }
+    except Exception as error:
+        raise AssertionError(f"{method}: it must survive a deep copy, a pickle and eval(repr(...)): {error}") from error
+    for how, other in copies.items():
+        require(repr(other) == repr(method), method, f"{how} must have the same settings, not {other!r}.")
+    if isinstance(method, nn.Module):
+        for how in ("a deep copy", "a pickle"):
+            same = close(copies[how].state_dict(), method.state_dict(), 0)
+            require(same, method, f"{how} must have the same state.")
+
+
+def nothing_else_changes(method: Any) -> None:
+    """A call leaves the global random stream and what it is given as they were."""
+    signals = example_signals()
+    before, stream = copy.deepcopy(signals), torch.get_rng_state()
+    call(method, signals)
+    require(
+        torch.equal(torch.get_rng_state(), stream), method, "it must draw from `generator`, not from the global stream."
+    )
+    for name, value in signals.items():
+        module = isinstance(value, nn.Module)
+        given = {name: value.state_dict() if module else value}
+        kept = {name: before[name].state_dict() if module else before[name]}
+        if name != "inputs" or not isinstance(method, BatchTransform):  # which is given a copy to write on
+            require(close(given, kept, 0), method, f"it must not write to the {name} that it is given.")
+
+
+def the_module_equals_its_function(method: Any) -> None:
+    """The module form gives what the function gives with the same settings, and their defaults agree."""
+    function = function_of(method)
+    if function is None:
+        return
+    ours, theirs = inspect.signature(type(method)).parameters, inspect.signature(function).parameters
+    shared = ours.keys() & theirs.keys()
+    for name in sorted(shared):
+        a, b = ours[name].default, theirs[name].default
+        require(a == b, method, f"the default {name}={a!r} of the class is {b!r} in {function.__name__}.")
+    signals = example_signals()
+    result = call(function, signals, **{name: getattr(method, name) for name in shared})
+    require(close(call(method, signals), result, 0), method, f"it must give what {function.__name__} gives.")

@@ -1,0 +1,123 @@
+"""Which laws hold for which kind."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torchmetrics import Metric
+
+from lightning_objectives import kinds
+from lightning_objectives.testing import averaging, batches, combination, heads, metrics, objectives, weighting
+from lightning_objectives.testing.common import a_copy_is_the_same, nothing_else_changes, the_module_equals_its_function
+
+Law = Callable[[Any], None]
+
+_EVERY_MODULE: tuple[Law, ...] = (nothing_else_changes, the_module_equals_its_function, a_copy_is_the_same)
+
+LAWS: dict[type[Any], tuple[Law, ...]] = {
+    kinds.BatchTransform: (
+        batches.the_shape_of_the_inputs_is_kept,
+        batches.the_labels_are_mixed_in_shares,
+        batches.the_generator_alone_decides,
+        *_EVERY_MODULE,
+    ),
+    kinds.Head: (
+        heads.each_stack_has_the_shape_of_the_heads_logits,
+        heads.each_stack_uses_the_heads_weights,
+        heads.the_rows_are_independent,
+        heads.evaluation_is_the_plain_heads,
+        *_EVERY_MODULE,
+    ),
+    kinds.Loss: (
+        objectives.one_value_a_row,
+        objectives.the_order_of_the_rows_means_nothing,
+        objectives.the_gradient_is_that_of_finite_differences,
+        objectives.large_logits_stay_finite,
+        *_EVERY_MODULE,
+    ),
+    kinds.Weighting: (
+        weighting.one_weight_a_sample_and_their_mean_is_one,
+        weighting.equal_samples_weigh_the_same,
+        objectives.the_order_of_the_rows_means_nothing,
+        weighting.no_gradient_flows_through_the_weights,
+        weighting.one_bad_loss_leaves_the_other_weights_finite,
+        *_EVERY_MODULE,
+    ),
+    kinds.Distillation: (
+        objectives.one_value_a_row,
+        objectives.the_order_of_the_rows_means_nothing,
+        objectives.large_logits_stay_finite,
+        objectives.it_is_least_where_the_student_equals_the_teacher,
+        objectives.the_student_alone_gets_a_gradient,
+        *_EVERY_MODULE,
+    ),
+    kinds.Regularizer: (
+        objectives.one_value_or_one_a_row,
+        objectives.the_gradient_is_that_of_finite_differences,
+        *_EVERY_MODULE,
+    ),
+    kinds.Combination: (combination.one_term_alone_keeps_its_weight, *_EVERY_MODULE),
+    kinds.Rule: (
+        averaging.the_average_has_the_form_of_the_weights,
+        averaging.constant_weights_stay,
+        averaging.going_on_from_a_file_is_going_on,
+        averaging.reading_changes_nothing,
+        averaging.the_live_weights_are_neither_changed_nor_aliased,
+        a_copy_is_the_same,
+    ),
+    Metric: (
+        metrics.a_copy_goes_on,
+        metrics.two_batches_are_one,
+        metrics.two_ranks_are_one,
+        metrics.reset_forgets,
+        metrics.tensor_states_do_not_grow,
+    ),
+}
+"""The laws of each kind. A new kind writes its own down here before its first method arrives."""
+
+
+def laws_of(method: Any) -> tuple[Law, ...]:
+    """The laws of a method's kind.
+
+    Args:
+        method: an instance or a class.
+
+    Returns:
+        functions that take an instance and raise an AssertionError, with a sentence, where it breaks the law.
+
+    Raises:
+        TypeError: the kind has no laws yet.
+
+    >>> from lightning_objectives.averaging import EMA
+    >>> [law.__name__ for law in laws_of(EMA)][1]
+    'constant_weights_stay'
+    """
+    cls = method if isinstance(method, type) else type(method)
+    for kind, laws in LAWS.items():
+        if issubclass(cls, kind):
+            return laws
+    known = ", ".join(kind.__name__ for kind in LAWS)
+    raise TypeError(f"{cls.__name__} is of no kind that has laws ({known}); write them into testing/laws.py.")
+
+
+def assert_laws(method: Any) -> None:
+    """Check a method against all the laws of its kind.
+
+    Args:
+        method: an instance, of this package or of your own.
+
+    Raises:
+        AssertionError: it breaks one of them.
+        TypeError: its kind has none yet.
+
+    Example:
+        >>> from lightning_objectives.kinds import Weighting
+        >>> class Plain(Weighting):
+        ...     def forward(self, losses):
+        ...         return losses / losses.mean()
+        >>> assert_laws(Plain())
+        Traceback (most recent call last):
+            ...
+        AssertionError: Plain(): no gradient may flow through the weights: detach the losses.
+    """
+    for law in laws_of(method):
+        law(method)

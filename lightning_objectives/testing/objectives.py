@@ -1,0 +1,86 @@
+"""Laws of what is computed a row: losses, distances to a teacher, added terms."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_objectives.kinds import Distillation, signals_of
+from lightning_objectives.testing.common import close, require
+from lightning_objectives.testing.signals import BY_ROW, call, example_signals, require_grad, take_rows
+
+DIFFERENTIABLE = ("logits", "features", "losses", "inputs")
+
+
+def one_value_a_row(method: Any) -> None:
+    """(N,), for N of 1 and 6: reduction is the callback's."""
+    for rows in (1, 6):
+        shape = tuple(call(method, example_signals(rows=rows)).shape)
+        require(shape == (rows,), method, f"{rows} rows need {rows} values, unreduced, not the shape {shape}.")
+
+
+def one_value_or_one_a_row(method: Any) -> None:
+    """(N,) or a scalar."""
+    shape = tuple(call(method, example_signals(rows=6)).shape)
+    require(shape in {(), (6,)}, method, f"6 rows need a scalar or 6 values, not the shape {shape}.")
+
+
+def the_order_of_the_rows_means_nothing(method: Any) -> None:
+    """A permutation of the rows permutes the values."""
+    signals, order = example_signals(), torch.tensor([3, 0, 5, 1, 4, 2])
+    same = close(call(method, take_rows(signals, order)), call(method, signals)[order])
+    require(same, method, "a permutation of the rows must permute the values.")
+
+
+def the_gradient_is_that_of_finite_differences(method: Any) -> None:
+    """By central differences, to 1e-3, so that a method that computes in float32 passes too."""
+    names = [name for name in signals_of(method) if name in DIFFERENTIABLE]
+    signals = example_signals()
+
+    def value(*given: Tensor) -> Tensor:
+        result: Tensor = call(method, {**signals, **dict(zip(names, given))})
+        return result.double()
+
+    given = tuple(signals[name].requires_grad_() for name in names)
+    agrees = not names or torch.autograd.gradcheck(
+        value, given, eps=1e-3, atol=1e-3, rtol=1e-3, raise_exception=False, check_undefined_grad=False
+    )
+    require(agrees, method, f"the gradient for {', '.join(names)} must be that of finite differences.")
+
+
+def large_logits_stay_finite(method: Any) -> None:
+    """Value and gradient at logits of 1e4 and -1e4 in float32, whatever the teacher says."""
+    signals = {k: v.float() if k in BY_ROW and v.is_floating_point() else v for k, v in example_signals().items()}
+    for name in ("logits", "teacher_logits"):
+        signals[name] = 1e4 * signals[name].sign()
+    signals = require_grad(signals, "logits", "features")
+    value = call(method, signals)
+    require(value.isfinite().all(), method, f"logits of 1e4 must give finite values, not {value.tolist()}.")
+    value.sum().backward()
+    for name in ("logits", "features"):
+        gradient = signals[name].grad
+        finite = gradient is None or gradient.isfinite().all()
+        require(finite, method, f"logits of 1e4 must give a finite gradient for the {name}.")
+
+
+def it_is_least_where_the_student_equals_the_teacher(method: Distillation) -> None:
+    """No perturbation of the student's logits and features makes the distance smaller."""
+    signals = example_signals()
+    signals["logits"], signals["features"] = signals["teacher_logits"], signals["teacher_features"]
+    least = call(method, signals)
+    for seed in range(1, 6):
+        noise = example_signals(seed=seed)
+        moved = {name: signals[name] + noise[name] / 2 for name in ("logits", "features")}
+        value = call(method, {**signals, **moved})
+        require((value >= least - 1e-6).all(), method, "it must be least where the student equals the teacher.")
+
+
+def the_student_alone_gets_a_gradient(method: Distillation) -> None:
+    """The teacher is a constant."""
+    student, teacher = ("logits", "features"), ("teacher_logits", "teacher_features")
+    signals = require_grad(example_signals(), *student, *teacher)
+    value = call(method, signals)
+    if value.requires_grad:
+        value.sum().backward()
+    require(any(signals[name].grad is not None for name in student), method, "the student must get a gradient.")
+    require(all(signals[name].grad is None for name in teacher), method, "the teacher must get no gradient.")

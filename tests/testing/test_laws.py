@@ -1,0 +1,403 @@
+"""Each law is seen to hold for a sound method and to fail for one with a planted fault."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from lightning_objectives import kinds
+from lightning_objectives.testing import assert_laws, laws_of
+from lightning_objectives.testing.laws import LAWS
+
+
+# Sound methods, one a kind, that the faults below start from.
+class Swap(kinds.BatchTransform):
+    def forward(self, inputs, generator):
+        order = torch.randperm(len(inputs), generator=generator)
+        index = torch.stack([torch.arange(len(inputs)), order], dim=1)
+        return (inputs + inputs[order]) / 2, index, torch.full(index.shape, 0.5)
+
+
+class Dropped(kinds.Head):
+    def forward(self, features, head, generator):
+        keep = torch.rand(3, *features.shape, generator=generator) > 0.5
+        return head(features * keep * 2 if self.training else features.expand(3, *features.shape))
+
+
+def power_loss(logits: Tensor, target: Tensor, *, power: float = 2.0) -> Tensor:
+    return F.cross_entropy(logits, target, reduction="none") ** power
+
+
+class PowerLoss(kinds.Loss):
+    """Module form of :func:`power_loss`."""
+
+    def __init__(self, *, power: float = 2.0):
+        super().__init__()
+        self.power = power
+
+    def forward(self, logits, target):
+        return power_loss(logits, target, power=self.power)
+
+
+class Share(kinds.Weighting):
+    def forward(self, losses):
+        losses = losses.detach()
+        finite = losses.isfinite()
+        losses = torch.where(finite, losses, 0)
+        return losses / losses[finite].mean()
+
+
+class Distance(kinds.Distillation):
+    def forward(self, logits, teacher_logits):
+        return (logits - teacher_logits.detach()).abs().sum(1)
+
+
+class Confidence(kinds.Regularizer):
+    def forward(self, logits):
+        return logits.softmax(1).square().sum(1).mean()
+
+
+class Even(kinds.Combination):
+    def forward(self, gradients):
+        return torch.full((len(gradients),), 1 / len(gradients))
+
+
+class Mean(kinds.Rule):
+    def update(self, state, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
+        state.updates += 1
+        torch._foreach_lerp_(state.slots["average"], list(params), 1 / state.updates)
+
+
+class MeanLoss(Metric):
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, logits, target):
+        self.total += F.cross_entropy(logits, target, reduction="sum")
+        self.count += len(target)
+
+    def compute(self):
+        return self.total / self.count
+
+
+SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Mean, MeanLoss]
+
+
+# The same with one fault each, filed under the law that must see it.
+class CroppedInputs(Swap):
+    def forward(self, inputs, generator):
+        inputs, index, weight = super().forward(inputs, generator)
+        return inputs[:, :1], index, weight
+
+
+class TooMuchLabel(Swap):
+    def forward(self, inputs, generator):
+        inputs, index, weight = super().forward(inputs, generator)
+        return inputs, index, weight + 0.1
+
+
+class RowsThatAreNotThere(Swap):
+    def forward(self, inputs, generator):
+        inputs, index, weight = super().forward(inputs, generator)
+        return inputs, index + 1, weight
+
+
+class GlobalDraws(Swap):
+    def forward(self, inputs, generator):
+        return super().forward(inputs, torch.Generator().manual_seed(int(torch.randint(10**6, ()))))
+
+
+class MeanOfStacks(Dropped):
+    def forward(self, features, head, generator):
+        return super().forward(features, head, generator).mean(0)
+
+
+class OwnHead(Dropped):
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Linear(5, 4, dtype=torch.float64)
+
+    def forward(self, features, head, generator):
+        return torch.stack([head(features), self.own(features)])
+
+
+class Centred(Dropped):
+    def forward(self, features, head, generator):
+        return super().forward(features - features.mean(0), head, generator)
+
+
+class AlwaysDrops(Dropped):
+    def forward(self, features, head, generator):
+        return head(features * (torch.rand(3, *features.shape, generator=generator) > 0.5))
+
+
+class Reduced(PowerLoss):
+    def forward(self, logits, target):
+        return super().forward(logits, target).mean()
+
+
+class FirstCountsDouble(PowerLoss):
+    def forward(self, logits, target):
+        loss = super().forward(logits, target)
+        return torch.cat([2 * loss[:1], loss[1:]])
+
+
+class HalfDetached(PowerLoss):
+    def forward(self, logits, target):
+        loss = F.cross_entropy(logits, target, reduction="none")
+        return loss * loss.detach()
+
+
+class LogOfSoftmax(PowerLoss):
+    def forward(self, logits, target):
+        return -logits.softmax(1).log().gather(1, target[:, None])[:, 0]
+
+
+class OtherDefault(PowerLoss):
+    __doc__ = PowerLoss.__doc__
+
+    def __init__(self, *, power: float = 1.5):
+        super().__init__(power=power)
+
+
+class OtherFormula(PowerLoss):
+    __doc__ = PowerLoss.__doc__
+
+    def forward(self, logits, target):
+        return super().forward(logits, target) + 1
+
+
+class SumsToOne(Share):
+    def forward(self, losses):
+        return super().forward(losses) / len(losses)
+
+
+class ByIndexOfRow(Share):
+    def forward(self, losses):
+        weights = torch.arange(len(losses)) + 1.0
+        return weights / weights.mean()
+
+
+class OpenToGradient(Share):
+    def forward(self, losses):
+        return losses / losses.mean()
+
+
+class SpoiltByOne(Share):
+    def forward(self, losses):
+        return losses.detach() / losses.detach().mean()
+
+
+class WritesToLosses(Share):
+    def forward(self, losses):
+        return super().forward(losses.abs_().add_(1))
+
+
+class GlobalNoise(Share):
+    def forward(self, losses):
+        torch.rand(())
+        return super().forward(losses)
+
+
+class Shifted(Distance):
+    def forward(self, logits, teacher_logits):
+        return (logits - teacher_logits.detach() - 1).abs().sum(1)
+
+
+class TeachesTheTeacher(Distance):
+    def forward(self, logits, teacher_logits):
+        return (logits - teacher_logits).abs().sum(1)
+
+
+class TeachesNobody(Distance):
+    def forward(self, logits, teacher_logits):
+        return super().forward(logits, teacher_logits).detach()
+
+
+class AValueAClass(Confidence):
+    def forward(self, logits):
+        return logits.square()
+
+
+class Unnormalised(Even):
+    def forward(self, gradients):
+        return torch.full((len(gradients),), 1 / 3)
+
+
+class OneWeight(Even):
+    def forward(self, gradients):
+        return torch.ones(1)
+
+
+class Doubled(Mean):
+    def init(self, params):
+        return kinds.AverageState({"average": [p.detach().double() for p in params]})
+
+    def update(self, state, params, *, step, start=0):
+        super().update(state, [p.double() for p in params], step=step, start=start)
+
+
+class Uncounted(Mean):
+    def update(self, state, params, *, step, start=0):
+        super().update(state, params, step=1, start=0)
+        state.updates = 1
+
+
+class Biased(Mean):
+    def read(self, state, params, *, step):
+        return [0.99 * a for a in state.slots["average"]]
+
+
+class BiasedOnceStartedLate(Mean):
+    def read(self, state, params, *, step):
+        return [a * min(1, 9 / step) for a in state.slots["average"]]
+
+
+class MemoryOfItsOwn(Mean):
+    def __init__(self):
+        self.seen = 0
+
+    def update(self, state, params, *, step, start=0):
+        self.seen = min(self.seen + 1, 4)
+        state.updates += 1
+        torch._foreach_lerp_(state.slots["average"], list(params), 1 / self.seen)
+
+
+class ReadsOnce(Mean):
+    def read(self, state, params, *, step):
+        state.slots["average"] = [(a + p) / 2 for a, p in zip(state.slots["average"], params)]
+        return state.slots["average"]
+
+
+class HandsOutTheLiveWeights(Mean):
+    def read(self, state, params, *, step):
+        return list(params) if step < 3 else super().read(state, params, step=step)
+
+
+class WritesToTheLiveWeights(Mean):
+    def update(self, state, params, *, step, start=0):
+        super().update(state, params, step=step, start=start)
+        for live in params:
+            live.mul_(0.5)
+
+
+class ForgetsASetting(kinds.Rule):
+    def __init__(self, *, decay: float = 0.5):
+        self.decay = decay
+
+    def __repr__(self):
+        return "ForgetsASetting()" if self.decay == 0.5 else "ForgetsASetting(decay)"
+
+
+class MeanOfMeans(MeanLoss):
+    def update(self, logits, target):
+        self.total += F.cross_entropy(logits, target)
+        self.count += 1
+
+
+class RanksByMax(MeanLoss):
+    def __init__(self):
+        super().__init__()
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="max")
+
+
+class FullState(MeanLoss):
+    full_state_update = True
+
+
+class OutsideOfTheStates(MeanLoss):
+    def __init__(self):
+        super().__init__()
+        self.extra = 0
+
+    def update(self, logits, target):
+        super().update(logits, target)
+        self.extra += len(target)
+
+    def compute(self):
+        return self.total / self.extra
+
+
+class Unpicklable(MeanLoss):
+    def __getstate__(self):
+        return {**super().__getstate__(), "total": torch.zeros(())}
+
+
+class Grows(MeanLoss):
+    def __init__(self):
+        super().__init__()
+        self.add_state("seen", torch.zeros(0), dist_reduce_fx="cat")
+
+    def update(self, logits, target):
+        super().update(logits, target)
+        self.seen = torch.cat([self.seen, target.float()])
+
+
+FAULTS = {
+    "the_shape_of_the_inputs_is_kept": [CroppedInputs],
+    "the_labels_are_mixed_in_shares": [TooMuchLabel, RowsThatAreNotThere],
+    "the_generator_alone_decides": [GlobalDraws],
+    "each_stack_has_the_shape_of_the_heads_logits": [MeanOfStacks],
+    "each_stack_uses_the_heads_weights": [OwnHead],
+    "the_rows_are_independent": [Centred],
+    "evaluation_is_the_plain_heads": [AlwaysDrops],
+    "one_value_a_row": [Reduced],
+    "the_order_of_the_rows_means_nothing": [FirstCountsDouble, ByIndexOfRow],
+    "the_gradient_is_that_of_finite_differences": [HalfDetached],
+    "large_logits_stay_finite": [LogOfSoftmax],
+    "the_module_equals_its_function": [OtherDefault, OtherFormula],
+    "one_weight_a_sample_and_their_mean_is_one": [SumsToOne],
+    "equal_samples_weigh_the_same": [ByIndexOfRow],
+    "no_gradient_flows_through_the_weights": [OpenToGradient],
+    "one_bad_loss_leaves_the_other_weights_finite": [SpoiltByOne],
+    "nothing_else_changes": [WritesToLosses, GlobalNoise],
+    "it_is_least_where_the_student_equals_the_teacher": [Shifted],
+    "the_student_alone_gets_a_gradient": [TeachesTheTeacher, TeachesNobody],
+    "one_value_or_one_a_row": [AValueAClass],
+    "one_term_alone_keeps_its_weight": [Unnormalised, OneWeight],
+    "the_average_has_the_form_of_the_weights": [Doubled, Uncounted],
+    "constant_weights_stay": [Biased, BiasedOnceStartedLate],
+    "going_on_from_a_file_is_going_on": [MemoryOfItsOwn],
+    "reading_changes_nothing": [ReadsOnce],
+    "the_live_weights_are_neither_changed_nor_aliased": [HandsOutTheLiveWeights, WritesToTheLiveWeights],
+    "a_copy_is_the_same": [lambda: ForgetsASetting(decay=0.25)],
+    "a_copy_goes_on": [Unpicklable],
+    "two_batches_are_one": [MeanOfMeans],
+    "two_ranks_are_one": [RanksByMax, FullState],
+    "reset_forgets": [OutsideOfTheStates],
+    "tensor_states_do_not_grow": [Grows],
+}
+
+
+@pytest.mark.parametrize("method", SOUND)
+def test_a_sound_method_keeps_all_laws(method):
+    assert_laws(method())
+
+
+@pytest.mark.parametrize(
+    ("law", "method"),
+    [(law, m) for law, broken in FAULTS.items() for m in broken],
+    ids=lambda v: getattr(v, "__name__", v),
+)
+def test_a_law_sees_the_fault(law, method):
+    broken = method()
+    (check,) = [check for check in laws_of(broken) if check.__name__ == law]
+    with pytest.raises(AssertionError, match=type(broken).__name__):
+        check(broken)
+
+
+def test_every_law_has_a_fault_and_every_kind_with_laws_a_sound_method():
+    assert FAULTS.keys() == {law.__name__ for laws in LAWS.values() for law in laws}
+    assert {kind for kind in LAWS if any(issubclass(method, kind) for method in SOUND)} == set(LAWS)
+
+
+def test_a_kind_without_laws_is_refused():
+    with pytest.raises(TypeError, match="Linear is of no kind that has laws"):
+        assert_laws(nn.Linear(1, 1))
