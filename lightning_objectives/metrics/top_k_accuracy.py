@@ -37,8 +37,8 @@ def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int = 1) -> Tensor:
     else:
         own, index = preds.gather(1, target[:, None]), torch.arange(preds.shape[1], device=preds.device)
         ahead = (preds > own) | ((preds == own) & (index < target[:, None]))
-        mass = (ahead.sum(1) < k).float()  # several times faster than the sort
-    return torch.where(preds.isnan().any(1), torch.nan, mass)
+        mass = (ahead.count_nonzero(1) < k).float()  # several times faster than the sort
+    return torch.where(preds.amax(1).isnan(), torch.nan, mass)
 
 
 class TopKAccuracy(MeanMetric):
@@ -58,7 +58,8 @@ class TopKAccuracy(MeanMetric):
     for two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability.
 
     When to use: always beside a proper score; ``k=5`` where classes overlap.
-    Cost: a comparison with each row, for soft targets a sort of it; three numbers of state, sums in float64 (float32 on devices without it).
+    Cost: a comparison with each row, for soft targets a sort of it; three numbers of state, sums in float64 (float32
+    on devices without it).
     Interactions: with mixed targets the best that can be reached at ``k=1`` is the mean of the greatest share.
 
     Example:
