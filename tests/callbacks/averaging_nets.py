@@ -4,13 +4,16 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 
-def loader(n=16, batch_size=4, *, shuffle=False, dtype=torch.float32, seed=0):
+def loader(n=16, batch_size=4, *, shuffle=False, dtype=torch.float32, seed=0, rank=None):
+    """The whole data, or what the first or the second of two processes gets of them."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 4, generator=generator, dtype=dtype)
-    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size, shuffle=shuffle)
+    x = torch.randn(n, 4, generator=generator).to(dtype)
+    data = TensorDataset(x, x.sum(1, keepdim=True))
+    sampler = None if rank is None else DistributedSampler(data, 2, rank, shuffle=False)
+    return DataLoader(data, batch_size, shuffle=shuffle, sampler=sampler)
 
 
 class Net(L.LightningModule):

@@ -357,12 +357,12 @@ def test_several_validation_loaders():
     assert all(torch.equal(weights, flat(net)) for weights in net.seen)
 
 
-class Boom(Exception):
+class BoomError(Exception):
     pass
 
 
 def boom(*_):
-    raise Boom
+    raise BoomError
 
 
 FAILING = ["on_validation_start", "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end"]
@@ -375,7 +375,7 @@ def test_an_exception_leaves_the_raw_weights_and_a_clean_module(hook, first):
     reference = plain(epochs=1, val=True)
     net, averages = Net(), AverageWeights(EMA(decay=0.9))
     fails = Probe(**{hook: lambda t, *_: None if t.sanity_checking else boom()})
-    with pytest.raises(Boom):
+    with pytest.raises(BoomError):
         fit(*((averages, fails) if first else (fails, averages)), net=net, epochs=1, val=True)
     assert any(torch.equal(flat(net), weights) for weights in (*reference.path, flat(reference)))
     assert "on_save_checkpoint" not in vars(net)
@@ -393,7 +393,7 @@ def test_a_checkpoint_saved_on_an_exception_holds_both(tmp_path, hook):
     fails = Probe(**{hook: lambda t, *_: t.sanity_checking or (count.append(1), len(count) > 2 and boom())})
     averages, saver = AverageWeights(EMA(decay=0.9)), OnExceptionCheckpoint(tmp_path, filename="x")
     net = Net()
-    with pytest.raises(Boom):
+    with pytest.raises(BoomError):
         fit(fails, saver, averages, net=net, val=True, epochs=5)
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
     (state,) = [s for key, s in saved["callbacks"].items() if key.startswith("AverageWeights")]
@@ -408,16 +408,16 @@ def test_outside_fit_nothing_is_swapped_nor_allocated(stage, tmp_path):
     net, runner = fit(averages, val=True)
     runner.save_checkpoint(tmp_path / "x.ckpt")
     average = flat(net)
-    for runner, module, path in (
+    for evaluator, module, path in (
         (runner, net, None),
         (runner, net, tmp_path / "x.ckpt"),
         (trainer(AverageWeights(EMA(decay=0.9))), Net(), tmp_path / "x.ckpt"),
     ):
         module.seen.clear()
-        getattr(runner, stage)(module, loader(), ckpt_path=path)
+        getattr(evaluator, stage)(module, loader(), ckpt_path=path)
         assert all(torch.equal(weights, average) for weights in module.seen)
         assert torch.equal(flat(module), average)
-    assert runner.callbacks[0]._averages is None
+    assert evaluator.callbacks[0]._averages is None
     other = Net()
     runner = trainer(averages)
     getattr(runner, stage)(other, loader())
@@ -624,7 +624,7 @@ def test_resuming_is_the_uninterrupted_run(tmp_path, at, net):
 @pytest.mark.parametrize("weights_only", [True, False])
 def test_a_file_opens_strictly_with_the_plain_module_and_holds_the_average(tmp_path, weights_only):
     saver = ModelCheckpoint(tmp_path, monitor="val", filename="x", save_weights_only=weights_only, save_top_k=1)
-    net, runner = fit(AverageWeights([BEMA(), EMA()]), saver, val=True)
+    _net, _runner = fit(AverageWeights([BEMA(), EMA()]), saver, val=True)
     saved = torch.load(saver.best_model_path, weights_only=True)
     assert list(saved["state_dict"]) == list(Net().state_dict())
     assert ("callbacks" in saved) != weights_only
@@ -710,7 +710,7 @@ def test_a_checkpoint_of_lightnings_own_averaging(tmp_path, interval):
 
 @pytest.mark.parametrize("fault", ["extra", "missing", "shape"])
 def test_a_state_of_another_network_is_refused(tmp_path, fault):
-    _, runner = fit(averages := AverageWeights(EMA()))
+    _, _runner = fit(averages := AverageWeights(EMA()))
     state = copy.deepcopy(averages.state_dict())
     slot = state["averages"]["ema"]["slots"]["average"]
     if fault == "extra":
@@ -719,7 +719,7 @@ def test_a_state_of_another_network_is_refused(tmp_path, fault):
         del slot["layers.0.weight"]
     else:
         slot["layers.0.weight"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="does not match the network|is \\(1,\\) in the checkpoint, but \\(3, 4\\)"):
+    with pytest.raises(ValueError, match=r"does not match the network|is \(1,\) in the checkpoint, but \(3, 4\)"):
         averages._averages.load_state_dict(state)
 
 
