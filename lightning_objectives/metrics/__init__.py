@@ -1,1 +1,19 @@
 """torchmetrics metrics of calibration and accuracy."""
+
+from lightning_objectives.metrics._defaults import default_metrics
+from lightning_objectives.metrics.brier_score import BrierScore, brier_score
+from lightning_objectives.metrics.calibration_error import CalibrationError, calibration_error
+from lightning_objectives.metrics.negative_log_likelihood import NegativeLogLikelihood, negative_log_likelihood
+from lightning_objectives.metrics.top_k_accuracy import TopKAccuracy, top_k_accuracy
+
+__all__ = [
+    "BrierScore",
+    "CalibrationError",
+    "NegativeLogLikelihood",
+    "TopKAccuracy",
+    "brier_score",
+    "calibration_error",
+    "default_metrics",
+    "negative_log_likelihood",
+    "top_k_accuracy",
+]

@@ -26,7 +26,7 @@ def loss_based_weights(losses: Tensor, *, strategy: Strategy = "lin_upper", temp
         temperature: :math:`\tau > 0`. The ratio of two weights is at most :math:`e^{1/\tau}`; infinite is uniform.
 
     Returns:
-        (N,) float32 weights >= 0 with mean 1, without gradient. A non-finite loss gets the weight 0, and the others
+        (N,) weights >= 0, float32 at least, with mean 1, without gradient. A non-finite loss gets the weight 0, and the others
         have mean 1 among themselves; with no finite loss at all, every weight is 1.
 
     Raises:
@@ -43,7 +43,7 @@ def loss_based_weights(losses: Tensor, *, strategy: Strategy = "lin_upper", temp
     cancels where the losses are close; a non-finite loss is set aside instead of spoiling every weight.
     """
     _check(strategy, temperature)
-    losses = losses.detach().float()
+    losses = losses.detach().to(torch.promote_types(losses.dtype, torch.float32))
     finite = losses.isfinite()
     low = torch.where(finite, losses, torch.inf).amin() if losses.numel() else losses.sum()
     high = torch.where(finite, losses, -torch.inf).amax() if losses.numel() else losses.sum()

@@ -1,0 +1,509 @@
+"""The averages of one network's weights: all that a training loop needs, without Lightning."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_objectives.averaging._recalibrate import recalibrate, trained_norms
+from lightning_objectives.averaging._shards import address, like, local, reshard, shard_of, whole
+from lightning_objectives.kinds import AverageState, Rule
+
+Buffers = Literal["copy", "average", "recalibrate"]
+
+
+class Journal:
+    """The raw tensors, by name, while averages stand in their place; one for all averages of a network."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+        self._spare: dict[str, Tensor] = {}
+
+    def hold(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Copy those that are not held yet, and return their names."""
+        names = [name for name in tensors if name not in self.held]
+        for name in names:
+            spare, tensor = self._spare.pop(name, None), tensors[name]
+            if spare is None or (spare.shape, spare.dtype, spare.device) != (tensor.shape, tensor.dtype, tensor.device):
+                with torch.inference_mode(False):  # or training could not write to it later
+                    spare = torch.empty_like(tensor)
+            self.held[name] = spare.copy_(tensor)
+        return names
+
+    def release(self, names: Iterable[str]) -> None:
+        """Forget the copies; their memory is used again."""
+        for name in names:
+            self._spare[name] = self.held.pop(name)
+
+
+class Averages:
+    """Averages of the trainable weights of a network, one by each rule, kept beside a training loop.
+
+    The shadows are float32 (or wider where the parameter is), by name, tied weights once. A parameter that becomes
+    trainable on the way joins with the weights that it had while it was frozen; one that is moved or cast is followed.
+
+    Args:
+        network: whose parameters are averaged.
+        rules: the averaging rules by name.
+        start_step: the number of optimizer steps after which the averages begin.
+        every_n_steps: optimizer steps between two updates.
+        buffers: ``copy`` leaves them alone; ``average`` averages the floating ones by the rule's plain average;
+            ``recalibrate`` re-estimates the statistics of BatchNorm when the average is swapped in.
+        device: where the shadows are; that of each parameter by default.
+        steps: optimizer steps taken before.
+        journal: shared with the other averages of this network.
+        passes: for ``recalibrate``, runs the network over the training data.
+
+    Example:
+        >>> from lightning_objectives.averaging import EMA
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        >>> averages = Averages(net, {"ema": EMA(decay=0.5)})
+        >>> averages.watch([optimizer])
+        >>> for _ in range(2):
+        ...     net.weight.grad = torch.ones(1, 1)
+        ...     optimizer.step()
+        ...     averages.update()
+        >>> raw = net.weight.item()
+        >>> with averages.applied("ema"):  # after the copy of the first step, half of the way to the second
+        ...     round(net.weight.item() - raw, 4)
+        0.5
+        >>> net.weight.item() == raw
+        True
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        rules: Mapping[str, Rule],
+        *,
+        start_step: int = 0,
+        every_n_steps: int = 1,
+        buffers: Buffers = "copy",
+        device: torch.device | None = None,
+        steps: int = 0,
+        journal: Journal | None = None,
+        passes: Callable[[], None] | None = None,
+    ) -> None:
+        self.network = network
+        self.rules = dict(rules)
+        self.start_step = start_step
+        self.every_n_steps = every_n_steps
+        self.buffers = buffers
+        self.device = device
+        self.steps = steps
+        self.journal = journal or Journal()
+        self.passes = passes
+        self.start = -1
+        """The step at which the averages began; -1 before."""
+        self.states: dict[str, AverageState] = {}
+        self.applied_name: str | None = None
+        """The average that stands in the network now."""
+        self.norms = trained_norms(network) if buffers == "recalibrate" else []
+        self.statistics: dict[str, Tensor] = {}
+        """For ``recalibrate``: the statistics with the average, as last estimated, at the step below."""
+        self.statistics_step = -1
+        self._steps_of: dict[int, int] = {}
+        self._handles: list[RemovableHandle] = []
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._waiting: list[nn.Parameter] = []
+        self._collect()
+        self._begin()
+
+    @property
+    def updates(self) -> int:
+        """How many updates the averages have had; before the first they are no averages yet."""
+        return max((state.updates for state in self.states.values()), default=0)
+
+    # Which tensors: parameters join, move and are cast.
+
+    def _collect(self) -> None:
+        """Look for trainable parameters that are not averaged yet, and take them in as they are now."""
+        known = {id(p) for p in self._parameters.values()}
+        self._waiting = []
+        joining = []
+        for name, parameter in _named(self.network.named_parameters()):
+            if id(parameter) in known:
+                continue
+            if _averaged(parameter):
+                self._parameters[name] = parameter
+                joining.append(name)
+            else:
+                self._waiting.append(parameter)
+        self._bind()
+        if self.start >= 0:
+            self._join(joining)
+        self._place()
+
+    def _join(self, names: Sequence[str]) -> None:
+        """Weights that were constant so far are their own average, for any rule."""
+        at = [self.names.index(name) for name in names]
+        for key, rule in self.rules.items():
+            slots = self.states[key].slots
+            fresh = rule.init([self._inputs[i] for i in at]).slots
+            for slot, tensors in slots.items():
+                for i, tensor in zip(at, fresh.get(slot) or [self._inputs[i].clone() for i in at]):
+                    tensors.insert(i, tensor)
+
+    def _sources(self) -> dict[str, Tensor]:
+        sources: dict[str, Tensor] = dict(self._parameters)
+        if self.buffers == "average":
+            # Looked up anew each time: modules often assign a new tensor to a buffer.
+            sources |= {name: b for name, b in _named(self.network.named_buffers()) if b.is_floating_point()}
+        return sources
+
+    @torch.no_grad()
+    def _bind(self) -> None:
+        """Cache the lists of tensors."""
+        with torch.inference_mode(False):
+            sources = self._sources()
+            self.names = list(sources)
+            self._live = [local(tensor) for tensor in sources.values()]
+            self._addresses = [tensor.data_ptr() for tensor in self._live]
+            self._inputs, self._cast = [], []
+            for tensor in self._live:
+                wanted = self._shadow(tensor)
+                same = (tensor.device, tensor.dtype) == wanted
+                # Half types and other devices go through a copy that is allocated once.
+                self._inputs.append(tensor if same else torch.empty_like(tensor, device=wanted[0], dtype=wanted[1]))
+                if not same:
+                    self._cast.append((self._inputs[-1], tensor))
+            self._fetch()
+
+    def _place(self) -> None:
+        """Bring the shadows to where the parameters are."""
+        with torch.inference_mode(False):
+            for state in self.states.values():
+                for slot, tensors in state.slots.items():
+                    state.slots[slot] = [t.to(*self._shadow(live)) for t, live in zip(tensors, self._live)]
+            for name, live in zip(self.names, self._live):
+                if name in self.journal.held:
+                    self.journal.held[name] = self.journal.held[name].to(live.device)
+
+    def _shadow(self, tensor: Tensor) -> tuple[torch.device, torch.dtype]:
+        return self.device or tensor.device, torch.promote_types(tensor.dtype, torch.float32)
+
+    def _follow(self) -> None:
+        """Bind anew where a parameter was moved or cast, or a buffer replaced."""
+        # The cached views keep the old storages alive, so that a new one never has an old address.
+        tensors = self._sources() if self.buffers == "average" else self._parameters
+        if [address(tensor) for tensor in tensors.values()] != self._addresses:
+            self._bind()
+            self._place()
+
+    def _fetch(self) -> None:
+        if self._cast:
+            torch._foreach_copy_([to for to, _ in self._cast], [source for _, source in self._cast])
+
+    # Over time.
+
+    def watch(self, optimizers: Iterable[Optimizer]) -> None:
+        """Count the steps that these optimizers really take; :meth:`update` without a number then knows them."""
+        for optimizer in optimizers:
+            self._handles += [
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            ]
+
+    def unwatch(self) -> None:
+        """Take the hooks off the optimizers."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._steps_of.clear()
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        # The last moment at which a parameter that was unfrozen has the weights that it was frozen with.
+        if any(_averaged(parameter) for parameter in self._waiting):
+            self._collect()
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        # A fused optimizer is called though the gradients overflowed, and leaves the weights alone by itself.
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is None or not overflow.item():
+            self._steps_of[id(optimizer)] = self._steps_of.get(id(optimizer), 0) + 1
+
+    @torch.no_grad()
+    def update(self, steps: int | None = None) -> None:
+        """Take the weights into the averages, after optimizer steps were taken.
+
+        Args:
+            steps: how many; by default those counted since the last call, and several optimizers that took turns in
+                between count as one.
+        """
+        if steps is None:
+            steps = max(self._steps_of.values(), default=0)
+            self._steps_of.clear()
+        if steps == 0:
+            return
+        if self.journal.held:
+            raise RuntimeError("An optimizer step was taken while an average stood in the network. Swap it out first.")
+        before, self.steps = self.steps, self.steps + steps
+        if self.start < 0:
+            self._begin()
+        elif (self.steps - self.start) // self.every_n_steps > (before - self.start) // self.every_n_steps:
+            self._follow()
+            self._fetch()
+            for name, rule in self.rules.items():
+                rule.update(self.states[name], self._inputs, step=self.steps, start=self.start)
+        if self.buffers == "recalibrate":
+            self.norms = trained_norms(self.network)  # evaluation modes will hide which of them are frozen
+
+    def _begin(self) -> None:
+        if self.steps >= self.start_step:
+            self._follow()
+            self._fetch()
+            with torch.inference_mode(False):
+                self.states = {name: rule.init(self._inputs) for name, rule in self.rules.items()}
+            self.start = self.steps
+
+    # Reading.
+
+    def _raw(self) -> list[Tensor]:
+        return [self.journal.held.get(name, live) for name, live in zip(self.names, self._live)]
+
+    @torch.no_grad()
+    def _read(self, name: str) -> list[Tensor]:
+        self._follow()
+        state = self.states[name]
+        raw = [tensor.to(*self._shadow(live)) for tensor, live in zip(self._raw(), self._live)]
+        values = self.rules[name].read(state, raw, step=self.steps)
+        # Buffers are averaged but never extrapolated: a variance must stay positive.
+        plain = state.slots["average"]
+        return [v if key in self._parameters else p for key, v, p in zip(self.names, values, plain)]
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """The weights of an average, or ``"raw"``, by name, in the type and place of each parameter.
+
+        With ``buffers="average"`` the averaged buffers are among them. Never write to them.
+        """
+        self._follow()
+        values = self._raw() if name == "raw" or not self.updates else self._read(name)
+        sources = self._sources()
+        return {
+            key: like(value.to(live.device, live.dtype), sources[key])
+            for key, value, live in zip(self.names, values, self._live)
+        }
+
+    def fill(self, state_dict: MutableMapping[str, Any], name: str) -> None:
+        """Put an average in place of the raw weights in a state dict of the network, whose keys and types are kept.
+
+        Entries are recognised by their storage, so that renamed keys are found too, and else by their name.
+        """
+        if not self.updates:
+            return
+        values: dict[str, Tensor] = dict(zip(self.names, self._read(name)))
+        sources = self._sources()
+        if self.statistics:
+            values |= self.statistics
+            sources |= dict(_named(self.network.named_buffers()))
+        by_address = {(address(sources[key]), sources[key].shape): key for key in values}
+        canonical = {id(sources[key]): key for key in values}
+        aliases = _named([*self.network.named_parameters(remove_duplicate=False), *self.network.named_buffers()])
+        by_name = {alias: canonical[id(tensor)] for alias, tensor in aliases if id(tensor) in canonical}
+        sharded = [key for key in values if hasattr(sources[key], "to_local")]
+        wholes: dict[str, Tensor] = {}
+        if sharded and not any(hasattr(entry, "to_local") for entry in state_dict.values()):
+            wholes = {key: whole(values[key], sources[key]) for key in sharded}  # on every rank: it is collective
+        for entry_name, entry in list(state_dict.items()):
+            if not isinstance(entry, Tensor):
+                continue
+            key = by_address.get((address(entry), entry.shape)) or by_name.get(_plain(entry_name))
+            if key is not None:
+                value = wholes.get(key, values[key])
+                state_dict[entry_name] = like(value.to(local(entry).device, entry.dtype), entry)
+
+    # Swapping.
+
+    @torch.no_grad()
+    def swap_in(self, name: str) -> None:
+        """Let an average stand in the network; the raw weights go into the journal."""
+        values = self._read(name)
+        reshard(self.network)
+        self.journal.hold(dict(zip(self.names, self._live)))
+        torch._foreach_copy_(self._live, values)
+        self.applied_name = name
+        if self.buffers == "recalibrate":
+            self._recalibrate(name)
+
+    @torch.no_grad()
+    def swap_out(self) -> None:
+        """Put the raw weights back; does nothing where they are there."""
+        if self.applied_name is None:
+            return
+        self._follow()
+        reshard(self.network)
+        targets = dict(zip(self.names, self._live)) | self._norm_buffers()
+        held = {key: self.journal.held[key] for key in targets if key in self.journal.held}
+        torch._foreach_copy_([targets[key] for key in held], list(held.values()))
+        self.journal.release(held)
+        self.applied_name = None
+
+    def _norm_buffers(self) -> dict[str, Tensor]:
+        ids = {id(buffer) for norm in self.norms for buffer in norm.buffers(recurse=False)}
+        return {name: buffer for name, buffer in _named(self.network.named_buffers()) if id(buffer) in ids}
+
+    def _recalibrate(self, name: str) -> None:
+        buffers = self._norm_buffers()
+        self.journal.hold(buffers)
+        first = name == next(iter(self.rules))  # the others' statistics are not kept
+        if first and self.statistics_step == self.steps:
+            for key, buffer in buffers.items():
+                buffer.copy_(self.statistics[key])
+            return
+        if self.passes is None:
+            raise RuntimeError("buffers='recalibrate' needs passes=, which runs the network over the training data.")
+        recalibrate(self.network, self.norms, self.passes)
+        if first:
+            with torch.inference_mode(False):
+                self.statistics = {key: torch.empty_like(b).copy_(b) for key, b in buffers.items()}
+            self.statistics_step = self.steps
+
+    @contextmanager
+    def applied(self, name: str) -> Iterator[None]:
+        """Within, an average stands in the network; afterwards what stood there before, to the bit."""
+        self._follow()
+        targets = dict(zip(self.names, self._live)) | self._norm_buffers()
+        # What stands there now is raw, and then goes into the journal, or it is another average.
+        before = {key: tensor.clone() for key, tensor in targets.items() if key in self.journal.held}
+        outer = self.applied_name
+        try:
+            self.swap_in(name)
+            yield
+        finally:
+            fresh = [key for key in targets if key not in before and key in self.journal.held]
+            before |= {key: self.journal.held[key] for key in fresh}
+            with torch.no_grad():
+                reshard(self.network)
+                torch._foreach_copy_([targets[key] for key in before], list(before.values()))
+            self.journal.release(fresh)
+            self.applied_name = outer
+
+    # Saving.
+
+    def state_dict(self, *, raw: bool = True) -> dict[str, Any]:
+        """All that is needed to go on: numbers and tensors by name, whole ones where the parameters are sharded.
+
+        Args:
+            raw: with the raw weights, for the averages whose :meth:`fill` the checkpoint gets.
+        """
+        self._follow()
+        sources = self._sources()
+
+        def named(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+            return {name: whole(tensor, sources[name]) for name, tensor in zip(self.names, tensors)}
+
+        kept: dict[str, Tensor] = {}
+        if raw and self.updates:
+            kept = named(self._raw())
+            kept |= {name: self.journal.held.get(name, buffer) for name, buffer in self._norm_buffers().items()}
+        waiting = {id(parameter) for parameter in self._waiting}
+        return {
+            "steps": self.steps,
+            "start": self.start,
+            "frozen": [name for name, p in _named(self.network.named_parameters()) if id(p) in waiting],
+            "raw": kept,
+            "statistics": dict(self.statistics),
+            "statistics_step": self.statistics_step,
+            "averages": {
+                name: {"updates": s.updates, "slots": {slot: named(tensors) for slot, tensors in s.slots.items()}}
+                for name, s in self.states.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`, the raw weights in the network included.
+
+        Raises:
+            ValueError: the state is of other rules or of another network.
+        """
+        averages = state["averages"]
+        if averages and list(averages) != list(self.rules):
+            raise ValueError(f"The state holds the averages {list(averages)}, but the rules are {list(self.rules)}.")
+        restore(self.network, state["raw"])
+        self._steps_of.clear()
+        self.steps, self.start = state["steps"], state["start"]
+        self.statistics, self.statistics_step = dict(state["statistics"]), state["statistics_step"]
+        self.states = {}
+        if not averages:
+            return
+        saved = set(next(iter(averages.values()))["slots"]["average"])
+        for name, parameter in _named(self.network.named_parameters()):
+            if name in saved and not any(parameter is p for p in self._parameters.values()):
+                self._parameters[name] = parameter  # trained when it was saved, and frozen since
+        sources = self._sources()
+        new = [name for name in sources if name not in saved]
+        if saved - set(sources) or set(new) - set(state["frozen"]):
+            raise ValueError(
+                "The state of the averages does not match the network: "
+                f"missing in the network {sorted(saved - set(sources))}, "
+                f"missing in the state {sorted(set(new) - set(state['frozen']))}. "
+                "Resume with the network that was saved, or without this callback's state."
+            )
+        # The order of the slots is that of the names, which joined parameters come last in.
+        self._parameters = {name: p for name, p in self._parameters.items() if name not in new}
+        with torch.inference_mode(False):
+            for name in self.rules:
+                slots = {
+                    slot: [_fitting(tensors[key], sources[key], key).clone() for key in sources if key in saved]
+                    for slot, tensors in averages[name]["slots"].items()
+                }
+                self.states[name] = AverageState(slots, averages[name]["updates"])
+        self._collect()
+
+    @torch.no_grad()
+    def adopt(self, average: Mapping[str, Tensor], *, updates: int) -> list[str]:
+        """Go on from a plain average that another library made; returns the rules that need more than that."""
+        average = {_plain(name): tensor for name, tensor in average.items()}
+        sources = self._sources()
+        others = []
+        for name, state in self.states.items():
+            if set(state.slots) == {"average"}:
+                for key, tensor in zip(self.names, state.slots["average"]):
+                    tensor.copy_(_fitting(average[key], sources[key], key))
+                state.updates = updates
+            else:
+                others.append(name)
+        self.start = max(0, self.steps - updates * self.every_n_steps)
+        return others
+
+
+@torch.no_grad()
+def restore(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into the parameters and buffers of a network, by name, in place.
+
+    Raises:
+        ValueError: a name that the network does not have, or another shape.
+    """
+    targets = dict(_named([*network.named_parameters(), *network.named_buffers()]))
+    missing = sorted(set(tensors) - set(targets))
+    if missing:
+        raise ValueError(f"The checkpoint holds raw weights that the network does not have: {missing}.")
+    reshard(network)
+    for name, tensor in tensors.items():
+        local(targets[name]).copy_(_fitting(tensor, targets[name], name))
+
+
+def _fitting(tensor: Tensor, of: Tensor, name: str) -> Tensor:
+    if tensor.shape != of.shape:
+        raise ValueError(f"{name} is {tuple(tensor.shape)} in the checkpoint, but {tuple(of.shape)} in the network.")
+    return shard_of(tensor, of)
+
+
+def _averaged(parameter: nn.Parameter) -> bool:
+    if not parameter.requires_grad or is_lazy(parameter):
+        return False
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")  # what torch.compile puts into names
+
+
+def _named(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    return [(_plain(name), tensor) for name, tensor in named]

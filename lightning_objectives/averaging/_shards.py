@@ -1,0 +1,54 @@
+"""The rank's own part of a tensor, and the whole of it: a DTensor is averaged shard by shard."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The detached storage of a tensor on this rank: the tensor itself, or the shard of a DTensor."""
+    detached: Any = tensor.detach()
+    shard: Tensor = detached.to_local() if hasattr(detached, "to_local") else detached
+    return shard
+
+
+def address(tensor: Any) -> int:
+    """Where the storage of a tensor, or of this rank's shard of it, begins."""
+    pointer: int = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).data_ptr()
+    return pointer
+
+
+def like(shard: Tensor, of: Any) -> Tensor:
+    """A shard as a DTensor laid out as ``of``, where ``of`` is one; else itself."""
+    if not hasattr(of, "to_local"):
+        return shard
+    from torch.distributed.tensor import DTensor
+
+    # Shape and stride are given, since an uneven shard does not tell them.
+    return DTensor.from_local(shard, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride())
+
+
+def whole(shard: Tensor, of: Any) -> Tensor:
+    """The whole tensor from the shards of all ranks, on the CPU; a collective call where ``of`` is a DTensor."""
+    joined: Any = like(shard, of)
+    return joined.full_tensor().cpu() if hasattr(joined, "full_tensor") else shard
+
+
+def shard_of(full: Tensor, of: Any) -> Tensor:
+    """This rank's part of a whole tensor, laid out as ``of``; without communication."""
+    if not hasattr(of, "to_local"):
+        return full
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = of.device_mesh
+    replicated: Any = DTensor.from_local(full.to(mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    laid_out: Any = replicated.redistribute(mesh, of.placements)
+    return local(laid_out)
+
+
+def reshard(network: torch.nn.Module) -> None:
+    """Make FSDP2 forget the gathered weights, which would hide what is written into the shards."""
+    for module in network.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()

@@ -1,0 +1,34 @@
+"""A term of the kind `Regularizer` added to the loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_objectives.callbacks.step import Pipeline, StepCallback
+
+
+@dataclass(eq=False)
+class AddRegularizer(StepCallback):
+    """Adds ``strength`` times a term to the loss that the model's step returns, and logs it as ``train/<name>``.
+
+    Args:
+        regularizer: the method, from any signals to (N,), of which the mean is taken, or to a scalar.
+        strength: the factor of the term; at 0 nothing is touched.
+    """
+
+    place = "term"
+
+    regularizer: nn.Module | Callable[..., Tensor]
+    strength: float = 1.0
+
+    def active(self, step: int) -> bool:
+        """False at strength 0."""
+        return self.strength != 0 and super().active(step)
+
+    def term(self, pipeline: Pipeline) -> Tensor:
+        """The term of this step."""
+        value: Tensor = self.regularizer(**{name: pipeline.signals.get(name) for name in self.signals})
+        value = value.mean()
+        pipeline.logged[type(self.regularizer).__name__.lower()] = value.detach()
+        return self.strength * value

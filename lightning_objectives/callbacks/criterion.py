@@ -1,0 +1,177 @@
+"""The criterion: one call of it, taken apart into what is compared, the unreduced losses and how they are reduced."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn._reduction import legacy_get_string
+
+_CAUGHT: dict[Any, tuple[str, ...]] = {
+    function: tuple(inspect.signature(function).parameters)
+    for function in (
+        F.cross_entropy,
+        F.nll_loss,
+        F.binary_cross_entropy,
+        F.binary_cross_entropy_with_logits,
+        F.mse_loss,
+    )
+}
+"""The functions that are caught, with the names of their parameters."""
+_BY_CLASS = (F.cross_entropy, F.nll_loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a criterion as the user's code made it.
+
+    ``elements`` has one loss for each thing compared: (N, d1, ...) where the classes lie along dimension 1 of the
+    input (cross entropy, NLL), the shape of the input otherwise.
+    """
+
+    function: Callable[..., Tensor]
+    input: Tensor
+    target: Tensor
+    options: dict[str, Any]
+    """Everything else that the criterion was called with, the reduction aside."""
+    reduction: str
+    """``mean``, ``sum`` or ``none``."""
+    by_class: bool
+    """Whether the classes lie along dimension 1 of the input."""
+
+    def value(self) -> Tensor:
+        """What the user's code would have got."""
+        return self.function(self.input, self.target, reduction=self.reduction, **self.options)
+
+    @cached_property
+    def elements(self) -> Tensor:
+        """The unreduced losses."""
+        return self.function(self.input, self.target, reduction="none", **self.options)
+
+    def on(self, input: Tensor) -> "Call":
+        """The same call with another input of the same shape."""
+        return replace(self, input=input)
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """The input (or a target of its shape) with one row for each thing compared, the classes last."""
+        return tensor.movedim(1, -1).flatten(0, -2) if self.by_class and tensor.dim() > 2 else tensor
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the target holds class indices."""
+        return self.by_class and not self.target.is_floating_point()
+
+    @cached_property
+    def valid(self) -> Tensor | None:
+        """The elements that count, as a mask of their shape; None where all do."""
+        ignored = self.options.get("ignore_index")
+        return None if ignored is None or not self.indexed else self.target != ignored
+
+    @cached_property
+    def denominator(self) -> Tensor | int:
+        """What ``reduction="mean"`` divides the sum of the elements by."""
+        if not self.by_class:
+            return self.input.numel()
+        if not self.indexed:
+            return self.input.numel() // self.input.shape[min(1, self.input.dim() - 1)]
+        weight: Tensor | None = self.options.get("weight")
+        if weight is None:
+            return self.target.numel() if self.valid is None else self.valid.sum()
+        if self.valid is None:
+            return weight[self.target].sum()
+        return (weight[torch.where(self.valid, self.target, 0)] * self.valid).sum()
+
+    def reduce(self, elements: Tensor) -> Tensor:
+        """Elements of this call, possibly weighted, reduced as the user's code asked."""
+        if self.reduction == "none":
+            return elements
+        total = elements.sum()
+        return total / self.denominator if self.reduction == "mean" else total
+
+
+def calls(function: Any) -> bool:
+    """Whether calls of this torch function are caught."""
+    return function in _CAUGHT
+
+
+def parse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The call of one of torch's criteria."""
+    given = {**dict(zip(_CAUGHT[function], args)), **kwargs}
+    legacy = given.pop("size_average", None), given.pop("reduce", None)
+    reduction = given.pop("reduction", "mean")
+    if legacy != (None, None):
+        reduction = legacy_get_string(*legacy, emit_warning=False)
+    input, target = given.pop("input"), given.pop("target")
+    if function in _BY_CLASS:
+        given.setdefault("ignore_index", -100)
+    return Call(function, input, target, given, reduction, by_class=function in _BY_CLASS)
+
+
+class Named:
+    """A criterion that the user named by its path: any callable ``(input, target) -> loss`` that acts row by row.
+
+    Its unreduced losses are those of batches of one, by ``vmap``; the first call proves that their mean or their sum
+    is what the criterion itself gives.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.reduction: str | None = None
+
+    def parse(self, inner: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The call of this criterion.
+
+        Raises:
+            ValueError: the criterion takes something else than ``(input, target)``, or does not act row by row.
+        """
+        if len(args) != 2 or kwargs or not all(isinstance(arg, Tensor) for arg in args):
+            raise ValueError(
+                f"criterion={self.path!r} is called with {len(args)} positional arguments and {sorted(kwargs)}; it "
+                "must be called as criterion(input, target) with two tensors."
+            )
+        input, target = args
+
+        def function(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+            if reduction != "none":
+                return inner(input, target)
+            return torch.func.vmap(lambda x, t: inner(x[None], t[None]).squeeze(0))(input, target)
+
+        if self.reduction is None:
+            self.reduction = self._find_reduction(function, input, target)
+        by_class = not target.is_floating_point() or (input.shape == target.shape and input.dim() > 1)
+        return Call(function, input, target, {}, self.reduction, by_class=by_class)
+
+    def _find_reduction(self, function: Callable[..., Tensor], input: Tensor, target: Tensor) -> str:
+        with torch.no_grad():
+            value, elements = function(input, target, reduction="mean"), function(input, target, reduction="none")
+        for name, candidate in (("none", elements), ("mean", elements.mean()), ("sum", elements.sum())):
+            if candidate.shape == value.shape and torch.allclose(candidate, value, rtol=1e-4, atol=1e-6):
+                return name
+        raise ValueError(
+            f"criterion={self.path!r} gave {value.flatten()[:3].tolist()} for a batch whose rows, one by one, give a "
+            f"mean of {elements.mean().item():.6g} and a sum of {elements.sum().item():.6g}: it does not act row by "
+            "row, so there are no per-sample losses. Name a criterion that does, or take the plug-in out."
+        )
+
+
+def locate(module: nn.Module, path: str) -> tuple[object, str]:
+    """The owner and the attribute behind a dotted path from the module: what is patched to catch a named criterion.
+
+    Raises:
+        ValueError: there is nothing callable under that path.
+    """
+    *parents, name = path.split(".")
+    owner: object = module
+    for part in parents:
+        owner = getattr(owner, part, None)
+    found = getattr(owner, name, None)
+    if not callable(found):
+        children = ", ".join(name for name, _ in module.named_children())
+        raise ValueError(
+            f"criterion={path!r} names nothing callable on {type(module).__name__}; its children are: {children}."
+        )
+    return (found, "forward") if isinstance(found, nn.Module) else (owner, name)

@@ -1,0 +1,165 @@
+"""Modules that a plug-in adds to the user's.
+
+They are trained with it, and absent from its state, its files and its optimizer's state, so that a training can go on
+with, without, or with newly added plug-ins. Their weights are kept by the callback that brought them; what the
+optimizer remembers of them is kept here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_objectives.callbacks.patch import Patch
+
+NAME = "objective_modules"
+"""The name of the child that holds the extra modules, and of their entry in a checkpoint."""
+
+
+class _Container(nn.ModuleDict):
+    """Child modules whose keys are in nobody's state dict."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__(modules)
+        self.register_load_state_dict_post_hook(_not_missing)  # type: ignore[no-untyped-call]  # torch has no annotation
+
+    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
+        """Nothing: the state lies with the plug-in."""
+        return {} if destination is None else destination
+
+
+def _not_missing(module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if NAME not in key.split(".")]
+
+
+class Extras:
+    """The extra modules of one module during one fit."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.container: _Container | None = None
+        self.head: nn.Module | None = None
+        self._patches: list[Patch] = []
+        self._optimizers: list[Optimizer] = []
+        self._loaded: list[dict[str, Any]] = []
+
+    def build(self, modules: Mapping[str, nn.Module], head: nn.Module | None) -> None:
+        """Add the modules that have parameters as a child of the user's module.
+
+        Raises:
+            ValueError: the strategy shards parameters, where unsharded extras would let the ranks diverge.
+        """
+        modules = {name: module for name, module in modules.items() if next(module.parameters(), None) is not None}
+        if not modules:
+            return
+        strategy = type(self.module.trainer.strategy).__name__
+        if strategy in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
+            raise ValueError(f"{list(modules)} would add parameters, which {strategy} would not shard: use ddp.")
+        self.head = head
+        self.container = _Container(modules)
+        setattr(self.module, NAME, self.container)
+        self._patches = [
+            Patch(self.module, "configure_optimizers", self._configure_optimizers),
+            Patch(self.module, "on_save_checkpoint", self._save),
+            Patch(self.module, "on_load_checkpoint", self._load),
+        ]
+
+    def detach(self) -> None:
+        """Take everything back."""
+        for patch in self._patches:
+            patch.remove()
+        if self.container is not None:
+            delattr(self.module, NAME)
+        self.container = None
+
+    def zero(self) -> Tensor | None:
+        """A finite zero with a gradient to every extra parameter, so that DDP misses none."""
+        if self.container is None:
+            return None
+        return torch.stack([parameter.sum() * 0 for parameter in self.container.parameters()]).sum()
+
+    def _configure_optimizers(self, inner: Callable[[], Any]) -> Any:
+        configured = inner()
+        self._optimizers = list(_optimizers(configured))
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        assert self.container is not None
+        here = {parameter for group in groups for parameter in group["params"]}
+        beside = set(self.head.parameters()) if self.head is not None else set()
+        group = next((g for g in groups if beside & set(g["params"])), groups[0])
+        # a new group would break schedulers that know how many there are, so the head's own is extended
+        group["params"].extend(p for p in self.container.parameters() if p.requires_grad and p not in here)
+        for number, optimizer in enumerate(self._optimizers):
+            self._patches.append(Patch(optimizer, "state_dict", self._without))
+            self._patches.append(
+                Patch(optimizer, "load_state_dict", lambda load, state, n=number: load(self._with(n, state)))
+            )
+        return configured
+
+    def _names(self) -> dict[Tensor, str]:
+        assert self.container is not None
+        return {parameter: name for name, parameter in self.container.named_parameters()}
+
+    def _positions(self, optimizer: Optimizer) -> dict[int, str]:
+        """The names of the extra parameters by their position among the optimizer's."""
+        names = self._names()
+        flat = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return {position: names[p] for position, p in enumerate(flat) if p in names}
+
+    def _without(self, inner: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """An optimizer's state as if there were no extra parameters."""
+        state = inner()
+        extra = self._positions(inner.__self__)  # type: ignore[attr-defined]  # a bound method of the optimizer
+        new = {old: i for i, old in enumerate(o for o in _indices(state) if o not in extra)}
+        return _renumbered(state, new)
+
+    def _with(self, number: int, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of a plain optimizer with the extra parameters' entries back at their places."""
+        optimizer = self._optimizers[number]
+        extra = self._positions(optimizer)
+        total = sum(len(group["params"]) for group in optimizer.param_groups)
+        if len(list(_indices(state))) == total:
+            return state
+        live = [i for i in range(total) if i not in extra]
+        state = _renumbered(state, dict(enumerate(live)))
+        position = 0
+        for saved, group in zip(state["param_groups"], optimizer.param_groups):
+            saved["params"] = list(range(position, position + len(group["params"])))
+            position += len(group["params"])
+        loaded = self._loaded[number] if number < len(self._loaded) else {}
+        state["state"].update({position: loaded[name] for position, name in extra.items() if name in loaded})
+        return state
+
+    def _save(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
+        inner(checkpoint)
+        if self.container is None or "optimizer_states" not in checkpoint:
+            return  # a weights-only file is the plain module's
+        checkpoint[NAME] = [
+            {name: optimizer.state[p] for p, name in self._names().items() if p in optimizer.state}
+            for optimizer in self._optimizers
+        ]
+
+    def _load(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
+        inner(checkpoint)
+        self._loaded = checkpoint.get(NAME, [])
+
+
+def _optimizers(configured: Any) -> Iterator[Optimizer]:
+    if isinstance(configured, Optimizer):
+        yield configured
+    elif isinstance(configured, Mapping):
+        yield from _optimizers(configured.get("optimizer"))
+    elif isinstance(configured, (list, tuple)):
+        for item in configured:
+            yield from _optimizers(item)
+
+
+def _indices(state: dict[str, Any]) -> Iterator[int]:
+    for group in state["param_groups"]:
+        yield from group["params"]
+
+
+def _renumbered(state: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
+    groups = [{**g, "params": [new[i] for i in g["params"] if i in new]} for g in state["param_groups"]]
+    return {**state, "state": {new[i]: s for i, s in state["state"].items() if i in new}, "param_groups": groups}

@@ -1,0 +1,102 @@
+"""Exact resume with shuffling and dropout."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_objectives.callbacks.base import Callback
+
+
+class RestoreRandomState(Callback):
+    """Keep the random states in the checkpoint, so that resuming from the end of an epoch is bit for bit the whole run.
+
+    The states of torch (CPU and CUDA), numpy and Python, of each process, are saved with every full checkpoint and put
+    back when a resumed training starts, with the iterator over the training data made anew from them.
+
+    When to use: wherever a run may be interrupted and its result is to be reproducible. Cost: 8 KB and, with several
+    processes, one gather per checkpoint. Interactions: it is exact for checkpoints of an epoch's end, after its
+    validation (not those of ``every_n_train_steps``, though the step be an epoch's last: the validation is not
+    repeated). From the middle of an epoch the random states go on too, but a plain ``DataLoader`` begins its epoch
+    anew. Generators of your own, and what your hooks draw when the training starts, are yours to care for.
+
+    Example:
+        >>> state = RestoreRandomState().state_dict()
+        >>> sorted(state["ranks"][0])
+        ['cuda', 'numpy', 'python', 'torch']
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: list[dict[str, Any]] | None = None
+        self._alone = False
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget what was loaded for another run."""
+        self._loaded = None
+        self._alone = False
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """The other processes may not come to a checkpoint that is saved now: do not wait for them."""
+        self._alone = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random states of all processes, by rank."""
+        mine = random_state()
+        if self._alone or not (dist.is_available() and dist.is_initialized()):
+            return {"ranks": [mine]}
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, mine)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until the training starts."""
+        self._loaded = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the states back, and let the data be drawn from them."""
+        states, self._loaded = self._loaded, None
+        if states is None:
+            return
+        if len(states) != trainer.world_size:
+            rank_zero_warn(
+                f"The checkpoint holds the random states of {len(states)} processes, but there are "
+                f"{trainer.world_size}: they are not restored, and this run will differ from an uninterrupted one."
+            )
+            return
+        set_random_state(states[trainer.global_rank])
+        # Lightning made the epoch's iterator before, from other states; an uninterrupted run makes it now.
+        iter(trainer.fit_loop._data_fetcher)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the global generators, in types that ``torch.load(weights_only=True)`` reads."""
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = state
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`random_state` returned.
+
+    >>> state = random_state()
+    >>> first = torch.rand(2), np.random.rand(2), random.gauss(0, 1)
+    >>> set_random_state(state)
+    >>> bool((torch.rand(2) == first[0]).all() and (np.random.rand(2) == first[1]).all())
+    True
+    """
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,74 @@
+"""The rows (N) that methods see: the elements of a criterion's call folded into samples, or kept apart."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_objectives.callbacks.criterion import Call
+
+Unit = Literal["sample", "element"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What is left of the elements of one call: one loss a row, and the way back."""
+
+    losses: Tensor
+    """(N,) the mean over each sample's elements that count, or the elements themselves."""
+    spread: Callable[[Tensor], Tensor]
+    """Takes (N,) weights to weights of the elements' shape; what was left out gets 0."""
+    keep: Tensor | None
+    """Which samples (or flattened elements) are rows, as a mask; None where all are."""
+    single: bool
+    """Whether a row is one element of one sample, so that signals by sample and by element agree."""
+
+
+def fold(call: Call, elements: Tensor, *, unit: Unit, batch_size: int | None) -> Rows:
+    """Fold the elements of a call into rows.
+
+    With ``unit="sample"`` the first dimension is the batch, or the batch times the positions of each sample where the
+    user's code has flattened them; each sample is the mean over its elements that count. With ``unit="element"`` every
+    element that counts is a row.
+
+    Raises:
+        ValueError: the elements cannot be folded into ``batch_size`` samples.
+    """
+    if elements.dim() == 0:
+        raise ValueError(
+            "The criterion compares one unbatched sample: there is nothing to weight. Add a batch dimension."
+        )
+    if unit == "element":
+        return _rows(elements.flatten(), call.valid.flatten() if call.valid is not None else None, elements.shape)
+    rows = elements.shape[0]
+    samples = rows if batch_size is None else batch_size
+    if rows != samples and (not call.by_class or rows % samples):
+        raise ValueError(
+            f"unit='sample': the criterion compares {rows} rows, which cannot be folded into the batch's {samples} "
+            "samples. Use unit='element' to treat every row on its own."
+        )
+    table = elements.reshape(samples, -1)
+    if table.shape[1] == 1:
+        return _rows(table[:, 0], call.valid.flatten() if call.valid is not None else None, elements.shape)
+    if call.valid is None:
+        return Rows(table.mean(1), lambda w: w[:, None].expand_as(table).reshape(elements.shape), None, single=False)
+    counts = call.valid.reshape(samples, -1).sum(1)
+    means, keep = table.sum(1) / counts.clamp_min(1), counts > 0  # an ignored element's loss is 0
+    return Rows(
+        means[keep],
+        lambda w: _fill(w, keep)[:, None].expand_as(table).reshape(elements.shape),
+        keep,
+        single=False,
+    )
+
+
+def _rows(flat: Tensor, keep: Tensor | None, shape: torch.Size) -> Rows:
+    if keep is None:
+        return Rows(flat, lambda w: w.reshape(shape), None, single=True)
+    return Rows(flat[keep], lambda w: _fill(w, keep).reshape(shape), keep, single=True)
+
+
+def _fill(weights: Tensor, keep: Tensor) -> Tensor:
+    return weights.new_zeros(keep.shape).masked_scatter(keep, weights)

@@ -1,0 +1,388 @@
+"""The pipeline: the one place where a training step of an existing module is taken, and given back.
+
+Every callback of the step registers with the pipeline of its module. What happens, whatever the order of the callbacks:
+batch transform -> the user's own step, with the head wrapped and the criterion caught -> per-sample losses (the model's
+own, or the replacement) -> weights -> the reduction and denominator that the model asked for -> added terms -> their
+combination.
+"""
+
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.callbacks.criterion import Call, Named, calls, locate, parse
+from lightning_objectives.callbacks.extras import Extras
+from lightning_objectives.callbacks.head import came_from, is_affine_in, resolve
+from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives.callbacks.signals import Signals, batch_size_of, unwrap
+from lightning_objectives.callbacks.stacks import Stacks
+from lightning_objectives.kinds import Method, signals_of
+
+PLACES = ("transform", "head", "loss", "weighting", "term", "combination")
+"""The places of a step, in order. Each is taken by one callback, but for the terms."""
+_FROM_CRITERION = frozenset({"logits", "target", "losses", "reference_losses"})
+_FROM_HEAD = frozenset({"features", "head"})
+
+
+@dataclass(eq=False, kw_only=True)
+class StepCallback(Callback):
+    """A callback that places one method of its kind in the training step.
+
+    Args:
+        criterion: path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses.
+        which: number of the criterion's call, from 0, where a step makes several that need a gradient.
+        head: path of the network's head (``"model.fc"``), where it is not found or not the right one.
+        input: key or position of the network's inputs in the batch.
+    """
+
+    place: ClassVar[str]
+
+    criterion: str | None = None
+    which: int | None = None
+    head: str | None = None
+    input: str | int | None = None
+
+    @property
+    def method(self) -> Callable[..., Any]:
+        """The method that is placed: the first setting of the callback."""
+        return getattr(self, next(f.name for f in fields(self) if not f.kw_only))  # type: ignore[no-any-return]  # by name
+
+    @cached_property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that the method asks for."""
+        return signals_of(self.method)
+
+    @property
+    def state_key(self) -> str:
+        """One entry in the checkpoint for each method."""
+        return f"{type(self).__name__}({self.method!r})"
+
+    def active(self, step: int) -> bool:
+        """Whether anything is touched at this optimizer step."""
+        return self.method.active(step=step) if isinstance(self.method, Method) else True
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Register with the pipeline of the module."""
+        if stage == "fit":
+            Pipeline.of(trainer, pl_module).add(self)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give the module back as it was."""
+        Pipeline.detach_from(pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give the module back as it was: `teardown` is not called when a fit raises."""
+        Pipeline.detach_from(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's state, where it has any."""
+        return dict(self.method.state_dict()) if isinstance(self.method, nn.Module) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the method's state back."""
+        if isinstance(self.method, nn.Module):
+            self.method.load_state_dict(state_dict)
+
+
+class CriterionMode(TorchFunctionMode):
+    """Hands the calls of torch's criteria to ``caught``, and lets the stacks follow; all else passes."""
+
+    def __init__(self, caught: Callable[[Call], Tensor] | None, stacks: Stacks) -> None:
+        super().__init__()
+        self.caught = caught
+        self.stacks = stacks
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called for every torch function of the user's step."""
+        kwargs = kwargs or {}
+        if self.caught is not None and calls(func):
+            return self.caught(parse(func, args, kwargs))
+        result = func(*args, **kwargs)
+        if self.stacks.count:
+            self.stacks.follow(func, args, kwargs, result)
+        return result
+
+
+class Pipeline:
+    """The training step of one module during one fit."""
+
+    _all: ClassVar[MutableMapping[Any, "Pipeline"]] = WeakKeyDictionary()
+
+    def __init__(self, trainer: Any, module: Any) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.members: list[Any] = []
+        self.extras = Extras(module)
+        self.stacks = Stacks()
+        self.makers: dict[str, Callable[[Signals], Any]] = {"progress": lambda signals: self._progress()}
+        """What makes the signals that neither the batch nor the criterion gives, for each step that asks."""
+        self.steps = 0
+        """Training steps that went through the pipeline."""
+        self.caught_calls = 0
+        """Criterion calls that were taken, over all steps."""
+        self.signals: Signals
+        self.logged: dict[str, Tensor] = {}
+        """What the step logs under ``train/``."""
+        self.batch_size: int | None = None
+        self._built = self._verified = self._live = False
+        self._head: nn.Module | None = None
+        self._head_path = ""
+        self._output: Tensor | None = None
+        self._calls: list[Call] = []
+        self._value: Tensor | None = None
+        self._running: dict[str, list[Any]] = {}
+        self._named: Named | None = None
+        self._mode: CriterionMode | None = None
+        self._undo: list[Callable[[], None]] = [
+            Patch(module, "configure_model", self._configure_model, visible=True).remove,
+            Patch(module, "training_step", self._training_step).remove,
+        ]
+
+    @classmethod
+    def of(cls, trainer: Any, module: Any) -> "Pipeline":
+        """The pipeline of a module in this fit, made when first asked for."""
+        if module not in cls._all:
+            cls._all[module] = cls(trainer, module)
+        return cls._all[module]
+
+    @classmethod
+    def detach_from(cls, module: Any) -> None:
+        """Take back every patch, hook and extra module; does nothing where there is no pipeline."""
+        pipeline = cls._all.pop(module, None)
+        if pipeline is not None:
+            for undo in reversed(pipeline._undo):
+                undo()
+
+    # -- before the training -----------------------------------------------------------------------------------------
+
+    def add(self, member: StepCallback) -> None:
+        """Register a callback.
+
+        Raises:
+            ValueError: the module optimizes by hand, or the place in the step is taken.
+        """
+        name, user = type(member).__name__, type(self.module).__name__
+        if not self.module.automatic_optimization:
+            raise ValueError(
+                f"{name} needs automatic optimization: {user} sets `automatic_optimization = False`, so that the loss "
+                "its training_step returns is not the one that is optimized. Use the method itself in your step."
+            )
+        rival = next((m for m in self.members if m.place == member.place != "term"), None)
+        if rival is not None:
+            raise ValueError(
+                f"{type(rival).__name__}({rival.method}) and {name}({member.method}) both take the place "
+                f"{member.place!r} of the training step; keep one of them."
+            )
+        self.members.append(member)
+        self.members.sort(key=lambda m: PLACES.index(m.place))
+
+    def option(self, name: str) -> Any:
+        """The value of an option that the callbacks of a step share.
+
+        Raises:
+            ValueError: two callbacks say different things.
+        """
+        said = {getattr(m, name): type(m).__name__ for m in self.members if getattr(m, name) is not None}
+        if len(said) > 1:
+            parts = ", ".join(f"{owner}({name}={value!r})" for value, owner in said.items())
+            raise ValueError(f"{parts}: there is one training step, so they must agree on {name!r}.")
+        return next(iter(said), None)
+
+    def _configure_model(self, inner: Callable[[], Any]) -> None:
+        inner()
+        if self._built:
+            return
+        self._built = True
+        self.option("which"), self.option("input")
+        asked = {signal for member in self.members for signal in member.signals}
+        criterion = self.option("criterion")
+        if criterion is not None:
+            owner, name = locate(self.module, criterion)
+            self._named = Named(criterion)
+            self._undo.append(Patch(owner, name, self._named_criterion).remove)
+        wrap = any(member.place == "head" for member in self.members)
+        if wrap or asked & _FROM_HEAD:
+            self._find_head(wrap)
+        if asked & (_FROM_CRITERION | _FROM_HEAD) or any(m.place not in ("term", "combination") for m in self.members):
+            self._mode = CriterionMode(None if self._named else self._caught, self.stacks)
+        methods = {
+            f"{m.place}{i}_{type(m.method).__name__}": m.method
+            for i, m in enumerate(self.members)
+            if isinstance(m.method, nn.Module)
+        }
+        self.extras.build(methods, self._head)
+        self._undo.append(self.extras.detach)
+        rank_zero_info(f"Training step of {type(self.module).__name__}: {self.plan()}")
+
+    def _find_head(self, wrap: bool) -> None:
+        named = self.option("head") or getattr(self.module, "objective_head", None)
+        self._head_path, self._head = resolve(self.module, named)
+        parts = self._head_path.split(".")
+        above = [self.module.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1)]
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in above):
+            raise ValueError(
+                f"The head {self._head_path!r} lies in a compiled module, in which it cannot be reached. Compile the "
+                "part of the network before the head instead."
+            )
+        norms = [n or "itself" for n, m in self._head.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if wrap and norms:
+            raise ValueError(
+                f"The head {self._head_path!r} holds a BatchNorm ({norms[0]}), whose statistics would mix the stacks; "
+                "name the part behind it with head=."
+            )
+        self._undo.append(Patch(self._head, "forward", self._head_forward).remove)
+
+    def plan(self) -> str:
+        """What happens in a step, in words."""
+        parts = [f"{type(m).__name__}({m.method})" for m in self.members]
+        return " -> ".join(parts) + (f"; head: {self._head_path}" if self._head is not None else "")
+
+    # -- during a step -----------------------------------------------------------------------------------------------
+
+    def _training_step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        batch, index = unwrap(args[0] if args else kwargs.get("batch"))
+        step = self.trainer.global_step
+        self._running = {place: [m for m in self.members if m.place == place and m.active(step)] for place in PLACES}
+        numbers = {"step": torch.tensor(step), "epoch": torch.tensor(self.trainer.current_epoch)}
+        self.signals = Signals(self.module, batch, numbers, self.option("input"), index, makers=self.makers)
+        self.batch_size = batch_size_of(batch)
+        self._calls, self._value, self._output, self.logged = [], None, None, {}
+        for member in self._running["transform"]:
+            batch = member.mixed(self)
+        args, kwargs = ((batch, *args[1:]), kwargs) if args else (args, {**kwargs, "batch": batch})
+        self._live = True
+        try:
+            with self._mode or nullcontext():
+                output = inner(*args, **kwargs)
+            output = self._finished(output)
+        finally:
+            self._live = False
+            self.stacks.clear()
+        for name, value in self.logged.items() if not self.trainer.barebones else ():
+            self.module.log(f"train/{name}", value, batch_size=self.batch_size)
+        self.steps += 1
+        return output
+
+    def _head_forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._live:
+            return inner(*args, **kwargs)
+        if self._output is not None or len(args) != 1 or kwargs:
+            raise ValueError(
+                f"The head {self._head_path!r} is called several times in a step, or with more than its features; name "
+                "a module that is called once, as head(features), with head=."
+            )
+        self.signals.made |= {"features": args[0], "head": inner}
+        if self._running["head"]:
+            stacks = self._running["head"][0].stacks(self)
+            self._output = stacks.mean(0)
+            self.stacks.start(self._output, stacks)
+        else:
+            self._output = inner(*args)
+        return self._output
+
+    def _named_criterion(self, inner: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        if not self._live or self._named is None:
+            return inner(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # the criteria inside of it are not the user's
+            return self._caught(self._named.parse(inner, args, kwargs))
+
+    def _caught(self, call: Call) -> Tensor:
+        if not (call.input.requires_grad and torch.is_grad_enabled()):
+            return call.value()  # a metric
+        self._calls.append(call)
+        if len(self._calls) - 1 != (self.option("which") or 0):
+            return call.value()
+        self.caught_calls += 1
+        self._value = self._objective(call)
+        return self._value
+
+    def _objective(self, call: Call) -> Tensor:
+        """The value of the criterion, changed by what is running; the criterion's own where nothing is."""
+        stacks = self.stacks.of(call.input)
+        if self._running["head"] and stacks is None:
+            raise ValueError(
+                f"The criterion's input does not come from the head {self._head_path!r} by operations that can be "
+                "followed; name the head with head=, or the criterion's call with which=."
+            )
+        asked, weighting = call, self._running["weighting"]
+        for member in (*self._running["transform"], *self._running["loss"]):
+            call = member.rewrite(call, self)
+        self.signals.take(call)
+        if call is asked and stacks is None and not weighting:
+            return call.value()
+        losses = [call.elements] if stacks is None else [call.on(stack).elements for stack in stacks]
+        elements = losses[0] if len(losses) == 1 else torch.stack(losses).mean(0)
+        if weighting:
+            weights = weighting[0].weigh(call, elements, self)
+            # a weight of 0 drops a loss that is not finite
+            elements = torch.where(weights == 0, 0.0, elements * weights)
+        return call.reduce(elements)
+
+    def _finished(self, output: Any) -> Any:
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if loss is None:
+            return output
+        if not self._verified:
+            self._verify(loss)
+        terms = [member.term(self) for member in self._running["term"]]
+        combined = loss
+        if terms and self._running["combination"]:
+            combined = self._running["combination"][0].combine([loss, *terms], self)
+        else:
+            for term in terms:
+                combined = combined + term
+        zero = self.extras.zero()
+        if zero is not None:
+            combined = combined + zero
+        if combined is loss:
+            return output
+        return {**output, "loss": combined} if isinstance(output, Mapping) else combined
+
+    def _verify(self, loss: Tensor) -> None:
+        """On the first batch: that the objective is caught, and that it is the loss."""
+        self._verified = True
+        if self._mode is None:
+            return
+        user, which = type(self.module).__name__, self.option("which")
+        seen = ", ".join(
+            f"{i}: {getattr(c.function, '__name__', c)} of {tuple(c.input.shape)}" for i, c in enumerate(self._calls)
+        )
+        if not self._calls:
+            raise ValueError(
+                f"No criterion was seen in {user}.training_step, so that {self.plan()} would have no effect. Caught "
+                "are torch's cross_entropy, nll_loss, binary_cross_entropy(_with_logits) and mse_loss on tensors that "
+                "need a gradient; name any other with criterion='path.to.it'."
+            )
+        if which is None and len(self._calls) > 1:
+            raise ValueError(f"{user}.training_step calls several criteria ({seen}); say which=0, 1, ...")
+        if self._value is None:
+            raise ValueError(f"which={which}, but {user}.training_step calls these criteria: {seen}.")
+        if not is_affine_in(loss, self._value):
+            raise ValueError(
+                f"The loss that {user}.training_step returns is not the criterion's value up to scale and added terms "
+                f"({seen}): the criterion is only a part of it, or not in it. Name the whole of it with "
+                "criterion='path.to.it'."
+            )
+        output, call = self._output, self._calls[which or 0]
+        if output is not None and not self._running["head"] and not came_from(call.input, output):
+            raise ValueError(
+                f"The criterion's input does not come from the head {self._head_path!r} alone; name the module that "
+                "gives the logits with head=."
+            )
+
+    def _progress(self) -> Tensor:
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("The signal 'progress' needs a training of known length: set max_steps or max_epochs.")
+        return torch.tensor(min(1.0, self.trainer.global_step / max(1, total)))

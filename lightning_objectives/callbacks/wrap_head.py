@@ -1,0 +1,30 @@
+"""The network's head taken by a method of the kind `Head`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_objectives.callbacks.step import Pipeline, StepCallback
+
+
+@dataclass(eq=False)
+class WrapHead(StepCallback):
+    """Runs the head as M stacks in training, and makes the loss the mean of the M losses.
+
+    The user's code sees the mean of the stacks as the head's output. What it does to it on the way to the criterion is
+    repeated on each stack: casts, shapes, selections, a temperature, a link function; anything else is refused by name.
+    Validation, testing and prediction are the plain model's.
+
+    Args:
+        method: the method, ``(features, head) -> (M, N, ...)``.
+    """
+
+    place = "head"
+
+    wrapper: nn.Module | Callable[..., Tensor]
+
+    def stacks(self, pipeline: Pipeline) -> Tensor:
+        """The head's stacks for the features of this step."""
+        stacks: Tensor = self.wrapper(**{name: pipeline.signals.get(name) for name in self.signals})
+        return stacks

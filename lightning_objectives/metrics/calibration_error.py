@@ -1,0 +1,261 @@
+"""Calibration error of the predicted class, in constant memory."""
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_objectives.metrics._rows import WITHOUT_FLOAT64, SumMetric, probabilities
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Norm = Literal["l1", "l2", "max"]
+Binning = Literal["equal_width", "equal_mass"]
+CELLS = 8192
+"""Cells of the histogram out of which bins of equal mass are made."""
+
+
+class Bins(NamedTuple):
+    """The (B,) float64 totals of bins of rows, by rising confidence."""
+
+    rows: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+
+def calibration_error(
+    preds: Tensor,
+    target: Tensor,
+    *,
+    norm: Norm = "l1",
+    num_bins: int = 15,
+    binning: Binning = "equal_width",
+    from_logits: bool = True,
+) -> Tensor:
+    r"""Distance between the confidence in the predicted class and its accuracy, over bins of like confidence.
+
+    With row n's confidence :math:`c_n = \max_j p_{nj}` and accuracy :math:`a_n` (1 if the target is the predicted
+    class, else 0), bins :math:`b` of :math:`n_b` out of N rows, and the means of each:
+
+    .. math::
+        g_b = |\bar a_b - \bar c_b|, \qquad
+        \ell_1 = \sum_b \tfrac{n_b}{N} g_b, \quad
+        \ell_2 = \sqrt{\textstyle \sum_b \tfrac{n_b}{N} g_b^2}, \quad
+        \max = \max_{b: n_b > 0} g_b
+
+    Args:
+        preds: (N, C) logits or probabilities; half precision is computed in float32.
+        target: (N,) class indices, or (N, C) float class probabilities: the accuracy of a row is then the target's
+            mass on the predicted class.
+        norm: ``l1`` the expected (ECE), ``l2`` the root mean square, ``max`` the maximum calibration error.
+        num_bins: B >= 1.
+        binning: ``equal_width`` :math:`((b - 1) / B, b / B]`, or ``equal_mass`` with N / B rows in each bin. The
+            latter come from a histogram of 8192 cells, of equal width in the logit of the confidence (at most 0.001
+            of confidence, finer towards 0 and 1); a cell on the border of two bins is divided between them in
+            proportion, as if all its rows were alike. So equal confidences are never told apart by their order.
+        from_logits: whether ``preds`` are logits or probabilities.
+
+    Returns:
+        () float32 in [0, 1]; NaN without rows or with NaN predictions.
+
+    Raises:
+        ValueError: an unknown norm or binning, or ``num_bins`` < 1.
+
+    Example:
+        >>> preds = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+        >>> calibration_error(preds, torch.tensor([0, 1, 1]), num_bins=2, from_logits=False)  # |2 - 2.4| / 3
+        tensor(0.1333)
+
+    Paper: Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015,
+    https://ojs.aaai.org/index.php/AAAI/article/view/9602; bins as in Guo et al., ICML 2017, equation 3,
+    https://arxiv.org/abs/1706.04599; bins of equal mass: Nixon et al., 2019, https://arxiv.org/abs/1904.01685.
+
+    Differs from the paper: soft targets; the histogram behind bins of equal mass.
+    """
+    _check(norm, num_bins, binning)
+    confidence, accuracy = _top_label(preds, target, from_logits=from_logits)
+    cells = _histogram(
+        confidence, accuracy, torch.ones_like(confidence, dtype=torch.bool), _edges(num_bins, binning).to(confidence)
+    )
+    return _distance(_bins(cells, num_bins, binning), norm).to(preds.device)
+
+
+def _check(norm: str, num_bins: int, binning: str) -> None:
+    if norm not in ("l1", "l2", "max"):
+        raise ValueError(f"norm={norm!r} must be 'l1', 'l2' or 'max'.")
+    if num_bins < 1:
+        raise ValueError(f"num_bins={num_bins} must be >= 1.")
+    if binning not in ("equal_width", "equal_mass"):
+        raise ValueError(f"binning={binning!r} must be 'equal_width' or 'equal_mass'.")
+
+
+def _top_label(preds: Tensor, target: Tensor, *, from_logits: bool) -> tuple[Tensor, Tensor]:
+    p = probabilities(preds.detach(), from_logits=from_logits)
+    predicted = p.argmax(1)  # the first of equal ones
+    confidence = p.gather(1, predicted[:, None]).squeeze(1)
+    if target.is_floating_point():
+        return confidence, target.gather(1, predicted[:, None]).squeeze(1)
+    return confidence, (predicted == target).to(p.dtype)
+
+
+def _edges(num_bins: int, binning: Binning) -> Tensor:
+    """The inner edges of the cells; a cell holds its upper edge."""
+    if binning == "equal_width":
+        return torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)[1:-1]
+    return torch.linspace(-16, 16, CELLS + 1, dtype=torch.float64)[1:-1].sigmoid()
+
+
+def _histogram(confidence: Tensor, accuracy: Tensor, kept: Tensor, edges: Tensor) -> Bins:
+    cell = torch.bucketize(confidence, edges.to(confidence.dtype))  # NaN falls into the last one
+    dtype = torch.float32 if kept.device.type in WITHOUT_FLOAT64 else torch.float64
+
+    def total(values: Tensor) -> Tensor:
+        values = torch.where(kept, values, 0.0).to(dtype)
+        return values.new_zeros(len(edges) + 1).scatter_add_(0, cell, values)
+
+    return Bins(total(kept), total(confidence), total(accuracy))
+
+
+def _bins(cells: Bins, num_bins: int, binning: Binning) -> Bins:
+    """Merge cells into bins, on the CPU: a cumulative sum is not deterministic on every other device."""
+    cells = Bins(*(values.cpu().double() for values in cells))
+    if binning == "equal_width":
+        return cells
+    rows = cells.rows.cumsum(0)
+    borders = torch.arange(1, num_bins + 1) * rows[-1] / num_bins
+    cell = torch.searchsorted(rows, borders)  # where the border falls into,
+    above = (rows[cell] - borders) / cells.rows[cell]  # and the part of it that belongs to the next bin
+    totals = (values.cumsum(0)[cell] - above * values[cell] for values in cells)
+    return Bins(*(values.diff(prepend=values.new_zeros(1)) for values in totals))
+
+
+def _distance(bins: Bins, norm: Norm) -> Tensor:
+    filled = bins.rows > 0
+    share = bins.rows / bins.rows.sum()
+    gap = torch.where(filled, (bins.accuracy - bins.confidence).abs() / bins.rows, 0.0)
+    if norm == "l1":
+        return (share * gap).sum().float()
+    if norm == "l2":
+        return (share * gap.square()).sum().sqrt().float()
+    return torch.where(filled.any(), gap.max(), torch.nan).float()
+
+
+class CalibrationError(SumMetric):
+    r"""Metric form of :func:`calibration_error`, over all rows of all batches and ranks.
+
+    Args:
+        norm: ``l1`` (ECE), ``l2`` or ``max``.
+        num_bins: number of bins B.
+        binning: ``equal_width``, or ``equal_mass`` which spends no bin where no row is.
+        from_logits: whether predictions are logits or probabilities; never guessed from their range.
+        ignore_index: rows with this class index do not count; None for none.
+
+    Raises:
+        ValueError: an unknown norm or binning, ``num_bins`` < 1; in ``update`` shapes that do not fit; in ``compute``
+            class indices, probabilities or soft targets that are none.
+
+    Shapes of ``update``: preds (N, C, ...) and target (N, ...) int or (N, C, ...) float, where every position is a row;
+    for two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability. The confidence
+    is that of the predicted class there too, so at least 0.5.
+
+    When to use: how far probabilities can be trusted; compare models with the same bins and at least some thousand
+    rows, since few rows in a bin make any model look worse (bias upwards). ``equal_mass`` for confident models.
+    Cost: one softmax and a search in the edges; 24 bytes of state a bin (``equal_width``) or 192 KiB (``equal_mass``),
+    however many rows: sums are float64 and counts int64, so 40 million pixels are as right as 40 (on devices without
+    float64 the sums are float32).
+    Interactions: label smoothing and mixed targets change what a confidence means; soft targets are compared with
+    their mass, not with their greatest class.
+
+    Example:
+        >>> metric = CalibrationError(num_bins=2, from_logits=False)
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([0, 1]))
+        >>> metric.update(torch.tensor([[0.3, 0.7]]), torch.tensor([1]))
+        >>> metric.compute()
+        tensor(0.1333)
+
+    Paper: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    edges: Tensor
+
+    def __init__(
+        self,
+        *,
+        norm: Norm = "l1",
+        num_bins: int = 15,
+        binning: Binning = "equal_width",
+        from_logits: bool = True,
+        ignore_index: int | None = -100,
+    ) -> None:
+        _check(norm, num_bins, binning)
+        # Norms of the same bins may share them.
+        super().__init__(from_logits=from_logits, ignore_index=ignore_index, settings=f"{num_bins}_{binning}")
+        self.norm: Norm = norm
+        self.num_bins = num_bins
+        self.binning: Binning = binning
+        self.register_buffer("edges", _edges(num_bins, binning), persistent=False)
+        cells = len(self.edges) + 1
+        self._add_sum("rows", torch.zeros(cells, dtype=torch.int64))
+        self._add_sum("confidence", torch.zeros(cells, dtype=torch.float64))
+        self._add_sum("accuracy", torch.zeros(cells, dtype=torch.float64))
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch; shapes as in the class. Never waits for the device."""
+        rows = self._rows(preds, target)
+        confidence, accuracy = _top_label(rows.preds, rows.target, from_logits=self.from_logits)
+        cells = _histogram(confidence, accuracy, rows.kept, self.edges)
+        self._add("rows", cells.rows.long())
+        self._add("confidence", cells.confidence)
+        self._add("accuracy", cells.accuracy)
+
+    def compute(self) -> Tensor:
+        """The calibration error of all rows that count, () float32."""
+        return _distance(self._merged(), self.norm).to(self.device)
+
+    def bins(self) -> Bins:
+        """The totals of the bins, over all ranks: call it on each of them."""
+        with self.sync_context(process_group=self.process_group):
+            return self._merged()
+
+    def _merged(self) -> Bins:
+        self._check_rows()
+        cells = Bins(self._sum("rows"), self._sum("confidence"), self._sum("accuracy"))
+        return _bins(cells, self.num_bins, self.binning)
+
+    def plot(self, val: Any = None, ax: "Axes | None" = None) -> Any:
+        """Draw a reliability diagram: accuracy over confidence by bin, with the share of rows below.
+
+        Args:
+            val: a value or a series of values to draw over time instead, as torchmetrics' own ``plot`` does.
+            ax: axes to draw into; None makes a figure.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            ModuleNotFoundError: without matplotlib, which is in the extra ``plots``.
+        """
+        if val is not None:
+            return self._plot(val, ax)
+        try:
+            import matplotlib.pyplot as plt
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("plot() needs matplotlib: pip install 'lightning-objectives[plots]'.") from error
+        bins = self.bins()
+        filled = bins.rows > 0
+        rows, confidence, accuracy = (values[filled].numpy() for values in bins)
+        confidence, accuracy, share = confidence / rows, accuracy / rows, rows / rows.sum()
+        figure, axes = plt.subplots() if ax is None else (ax.get_figure(), ax)
+        axes.plot([0, 1], [0, 1], linestyle="--", color="gray", label="calibrated")
+        axes.vlines(confidence, confidence, accuracy, color="tab:red", linewidth=3, alpha=0.6, label="gap")
+        axes.plot(confidence, accuracy, marker="o", color="tab:blue", label="accuracy")
+        axes.bar(confidence, share, width=0.02, color="tab:blue", alpha=0.25, label="share of rows")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+        axes.set_title(f"calibration error ({self.norm}, {self.binning}) {float(_distance(bins, self.norm)):.4f}")
+        axes.legend(loc="upper left")
+        return figure, axes

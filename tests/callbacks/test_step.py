@@ -1,0 +1,708 @@
+"""The pipeline: what is touched, in which order, what is refused, and that all is given back."""
+
+import copy
+import pickle
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Net, data, equal, fit, loader, trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_objectives.callbacks.add_regularizer import AddRegularizer
+from lightning_objectives.callbacks.replace_loss import ReplaceLoss
+from lightning_objectives.callbacks.reweight_samples import ReweightSamples
+from lightning_objectives.callbacks.step import Pipeline
+from lightning_objectives.callbacks.transform_batch import TransformBatch
+from lightning_objectives.callbacks.wrap_head import WrapHead
+from lightning_objectives.data.with_index import with_index
+from lightning_objectives.heads import MultiSampleDropout
+from lightning_objectives.kinds import Regularizer
+from lightning_objectives.weighting import LossBasedReweighting
+
+
+def ones(losses: Tensor) -> Tensor:
+    return torch.ones_like(losses)
+
+
+class Probe(L.Callback):
+    """Keeps the pipeline of the fit, which is gone afterwards."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.pipeline = Pipeline.of(trainer, pl_module)
+
+
+# -- zero strength -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: ReweightSamples(LossBasedReweighting(temperature=float("inf"))),
+        lambda: ReweightSamples(LossBasedReweighting(warmup_steps=10**6)),
+        lambda: WrapHead(MultiSampleDropout(p=0.0)),
+        lambda: AddRegularizer(lambda logits: logits.square(), strength=0.0),
+        lambda: AddRegularizer(lambda features: features.square(), strength=0.0),
+    ],
+)
+def test_zero_strength_is_the_untouched_run_bit_for_bit(callback):
+    plain, _ = fit(net=lambda: Net(dropout=0.5))
+    probe = Probe()
+    touched, _ = fit(callback(), probe, net=lambda: Net(dropout=0.5))
+    assert probe.pipeline.steps == 6
+    assert probe.pipeline.caught_calls == 6
+    assert equal(plain, touched)
+    assert plain.losses == touched.losses
+
+
+# -- the order of the list, and fit after fit ------------------------------------------------------------------------
+
+
+def test_the_order_of_the_callbacks_does_not_matter():
+    def callbacks():
+        return [
+            WrapHead(MultiSampleDropout(num_samples=2)),
+            ReweightSamples(LossBasedReweighting()),
+            AddRegularizer(lambda logits: 0.1 * logits.square().mean(1)),
+        ]
+
+    first, _ = fit(*callbacks())
+    second, _ = fit(*reversed(callbacks()))
+    assert equal(first, second)
+
+
+def test_fit_twice_is_fit_twice():
+    callback = ReweightSamples(LossBasedReweighting())
+    net, _ = fit(callback)
+    trainer(callback).fit(net, loader())
+    other, _ = fit(ReweightSamples(LossBasedReweighting()))
+    trainer(ReweightSamples(LossBasedReweighting())).fit(other, loader())
+    assert equal(net, other)
+
+
+# -- giving back -----------------------------------------------------------------------------------------------------
+
+
+class Raise(L.Callback):
+    def __init__(self, hook, error=RuntimeError):
+        setattr(self, hook, self._raise)
+        self.error = error
+
+    def _raise(self, *args, **kwargs):
+        raise self.error("planned")
+
+
+HOOKS = ["setup", "on_fit_start", "on_train_start", "on_train_batch_start", "on_before_backward", "on_train_batch_end"]
+HOOKS += ["on_validation_batch_start", "on_train_epoch_end", "on_train_end", "on_sanity_check_start"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_exception_leaves_nothing_behind(hook):
+    net = Net()
+    before, head, children = set(vars(net)), set(vars(net.fc)), dict(net.named_children())
+    callbacks = [ReweightSamples(ones), WrapHead(MultiSampleDropout()), AddRegularizer(Learned()), Raise(hook)]
+    with pytest.raises(RuntimeError, match="planned"):
+        fit(*callbacks, net=net, val=loader())
+    assert set(vars(net)) - before <= {"_trainer", "_hparams"}
+    assert set(vars(net.fc)) == head
+    assert dict(net.named_children()) == children
+    assert not net.fc._forward_hooks
+    plain, _ = fit(net=net)
+    assert plain is net
+
+
+def test_an_interrupt_leaves_nothing_behind():
+    net = Net()
+    with pytest.raises(SystemExit):
+        fit(ReweightSamples(ones), Raise("on_train_batch_end", KeyboardInterrupt), net=net)
+    assert "training_step" not in vars(net)
+
+
+def test_copies_made_during_a_fit_are_plain():
+    class Copy(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            trainer_, pl_module.trainer = pl_module.trainer, None
+            self.copies = [copy.deepcopy(pl_module), pickle.loads(pickle.dumps(pl_module))]
+            pl_module.trainer = trainer_
+
+    probe = Copy()
+    fit(ReweightSamples(ones), WrapHead(MultiSampleDropout()), probe)
+    for other in probe.copies:
+        batch = next(iter(loader()))
+        expected = F.cross_entropy(other(batch[0]), batch[1])
+        assert torch.equal(other.training_step(batch, 0), expected)
+
+
+# -- multi-sample dropout through the user's own code ----------------------------------------------------------------
+
+
+class Fixed(MultiSampleDropout):
+    """Three stacks with known masks, so that the loss can be worked out by hand."""
+
+    def forward(self, features, head):
+        rows = torch.stack([features * m for m in MASKS])
+        return head(rows.flatten(0, 1)).unflatten(0, (len(MASKS), len(features)))
+
+
+MASKS = torch.tensor([[1.0, 0, 1, 1, 0, 1], [0, 1, 1, 0, 2, 1], [1, 1, 0, 0, 1, 3]])
+TAILS = {
+    "plain": lambda z, y: F.cross_entropy(z, y),
+    "temperature": lambda z, y: F.cross_entropy(z / 2.5, y),
+    "float": lambda z, y: F.cross_entropy(z.float(), y),
+    "double": lambda z, y: F.cross_entropy(z.double(), y),
+    "log_softmax, nll": lambda z, y: F.nll_loss(F.log_softmax(z, dim=-1), y),
+    "method log_softmax": lambda z, y: F.nll_loss(z.log_softmax(-1), y),
+    "view": lambda z, y: F.cross_entropy(z.view(-1, 3), y.view(-1)),
+    "shift": lambda z, y: F.cross_entropy(z[:-1] + 0.5, y[1:]),
+    "row mask": lambda z, y: F.cross_entropy(z[y > 0], y[y > 0]),
+    "none": lambda z, y: F.cross_entropy(z, y, reduction="none").mean(),
+    "none with weights": lambda z, y: (F.cross_entropy(z, y, reduction="none") * (y + 1)).sum() / (y + 1).sum(),
+    "class weights": lambda z, y: F.cross_entropy(z, y, weight=torch.tensor([1.0, 2, 3])),
+    "sigmoid": lambda z, y: F.binary_cross_entropy(torch.sigmoid(z), F.one_hot(y, 3).float()),
+    "soft cap": lambda z, y: F.cross_entropy(3 * torch.tanh(z / 3), y),
+    "chunk": lambda z, y: F.cross_entropy(z.chunk(2)[1], y[4:]),
+    "an unused metric": lambda z, y: (F.cross_entropy(z, y), z.detach().argmax(1).eq(y))[0],
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_the_loss_is_the_mean_of_the_losses_of_the_stacks(name):
+    class Own(Net):
+        def criterion(self, logits, y):
+            return TAILS[name](logits, y)
+
+    net, _ = fit(WrapHead(Fixed()), net=Own, max_steps=1)
+    start = Own()
+    L.seed_everything(0, verbose=False)
+    start = Own()
+    x, y = next(iter(loader()))
+    expected = torch.stack([TAILS[name](start.fc(start.backbone(x) * m), y) for m in MASKS]).mean()
+    torch.testing.assert_close(torch.tensor(net.losses[0]), expected.float())
+    expected.backward()
+    torch.testing.assert_close(net.fc.weight, start.fc.weight - 0.1 * start.fc.weight.grad)
+    torch.testing.assert_close(net.backbone[0].weight, start.backbone[0].weight - 0.1 * start.backbone[0].weight.grad)
+
+
+def test_one_sample_is_ordinary_dropout_bit_for_bit():
+    class Dropout(Net):
+        def forward(self, x):
+            return self.fc(F.dropout(self.backbone(x), 0.3, self.training))
+
+    plain, _ = fit(net=Dropout)
+    single, _ = fit(WrapHead(MultiSampleDropout(num_samples=1, p=0.3)))
+    assert equal(plain, single)
+
+
+def test_weights_are_those_of_the_mean_losses_of_the_stacks():
+    seen = []
+
+    def weighting(losses):
+        seen.append(losses)
+        return torch.ones_like(losses)
+
+    L.seed_everything(0, verbose=False)
+    start = Net()
+    fit(WrapHead(Fixed()), ReweightSamples(weighting), max_steps=1)
+    x, y = next(iter(loader()))
+    stacks = [F.cross_entropy(start.fc(start.backbone(x) * m), y, reduction="none") for m in MASKS]
+    torch.testing.assert_close(seen[0], torch.stack(stacks).mean(0).detach())
+
+
+def test_evaluation_is_the_plain_model():
+    class Record(Net):
+        def validation_step(self, batch, batch_idx):
+            self.seen = self(batch[0])
+
+    net, runner = fit(WrapHead(MultiSampleDropout(p=0.9)), net=Record, val=loader(batch_size=24))
+    x, _ = next(iter(loader(batch_size=24)))
+    net.eval()
+    assert torch.equal(net.seen, net(x))
+
+
+# -- what is refused, and how ----------------------------------------------------------------------------------------
+
+
+def own(body):
+    class Own(Net):
+        def training_step(self, batch, batch_idx):
+            return body(self, *batch)
+
+    return Own
+
+
+def focal(self, x, y):
+    losses = F.cross_entropy(self(x), y, reduction="none")
+    return ((1 - (-losses).exp()) ** 2 * losses).mean()
+
+
+def several(self, x, y):
+    return F.cross_entropy(self(x), y) + F.mse_loss(self(x), torch.zeros(len(x), 3))
+
+
+def inplace(self, x, y):
+    logits = self(x)
+    logits /= 2
+    return F.cross_entropy(logits, y)
+
+
+def functional_head(self, x, y):
+    return F.cross_entropy(F.linear(self.backbone(x), self.fc.weight, self.fc.bias), y)
+
+
+def twice(self, x, y):
+    return F.cross_entropy(self(x) + self.fc(self.backbone(-x)), y)
+
+
+REFUSED = {
+    "no criterion": (lambda self, x, y: self(x).logsumexp(1).mean(), ReweightSamples(ones), "No criterion was seen"),
+    "no criterion, head": (lambda self, x, y: self(x).square().mean(), WrapHead(MultiSampleDropout()), "No criterion"),
+    "focal": (focal, ReweightSamples(ones), "only a part of it"),
+    "several": (several, ReweightSamples(ones), r"0: cross_entropy of \(8, 3\), 1: mse_loss .* say which=0, 1"),
+    "which": (several, ReweightSamples(ones, which=2), "which=2, but"),
+    "unused": (
+        lambda self, x, y: (F.cross_entropy(self(x), y), self(x).square().mean())[1],
+        ReweightSamples(ones),
+        "not in it",
+    ),
+    "in place": (inplace, WrapHead(MultiSampleDropout()), "in place"),
+    "exp": (lambda self, x, y: F.mse_loss(self(x).exp(), F.one_hot(y, 3).float()), WrapHead(Fixed()), "'exp'"),
+    "dropout": (lambda self, x, y: F.cross_entropy(F.dropout(self(x)), y), WrapHead(Fixed()), "'dropout'"),
+    "property": (lambda self, x, y: F.cross_entropy(self(x).T.T, y), WrapHead(Fixed()), "cannot be repeated"),
+    "functional head": (functional_head, WrapHead(Fixed()), "does not come from the head 'fc'"),
+    "called twice": (twice, WrapHead(Fixed()), "called several times"),
+    "no index": (None, ReweightSamples(lambda losses, index: ones(losses)), "with_index"),
+    "no group": (None, ReweightSamples(lambda losses, group: ones(losses)), "'group'"),
+    "no teacher": (None, AddRegularizer(lambda teacher_logits: teacher_logits), "'teacher_logits' cannot be had"),
+    "unknown head": (None, WrapHead(Fixed(), head="model.head"), r"head='model.head' does not exist .* backbone.0, fc"),
+    "wrong head": (None, WrapHead(MultiSampleDropout(), head="backbone.0"), "'relu' *, which cannot be repeated"),
+    "wrong head, features": (None, AddRegularizer(lambda features: features, head="backbone.0"), "does not come from"),
+    "unknown criterion": (None, ReweightSamples(ones, criterion="loss"), "criterion='loss' names nothing callable"),
+    "bad shape": (None, ReweightSamples(lambda losses: losses.new_ones(3)), r"shape \(3,\) for 8 losses"),
+    "input": (None, AddRegularizer(lambda inputs: inputs, input="image"), "input='image'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused_in_a_sentence(name):
+    body, callback, message = REFUSED[name]
+    net = own(body)() if body else Net()
+    before, head = set(vars(net)), set(vars(net.fc))
+    with pytest.raises(ValueError, match=message):
+        fit(callback, net=net)
+    assert set(vars(net)) - before <= {"_trainer", "_hparams"}
+    assert set(vars(net.fc)) == head
+
+
+def test_a_module_without_a_head_is_refused():
+    class Convolution(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.fc = nn.Identity(), nn.Conv1d(1, 3, 4)
+
+        def forward(self, x):
+            return self.fc(x[:, None])[:, :, 0]
+
+    with pytest.raises(ValueError, match="no Linear layer that could be its head"):
+        fit(WrapHead(MultiSampleDropout()), net=Convolution)
+    fit(WrapHead(MultiSampleDropout(p=0.5), head="fc"), net=Convolution)
+
+
+def test_a_head_with_batch_norm_is_refused():
+    class Normed(Net):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+
+    with pytest.raises(ValueError, match="BatchNorm"):
+        fit(WrapHead(MultiSampleDropout(), head="fc"), net=Normed)
+
+
+def test_manual_optimization_is_refused():
+    net = Net()
+    net.automatic_optimization = False
+    with pytest.raises(ValueError, match="automatic optimization"):
+        fit(ReweightSamples(ones), net=net)
+
+
+def test_one_place_one_callback_and_options_agree():
+    with pytest.raises(ValueError, match="both take the place 'weighting'"):
+        fit(ReweightSamples(ones), ReweightSamples(LossBasedReweighting()))
+    with pytest.raises(ValueError, match="agree on 'head'"):
+        fit(AddRegularizer(lambda features: features, head="fc"), WrapHead(Fixed(), head="backbone.0"))
+
+
+# -- signals ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_signal_has_what_it_says():
+    seen = {}
+
+    def look(logits, target, features, inputs, index, head, step, epoch, progress):
+        seen.update(locals())
+        return logits.sum() * 0
+
+    probe = Probe()
+    net, runner = fit(
+        AddRegularizer(look), probe, train=DataLoader(with_index(data()), batch_size=8, shuffle=True), net=Net
+    )
+    everything = data()
+    x, y = (torch.stack(list(column)) for column in zip(*[everything[int(i)] for i in seen["index"]]))
+    assert torch.equal(seen["inputs"], x)
+    assert torch.equal(seen["target"], y)
+    assert seen["logits"].shape == (8, 3)
+    assert torch.allclose(seen["head"](seen["features"]), seen["logits"], atol=0.2)  # one step later
+    assert (seen["step"], seen["epoch"]) == (5, 1)
+    assert seen["progress"] == pytest.approx(5 / 6)
+    assert probe.pipeline.steps == 6
+
+
+def test_a_criterion_chosen_by_its_number():
+    seen = []
+
+    def weighting(losses):
+        seen.append(losses)
+        return torch.zeros_like(losses)
+
+    net, _ = fit(ReweightSamples(weighting, which=1), net=own(several), max_steps=1)
+    x, y = next(iter(loader()))
+    L.seed_everything(0, verbose=False)
+    start = Net()
+    torch.testing.assert_close(seen[0], start(x).square().mean(1).detach())
+    F.cross_entropy(start(x), y).backward()  # the weighted one is gone
+    torch.testing.assert_close(net.fc.weight, start.fc.weight - 0.1 * start.fc.weight.grad)
+
+
+def test_calls_without_gradient_are_metrics():
+    def body(self, x, y):
+        logits = self(x)
+        with torch.no_grad():
+            self.metric = F.cross_entropy(logits, y)
+        self.log("train_ce", F.cross_entropy(logits.detach(), y))
+        return F.cross_entropy(logits, y)
+
+    plain, _ = fit(net=own(body))
+    probe = Probe()
+    weighted, _ = fit(ReweightSamples(ones), probe, net=own(body))
+    assert equal(plain, weighted)
+    assert probe.pipeline.caught_calls == 6
+
+
+@pytest.mark.parametrize("form", ["tensor", "dict", "none on odd", "batch only", "kwargs"])
+def test_what_a_step_may_look_like(form):
+    class Own(Net):
+        if form == "batch only":
+
+            def training_step(self, batch):
+                return super().training_step(batch, 0)
+
+        elif form == "kwargs":
+
+            def training_step(self, batch, batch_idx, *args, **kwargs):
+                return super().training_step(batch, batch_idx)
+
+        else:
+
+            def training_step(self, batch, batch_idx):
+                if form == "none on odd" and batch_idx % 2:
+                    return None
+                loss = super().training_step(batch, batch_idx)
+                return {"loss": loss, "extra": 1} if form == "dict" else loss
+
+    plain, _ = fit(net=Own)
+    touched, _ = fit(ReweightSamples(ones), net=Own)
+    assert equal(plain, touched)
+    fit(AddRegularizer(lambda logits: logits.square(), strength=0.1), net=Own)
+
+
+def test_token_losses_fold_into_sequences():
+    tokens = torch.randint(3, (4, 5), generator=torch.Generator().manual_seed(0))
+    tokens[0, 3:] = -100
+    seen = {}
+
+    class Tokens(Net):
+        def training_step(self, batch, batch_idx):
+            logits = self(batch)  # (B, T, C)
+            self.value = F.cross_entropy(logits.view(-1, 3), tokens.view(-1))
+            return self.value
+
+    def weighting(losses):
+        seen["losses"] = losses
+        return torch.tensor([2.0, 1.0, 0.5, 0.5])
+
+    x = torch.randn(4, 5, 4, generator=torch.Generator().manual_seed(1))
+    batches = DataLoader([*x], batch_size=4)
+    net, _ = fit(ReweightSamples(weighting), net=Tokens, train=batches, max_steps=1)
+    L.seed_everything(0, verbose=False)
+    start = Tokens()
+    table = F.cross_entropy(start(x).view(-1, 3), tokens.view(-1), reduction="none").view(4, 5)
+    means = torch.stack([row[t != -100].mean() for row, t in zip(table, tokens)])
+    torch.testing.assert_close(seen["losses"], means.detach())
+    expected = (table * torch.tensor([2.0, 1.0, 0.5, 0.5])[:, None]).sum() / 18
+    torch.testing.assert_close(net.value, expected)
+
+    element = lambda losses: seen.update(n=len(losses)) or torch.ones_like(losses)  # noqa: E731
+    fit(ReweightSamples(element, unit="element"), net=Tokens, train=batches, max_steps=1)
+    assert seen["n"] == 18
+
+    class Masked(Tokens):
+        def training_step(self, batch, batch_idx):
+            keep = tokens.view(-1) != -100
+            return F.cross_entropy(self(batch).view(-1, 3)[keep], tokens.view(-1)[keep])
+
+    with pytest.raises(ValueError, match="18 rows, which cannot be folded into the batch's 4 samples"):
+        fit(ReweightSamples(ones), net=Masked, train=batches, max_steps=1)
+
+
+def test_a_loss_that_is_not_finite_is_dropped_and_spoils_no_weight():
+    class Infinite(Net):
+        def criterion(self, logits, y):
+            bias = torch.zeros_like(logits)
+            bias[0, y[0]] = -torch.inf
+            return F.cross_entropy(logits + bias, y)
+
+    seen = {}
+
+    class Spy(LossBasedReweighting):
+        def forward(self, losses):
+            seen["weights"] = super().forward(losses)
+            return seen["weights"]
+
+    net, _ = fit(ReweightSamples(Spy()), net=Infinite, max_steps=1)
+    assert seen["weights"][0] == 0
+    assert seen["weights"][1:].mean() == pytest.approx(8 / 7 * 7 / 8)
+    assert torch.tensor(net.losses).isfinite().all()
+
+
+# -- replaced losses, added terms, mixed batches ---------------------------------------------------------------------
+
+
+def test_a_replaced_loss_keeps_what_is_ignored_and_the_reduction():
+    def poly(logits, target):
+        losses = F.cross_entropy(logits, target, reduction="none")
+        return losses + (1 - (-losses).exp())
+
+    def ignoring(z, y):
+        return F.cross_entropy(z, torch.where(torch.arange(len(y)) < 2, -100, y), weight=torch.tensor([1.0, 5, 9]))
+
+    class Own(Net):
+        def criterion(self, logits, y):
+            return ignoring(logits, y)
+
+    class Reference(Net):
+        def criterion(self, logits, y):
+            return poly(logits[2:], y[2:]).mean()
+
+    replaced, _ = fit(ReplaceLoss(poly), net=Own)
+    reference, _ = fit(net=Reference)
+    for a, b in zip(replaced.parameters(), reference.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+def test_replacing_a_loss_of_class_probabilities():
+    class Own(Net):
+        def criterion(self, logits, y):
+            return F.binary_cross_entropy_with_logits(logits, F.one_hot(y, 3).float())
+
+    replaced, _ = fit(ReplaceLoss(lambda logits, target: -(target * logits.log_softmax(-1)).sum(-1)), net=Own)
+    plain, _ = fit()
+    for a, b in zip(replaced.parameters(), plain.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_term_is_added_once_and_logged():
+    class Reference(Net):
+        def training_step(self, batch, batch_idx):
+            logits = self(batch[0])
+            return F.cross_entropy(logits, batch[1]) + 0.3 * logits.square().mean()
+
+    class LogitPenalty(Regularizer):
+        def forward(self, logits):
+            return logits.square().mean(1)
+
+    reference, _ = fit(net=Reference)
+    added, runner = fit(AddRegularizer(LogitPenalty(), strength=0.3))
+    for a, b in zip(added.parameters(), reference.parameters()):
+        torch.testing.assert_close(a, b)
+    assert "train/logitpenalty" in runner.callback_metrics
+
+
+def test_a_mixed_batch_and_its_target():
+    index, share = torch.tensor([[0, 1], [1, 0], *[[i, i] for i in range(2, 8)]]), 0.25
+
+    def mix(inputs, generator):
+        weight = torch.tensor([[1 - share, share]]).expand(8, 2)
+        inputs.mul_(1 - share)  # a copy: it may be changed
+        return inputs + share / (1 - share) * inputs[index[:, 1]], index, weight
+
+    class Own(Net):
+        def training_step(self, batch, batch_idx):
+            self.mine = batch[1]
+            return super().training_step(batch, batch_idx)
+
+    class Reference(Net):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            mixed = (1 - share) * x + share * x[index[:, 1]]
+            target = (1 - share) * F.one_hot(y, 3) + share * F.one_hot(y[index[:, 1]], 3)
+            return F.cross_entropy(self(mixed), target)
+
+    batches = loader()
+    before = batches.dataset.tensors[0].clone()
+    mixed, _ = fit(TransformBatch(mix), net=Own, train=batches)
+    reference, _ = fit(net=Reference)
+    for a, b in zip(mixed.parameters(), reference.parameters()):
+        torch.testing.assert_close(a, b)
+    assert mixed.mine.dtype == torch.int64
+    assert torch.equal(before, batches.dataset.tensors[0])
+
+    class Elsewhere(Net):
+        def criterion(self, logits, y):
+            return F.cross_entropy(logits[2:], y[2:])
+
+    with pytest.raises(ValueError, match="mixed 8 rows"):
+        fit(TransformBatch(mix), net=Elsewhere)
+
+
+# -- modules that a method brings ------------------------------------------------------------------------------------
+
+
+class Learned(Regularizer):
+    """A method with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, logits):
+        return (self.scale - logits).square().mean(1)
+
+
+def momentum(net):
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+
+def by_groups(net):
+    groups = [{"params": list(net.fc.parameters()), "lr": 0.2}, {"params": list(net.backbone.parameters())}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=[0.2, 0.1], total_steps=20)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+
+@pytest.mark.parametrize("configure", [momentum, by_groups])
+def test_a_methods_parameters_are_trained_and_leave_no_trace(configure, tmp_path):
+    class Own(Net):
+        def configure_optimizers(self):
+            return configure(self)
+
+    method = Learned()
+    net, runner = fit(AddRegularizer(method), net=Own, max_epochs=1)
+    assert method.scale != 1.0
+    assert "objective_modules" not in dict(net.named_children())
+    assert net.state_dict().keys() == Own().state_dict().keys()
+
+
+@pytest.mark.parametrize("configure", [momentum, by_groups])
+def test_resuming_with_without_and_with_a_newly_added_plug_in(configure, tmp_path):
+    class Own(Net):
+        def configure_optimizers(self):
+            return configure(self)
+
+    class Save(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{self.name}-{trainer.current_epoch}.ckpt")
+
+    def run(name, *callbacks, epochs=2, ckpt=None):
+        save = Save()
+        save.name = name
+        L.seed_everything(0, verbose=False)
+        net = Own()
+        trainer(*callbacks, save, max_epochs=epochs).fit(net, loader(), ckpt_path=ckpt)
+        return net
+
+    whole_method, resumed_method = Learned(), Learned()
+    whole = run("whole", AddRegularizer(whole_method))
+    resumed = run("again", AddRegularizer(resumed_method), ckpt=tmp_path / "whole-0.ckpt")
+    assert equal(whole, resumed)
+    assert whole_method.scale == resumed_method.scale
+
+    file = torch.load(tmp_path / "whole-0.ckpt", weights_only=True)
+    plain = run("plain")
+    assert file["state_dict"].keys() == plain.state_dict().keys()
+    sizes = [len(group["params"]) for group in file["optimizer_states"][0]["param_groups"]]
+    assert sizes == ([4] if configure is momentum else [2, 2])
+    run("without", ckpt=tmp_path / "whole-0.ckpt")
+
+    added = Learned()
+    run("added", AddRegularizer(added), ckpt=tmp_path / "plain-0.ckpt")
+    assert added.scale != 1.0
+
+
+def test_the_users_own_draws_are_not_moved_by_extra_modules():
+    plain, _ = fit(net=lambda: Net(dropout=0.5))
+    touched, _ = fit(AddRegularizer(Learned(), strength=0.0), net=lambda: Net(dropout=0.5))
+    assert equal(plain, touched)
+
+
+def test_nets_built_in_configure_model_are_found():
+    class Late(Net):
+        def __init__(self):
+            super().__init__()
+            self.late = self.fc
+            del self.fc
+
+        def configure_model(self):
+            if not hasattr(self, "fc"):
+                self.fc = self.late
+
+    fit(WrapHead(MultiSampleDropout()), net=Late)
+
+
+def test_both_names_of_lightning():
+    import pytorch_lightning
+
+    callback = ReweightSamples(LossBasedReweighting())
+    assert isinstance(callback, (L.Callback, pytorch_lightning.Callback))
+
+    class Other(pytorch_lightning.LightningModule):
+        __init__ = Net.__init__
+        forward, criterion, training_step = Net.forward, Net.criterion, Net.training_step
+        configure_optimizers = Net.configure_optimizers
+
+    Other.__init__ = lambda self: (
+        pytorch_lightning.LightningModule.__init__(self),
+        setattr(self, "losses", []),
+        setattr(self, "backbone", nn.Sequential(nn.Linear(4, 6), nn.ReLU())),
+        setattr(self, "fc", nn.Linear(6, 3)),
+    )[0]
+    runner = pytorch_lightning.Trainer(
+        callbacks=[callback, WrapHead(MultiSampleDropout())], max_epochs=1, logger=False, accelerator="cpu",
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    runner.fit(Other(), loader())
+    assert runner.callback_metrics["train/max_weight"] >= 1
+
+
+@pytest.mark.parametrize("where", ["backbone", "net"])
+def test_compiled_networks(where):
+    class Compiled(Net):
+        def __init__(self):
+            super().__init__()
+            if where == "backbone":
+                self.backbone = torch.compile(self.backbone, backend="eager", fullgraph=True)
+
+        def forward(self, x):
+            return super().forward(x)
+
+    def build():
+        net = Compiled()
+        if where == "net":
+            net.compile(backend="eager")
+        return net
+
+    torch._dynamo.reset()
+    with torch._dynamo.utils.CompileProfiler() if False else torch._dynamo.config.patch(error_on_recompile=False):
+        plain, _ = fit(net=build)
+        touched, _ = fit(ReweightSamples(ones), net=build)
+    assert equal(plain, touched)
