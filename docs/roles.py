@@ -35,7 +35,9 @@ def markdown(docstring: str) -> str:
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     # A method's card: each heading on a line of its own begins a paragraph. Griffe knows examples in the plural.
     text = re.sub(r"\n(?=(?:Cost|Interactions|When to use|Paper|Differs from the paper):)", "\n\n", text)
-    text = re.sub(r"^(Cost|Interactions|When to use|Paper|Differs from the paper):", r"**\1.**", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^(Cost|Interactions|When to use|Paper|Differs from the paper):", r"**\1.**", text, flags=re.MULTILINE
+    )
     return re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
 
 
