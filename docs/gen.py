@@ -13,29 +13,90 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import lightning_objectives
+import lightning_objectives as package
 from lightning_objectives.discovery import ROOMS, methods
 
-ROOT = lightning_objectives.__name__
+HERE = Path(__file__).parent
+
+
+def write(out: Path) -> None:
+    """Make the folder of the site's sources anew."""
+    made = pages()
+    if faults := [*without_page(made), *without_docstring()]:
+        raise SystemExit("\n".join(["docs:", *faults]))
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(HERE, out, ignore=shutil.ignore_patterns("*.py", "site", "__pycache__"))
+    for path, names in made.items():
+        page = out / path
+        page.parent.mkdir(parents=True, exist_ok=True)
+        shown = [f"::: {name}" for name in names]
+        page.write_text("\n\n".join([f"# {title(path)}", introduction(path), *shown]) + "\n")
+
+
+def title(path: str) -> str:
+    """A room's page is called after the room, every other after itself."""
+    page = Path(path)
+    return page.parent.name if page.stem == "index" else page.stem
+
+
+def introduction(path: str) -> str:
+    """What its module says of itself, on the page of a room or a part; where to import from, on that of a method."""
+    room = Path(path).parent.name
+    if Path(path).stem == "index" or room == "package":
+        options = "    options: { members: false, show_root_heading: false, show_source: false }"
+        return f"::: {package.__name__}.{title(path)}\n{options}"
+    return f"```python\nfrom {package.__name__}.{room} import {title(path)}\n```"
 
 
 def pages() -> dict[str, list[str]]:
-    """The generated pages, each with the full names of what it documents."""
-    made: dict[str, list[str]] = {"kinds.md": [f"{ROOT}.kinds"]}
+    """The generated pages, each with the full names of what it documents: a page a method, one a room, one a part."""
+    made: dict[str, list[str]] = {}
     for room, cls in methods():
-        made[f"methods/{room}/{cls.__module__.rpartition('.')[2]}.md"] = [cls.__module__]
-    for module in modules():
-        part = module.__name__.partition(".")[2]
-        if part and part != "kinds" and part.partition(".")[0] not in ROOMS:
-            names = [f"{module.__name__}.{name}" for name in getattr(module, "__all__", ())]
-            if names or not hasattr(module, "__path__"):
-                made[f"package/{part}.md"] = names or [module.__name__]
+        names = [f"{cls.__module__}.{name}" for name in defined_in(sys.modules[cls.__module__])]
+        made[f"methods/{room}/{cls.__name__}.md"] = names
+    for part in pkgutil.iter_modules(package.__path__):
+        name = f"{package.__name__}.{part.name}"
+        module = importlib.import_module(name)
+        exported = getattr(module, "__all__", [] if part.ispkg else defined_in(module))
+        if part.name in ROOMS:  # what a room exports beside its methods
+            rest = [symbol for symbol in exported if getattr(module, symbol).__module__.rpartition(".")[2][0] == "_"]
+            if exported:
+                made[f"methods/{part.name}/index.md"] = [f"{name}.{symbol}" for symbol in rest]
+        elif exported:
+            made[f"package/{part.name}.md"] = [f"{name}.{symbol}" for symbol in exported]
     return made
 
 
-def modules() -> Iterator[ModuleType]:
-    """Every public module of the package."""
-    yield lightning_objectives
-    for found in pkgutil.walk_packages(lightning_objectives.__path__, f"{ROOT}."):
-        if "._" not in found.name and not found.name.endswith("__main__"):
-            yield importlib.import_module(found.name)
+def defined_in(module: ModuleType) -> list[str]:
+    """The public classes and functions of a module, in the order of the file, classes first."""
+    found = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)
+    ]
+    return sorted(found, key=lambda name: not inspect.isclass(getattr(module, name)))
+
+
+def public() -> Iterator[tuple[str, object]]:
+    """Everything that some module of the package exports in ``__all__``, by its full name."""
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if "._" not in found.name:
+            module = importlib.import_module(found.name)
+            for name in getattr(module, "__all__", ()):
+                yield f"{found.name}.{name}", getattr(module, name)
+
+
+def without_page(made: dict[str, list[str]]) -> Iterator[str]:
+    """The public names that stand on no page."""
+    paths = [name.rpartition(".") for names in made.values() for name in names]
+    shown = {id(getattr(importlib.import_module(module), name)) for module, _, name in paths}
+    return (f"{name} is exported, but has no page." for name, value in public() if id(value) not in shown)
+
+
+def without_docstring() -> Iterator[str]:
+    """The public names that have nothing to show on their page."""
+    return (f"{name} has no docstring." for name, value in public() if not inspect.getdoc(value))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,14 +1,17 @@
 """What our docstrings say in Sphinx's words, said in Markdown, before griffe parses them."""
 
 import re
-from textwrap import dedent
+from textwrap import dedent, indent
 from typing import Any
 
 import griffe
 
+CARD = "When to use|Cost|Interactions|Paper|Differs from the paper|Shapes of `update`"
+"""The headings of a method's card, each of which begins a paragraph."""
+
 
 class Roles(griffe.Extension):
-    """Turns ``:math:``, ``.. math::``, ``:func:`` and double back-quotes into Markdown."""
+    """Gives each docstring to :func:`markdown`."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called for each module, class, function and attribute once it is loaded."""
@@ -17,7 +20,7 @@ class Roles(griffe.Extension):
 
 
 def markdown(docstring: str) -> str:
-    r"""A docstring with Markdown in it.
+    r"""Formulas, names, doctests and the headings of the card in Markdown.
 
     >>> print(markdown("Mean of ``x``: :math:`\\bar x`, see :func:`mean`,\n\n.. math::\n    a \\\\\n    b\n\nwith b."))
     Mean of `x`: $\bar x$, see `mean`,
@@ -29,18 +32,17 @@ def markdown(docstring: str) -> str:
     <BLANKLINE>
     with b.
     """
-    text = re.sub(r":math:`([^`]+)`", lambda m: f"${' '.join(m[1].split())}$", docstring)
+    text = re.sub(r":math:`([^`]+)`", lambda found: f"${' '.join(found[1].split())}$", docstring)
     text = re.sub(r"^( *)\.\. math::\s*\n((?:\1 +.*\n?|\s*\n)+)", _display, text, flags=re.MULTILINE)
     text = re.sub(r":(?:func|class|data|meth|mod):`~?([^`]+)`", r"`\1`", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
-    # A method's card: each heading on a line of its own begins a paragraph. Griffe knows examples in the plural.
-    text = re.sub(r"\n(?=(?:Cost|Interactions|When to use|Paper|Differs from the paper):)", "\n\n", text)
-    text = re.sub(
-        r"^(Cost|Interactions|When to use|Paper|Differs from the paper):", r"**\1.**", text, flags=re.MULTILINE
-    )
-    return re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+    text = re.sub(r"^( *)>>> (?:.+\n?)+", _fenced, text, flags=re.MULTILINE)
+    return re.sub(rf"^({CARD}):", r"\n**\1.**", text, flags=re.MULTILINE)
 
 
-def _display(match: re.Match[str]) -> str:
-    body = "\n".join(match[1] + line for line in dedent(match[2]).strip().splitlines())
-    return f"{match[1]}$$\n{body}\n{match[1]}$$\n\n"
+def _display(found: re.Match[str]) -> str:
+    return indent(f"$$\n{dedent(found[2]).strip()}\n$$\n\n", found[1])
+
+
+def _fenced(found: re.Match[str]) -> str:
+    return f"{found[1]}```pycon\n{found[0].rstrip()}\n{found[1]}```\n"
