@@ -1,5 +1,6 @@
 """What every callback of this package is: a Callback under both names of Lightning."""
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,3 +19,30 @@ def callbacks_of(trainer: Any, kind: type[C]) -> list[C]:
     """The callbacks of a trainer that are of a class, those that a module brought by a mixin included, in order."""
     found = [getattr(callback, "carried", callback) for callback in trainer.callbacks]
     return [callback for callback in found if isinstance(callback, kind)]
+
+
+class Carried(Callback):
+    """Carries a callback that a module brings, past Lightning's rule that it drops the Trainer's of the same class.
+
+    Every hook goes to the callback that is carried; a second fit replaces the carriers of the first.
+    """
+
+    def __init__(self, carried: Callback) -> None:
+        self.carried = carried
+
+    @property
+    def state_key(self) -> str:
+        """Apart from the same callback given to the Trainer."""
+        return f"module:{self.carried.state_key}"
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    def hook(self: Carried, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.carried, name)(*args, **kwargs)
+
+    return hook
+
+
+for _name in dir(Callback):
+    if _name.startswith("on_") or _name in ("setup", "teardown", "state_dict", "load_state_dict"):
+        setattr(Carried, _name, _forward(_name))

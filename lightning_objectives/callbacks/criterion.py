@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn._reduction import legacy_get_string
+from torch.overrides import TorchFunctionMode
+
+from lightning_objectives.callbacks.stacks import Stacks
 
 _CAUGHT: dict[Any, tuple[str, ...]] = {
     function: tuple(inspect.signature(function).parameters)
@@ -93,11 +96,6 @@ class Call:
         return total / self.denominator if self.reduction == "mean" else total
 
 
-def calls(function: Any) -> bool:
-    """Whether calls of this torch function are caught."""
-    return function in _CAUGHT
-
-
 def parse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The call of one of torch's criteria."""
     given = {**dict(zip(_CAUGHT[function], args)), **kwargs}
@@ -109,6 +107,27 @@ def parse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     if function in _BY_CLASS:
         given.setdefault("ignore_index", -100)
     return Call(function, input, target, given, reduction, by_class=function in _BY_CLASS)
+
+
+class CriterionMode(TorchFunctionMode):
+    """Hands the calls of torch's criteria to ``caught``, and lets the stacks follow; all else passes."""
+
+    def __init__(self, caught: Callable[[Call], Tensor] | None, stacks: Stacks | None = None) -> None:
+        super().__init__()
+        self.caught = caught
+        self.stacks = stacks or Stacks()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called for every torch function of the user's step."""
+        kwargs = kwargs or {}
+        if self.caught is not None and func in _CAUGHT:
+            return self.caught(parse(func, args, kwargs))
+        result = func(*args, **kwargs)
+        if self.stacks.count:
+            self.stacks.follow(func, args, kwargs, result)
+        return result
 
 
 class Named:

@@ -116,3 +116,26 @@ def _inputs_first(root: Node) -> Iterator[Node]:
             seen.add(node)
             pending.append((node, True))
             pending.extend((parent, False) for parent, _ in node.next_functions if parent is not None)
+
+
+def is_compiled(module: nn.Module, path: str) -> bool:
+    """Whether the child at ``path``, or anything that it lies in, is compiled: hooks and patches may not fire there."""
+    parts = path.split(".")
+    above = [module.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1)]
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in above)
+
+
+def network_of(module: nn.Module, head: str) -> nn.Module:
+    """The module whose forward gives the logits: what the mixin names, or the child that holds the head, or the module.
+
+    >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 3)))
+    >>> network_of(net, "0.0") is net[0], network_of(net[0], "0") is net[0]
+    (True, True)
+    """
+    named = getattr(module, "objective_network", None)
+    if isinstance(named, nn.Module):
+        return named
+    if named is not None:
+        return module.get_submodule(named)
+    child, _, rest = head.partition(".")
+    return module.get_submodule(child) if rest else module

@@ -16,12 +16,11 @@ from weakref import WeakKeyDictionary
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from lightning_objectives.callbacks.base import Callback
-from lightning_objectives.callbacks.criterion import Call, Named, calls, locate, parse
+from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives.callbacks.extras import Extras
-from lightning_objectives.callbacks.head import came_from, is_affine_in, resolve
+from lightning_objectives.callbacks.head import came_from, is_affine_in, is_compiled, network_of, resolve
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.callbacks.signals import Signals, batch_size_of, unwrap
 from lightning_objectives.callbacks.stacks import Stacks
@@ -30,7 +29,7 @@ from lightning_objectives.kinds import Method, signals_of
 PLACES = ("transform", "head", "loss", "weighting", "term", "combination")
 """The places of a step, in order. Each is taken by one callback, but for the terms."""
 _FROM_CRITERION = frozenset({"logits", "target", "losses", "reference_losses"})
-_FROM_HEAD = frozenset({"features", "head"})
+_FROM_HEAD = frozenset({"features", "head", "network"})
 
 
 @dataclass(eq=False, kw_only=True)
@@ -93,27 +92,6 @@ class StepCallback(Callback):
             self.method.load_state_dict(state_dict)
 
 
-class CriterionMode(TorchFunctionMode):
-    """Hands the calls of torch's criteria to ``caught``, and lets the stacks follow; all else passes."""
-
-    def __init__(self, caught: Callable[[Call], Tensor] | None, stacks: Stacks) -> None:
-        super().__init__()
-        self.caught = caught
-        self.stacks = stacks
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Called for every torch function of the user's step."""
-        kwargs = kwargs or {}
-        if self.caught is not None and calls(func):
-            return self.caught(parse(func, args, kwargs))
-        result = func(*args, **kwargs)
-        if self.stacks.count:
-            self.stacks.follow(func, args, kwargs, result)
-        return result
-
-
 class Pipeline:
     """The training step of one module during one fit."""
 
@@ -164,7 +142,7 @@ class Pipeline:
             for undo in reversed(pipeline._undo):
                 undo()
 
-    # -- before the training -----------------------------------------------------------------------------------------
+    # -- before the training -------------------------------------------------------------------------------------------
 
     def add(self, member: StepCallback) -> None:
         """Register a callback.
@@ -228,9 +206,7 @@ class Pipeline:
     def _find_head(self, wrap: bool) -> None:
         named = self.option("head") or getattr(self.module, "objective_head", None)
         self._head_path, self._head = resolve(self.module, named)
-        parts = self._head_path.split(".")
-        above = [self.module.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1)]
-        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in above):
+        if is_compiled(self.module, self._head_path):
             raise ValueError(
                 f"The head {self._head_path!r} lies in a compiled module, in which it cannot be reached. Compile the "
                 "part of the network before the head instead."
@@ -241,6 +217,7 @@ class Pipeline:
                 f"The head {self._head_path!r} holds a BatchNorm ({norms[0]}), whose statistics would mix the stacks; "
                 "name the part behind it with head=."
             )
+        self.makers["network"] = lambda signals: network_of(self.module, self._head_path)
         self._undo.append(Patch(self._head, "forward", self._head_forward).remove)
 
     def plan(self) -> str:
@@ -248,7 +225,7 @@ class Pipeline:
         parts = [f"{type(m).__name__}({m.method})" for m in self.members]
         return " -> ".join(parts) + (f"; head: {self._head_path}" if self._head is not None else "")
 
-    # -- during a step -----------------------------------------------------------------------------------------------
+    # -- during a step -------------------------------------------------------------------------------------------------
 
     def _training_step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         batch, index = unwrap(args[0] if args else kwargs.get("batch"))

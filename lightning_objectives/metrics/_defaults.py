@@ -12,22 +12,22 @@ def default_metrics(num_classes: int) -> MetricCollection:
     """Metrics of logits under the keys that one monitors.
 
     Args:
-        num_classes: C; ``val/top5`` is there only above 5. 1 is two classes in one column.
+        num_classes: C; ``top5`` is there only above 5. 1 is two classes in one column.
 
     Raises:
         ValueError: ``num_classes`` is not positive.
 
     >>> sorted(default_metrics(10))
-    ['val/brier', 'val/ece', 'val/nll', 'val/top1', 'val/top5']
+    ['brier', 'ece', 'nll', 'top1', 'top5']
     """
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be >= 1.")
     metrics: dict[str, Metric] = {
-        "val/ece": CalibrationError(),
-        "val/nll": NegativeLogLikelihood(),
-        "val/brier": BrierScore(),
-        "val/top1": TopKAccuracy(),
+        "ece": CalibrationError(),
+        "nll": NegativeLogLikelihood(),
+        "brier": BrierScore(),
+        "top1": TopKAccuracy(),
     }
     if num_classes > 5:
-        metrics["val/top5"] = TopKAccuracy(k=5)
+        metrics["top5"] = TopKAccuracy(k=5)
     return MetricCollection(metrics)  # type: ignore[arg-type]  # its annotation wants the values Metric | MetricCollection

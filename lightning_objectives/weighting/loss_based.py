@@ -26,8 +26,8 @@ def loss_based_weights(losses: Tensor, *, strategy: Strategy = "lin_upper", temp
         temperature: :math:`\tau > 0`. The ratio of two weights is at most :math:`e^{1/\tau}`; infinite is uniform.
 
     Returns:
-        (N,) weights >= 0, float32 at least, with mean 1, without gradient. A non-finite loss gets the weight 0, and the others
-        have mean 1 among themselves; with no finite loss at all, every weight is 1.
+        (N,) weights >= 0 with mean 1, float32 at least, without gradient. A non-finite loss gets the weight 0, and the
+        others have mean 1 among themselves; with no finite loss at all, every weight is 1.
 
     Raises:
         ValueError: an unknown strategy, or a temperature that is not positive.

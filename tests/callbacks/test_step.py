@@ -215,7 +215,7 @@ def test_evaluation_is_the_plain_model():
         def validation_step(self, batch, batch_idx):
             self.seen = self(batch[0])
 
-    net, runner = fit(WrapHead(MultiSampleDropout(p=0.9)), net=Record, val=loader(batch_size=24))
+    net, _ = fit(WrapHead(MultiSampleDropout(p=0.9)), net=Record, val=loader(batch_size=24))
     x, _ = next(iter(loader(batch_size=24)))
     net.eval()
     assert torch.equal(net.seen, net(x))
@@ -344,9 +344,7 @@ def test_every_signal_has_what_it_says():
         return logits.sum() * 0
 
     probe = Probe()
-    net, runner = fit(
-        AddRegularizer(look), probe, train=DataLoader(with_index(data()), batch_size=8, shuffle=True), net=Net
-    )
+    fit(AddRegularizer(look), probe, train=DataLoader(with_index(data()), batch_size=8, shuffle=True), net=Net)
     everything = data()
     x, y = (torch.stack(list(column)) for column in zip(*[everything[int(i)] for i in seen["index"]]))
     assert torch.equal(seen["inputs"], x)
@@ -597,7 +595,7 @@ def test_a_methods_parameters_are_trained_and_leave_no_trace(configure, tmp_path
             return configure(self)
 
     method = Learned()
-    net, runner = fit(AddRegularizer(method), net=Own, max_epochs=1)
+    net, _ = fit(AddRegularizer(method), net=Own, max_epochs=1)
     assert method.scale != 1.0
     assert "objective_modules" not in dict(net.named_children())
     assert net.state_dict().keys() == Own().state_dict().keys()

@@ -281,9 +281,9 @@ def test_a_collection_keeps_metrics_apart_that_agree_on_the_first_batch():
     collection.update(first, torch.arange(7))
     collection.update(second, (torch.arange(7) + 1) % 7)
     values = {name: float(v) for name, v in collection.compute().items()}
-    assert values["val/top1"] == 0.5
+    assert values["top1"] == 0.5
     # Behind the hot class i rank 0, 1, ... without i: the target i + 1 is fifth at i = 3 and too late at 4 and 5.
-    assert values["val/top5"] == pytest.approx((7 + 5) / 14)
+    assert values["top5"] == pytest.approx((7 + 5) / 14)
     collection.reset()
     assert len(collection.compute_groups) == 5
 
@@ -307,10 +307,10 @@ def settings(metric):
 
 
 def test_default_metrics():
-    assert sorted(default_metrics(5)) == ["val/brier", "val/ece", "val/nll", "val/top1"]
+    assert sorted(default_metrics(5)) == ["brier", "ece", "nll", "top1"]
     logits, target = data()
     got = default_metrics(7)(logits, target)
-    for name in ("val/brier", "val/ece", "val/nll", "val/top1", "val/top5"):
+    for name in ("brier", "ece", "nll", "top1", "top5"):
         assert math.isfinite(got[name])
     with pytest.raises(ValueError, match="num_classes=0"):
         default_metrics(0)

@@ -1,0 +1,150 @@
+"""Metrics of an unedited step: what is measured, under which keys, and of which weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchmetrics
+from helpers import Net, data, fit, loader, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_objectives.averaging import BEMA, EMA
+from lightning_objectives.callbacks import AverageWeights, LogMetrics
+from lightning_objectives.metrics import default_metrics
+
+
+def reference(net, prefix="val/"):
+    net.eval()
+    x, y = data().tensors
+    metrics = default_metrics(3)
+    with torch.no_grad():
+        metrics.update(net(x), y)
+    return {prefix + key: value for key, value in metrics.compute().items()}
+
+
+def close(logged, expected):
+    for key, value in expected.items():
+        torch.testing.assert_close(logged[key].double(), value.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["criterion", "log_softmax", "no criterion", "dict batch"])
+def test_an_unedited_step_is_measured(form):
+    class Own(Net):
+        def validation_step(self, batch, batch_idx):
+            x, y = batch
+            if form == "log_softmax":
+                F.nll_loss(self(x).log_softmax(-1), y)
+            elif form == "criterion":
+                F.cross_entropy(self(x), y, label_smoothing=0.1)
+            else:
+                self(x).argmax(1)
+
+        test_step = validation_step
+
+    net, runner = fit(LogMetrics(), net=Own, val=loader())
+    close(runner.callback_metrics, reference(net))
+    assert "val/top5" not in runner.callback_metrics
+    results = trainer(LogMetrics()).test(net, loader(), verbose=False)[0]
+    close({k: torch.tensor(v) for k, v in results.items()}, reference(net, "test/"))
+    assert not {"validation_step", "test_step", "configure_model"} & set(vars(net))
+    assert not net.fc._forward_hooks
+
+
+def test_keys_with_several_loaders_and_a_prefix():
+    class Own(Net):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            F.cross_entropy(self(batch[0]), batch[1])
+
+    other = loader(seed=1)
+    metric = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
+    _, runner = fit(LogMetrics(metric, prefix="mine/"), net=Own, val=[loader(), other])
+    keys = {"mine/val/MulticlassAccuracy/dataloader_idx_0", "mine/val/MulticlassAccuracy/dataloader_idx_1"}
+    assert keys <= set(runner.callback_metrics)
+
+
+def test_raw_and_averaged_weights_beside_each_other():
+    averages = AverageWeights([EMA(decay=0.5), BEMA()])
+    net, runner = fit(averages, LogMetrics(weights=["raw", "average"]), val=loader())
+    logged = runner.callback_metrics
+    close(logged, reference(net))  # after the fit the module holds the primary average, which was validated
+    close(logged, reference(net, "val/ema/"))
+    with averages.applied(net, "bema"):
+        close(logged, reference(net, "val/bema/"))
+    plain, _ = fit()
+    close(logged, reference(plain, "val/raw/"))
+    assert logged["val/raw/nll"] != logged["val/ema/nll"] != logged["val/bema/nll"]
+
+
+def test_logging_changes_no_weight():
+    plain, _ = fit(net=lambda: Net(dropout=0.5), val=loader())
+    measured, _ = fit(LogMetrics(weights=["average"]), net=lambda: Net(dropout=0.5), val=loader())
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), measured.parameters()))
+
+
+def test_a_checkpoint_can_be_chosen_by_a_key(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="val/top1", mode="max", filename="best")
+    fit(EMAs := AverageWeights(EMA(decay=0.5)), LogMetrics(), best, val=loader(), enable_checkpointing=True)
+    assert EMAs.names == ("ema",)
+    found = Net.load_from_checkpoint(best.best_model_path)
+    assert reference(found)["val/top1"] == pytest.approx(best.best_model_score.item())
+
+
+def test_validate_then_fit():
+    callback = LogMetrics()
+    net = Net()
+    runner = trainer(callback)
+    runner.validate(net, loader(), verbose=False)
+    runner.fit(net, loader(), loader())
+    close(runner.callback_metrics, reference(net))
+
+
+class Regression(Net):
+    def validation_step(self, batch, batch_idx):
+        F.mse_loss(self(batch[0]), F.one_hot(batch[1], 3).float())
+
+
+class Twice(Net):
+    def validation_step(self, batch, batch_idx):
+        F.cross_entropy(self(batch[0]), batch[1])
+        F.cross_entropy(-self(batch[0]), batch[1])
+
+
+class Scaled(Net):
+    def validation_step(self, batch, batch_idx):
+        F.cross_entropy(self(batch[0]) / 3, batch[1])
+
+
+class Nothing(Net):
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+class Predicts(Net):
+    def validation_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+@pytest.mark.parametrize(
+    ("net", "callback", "message"),
+    [
+        (Regression, LogMetrics(), "no choice of one class; say metrics="),
+        (Twice, LogMetrics(), "calls 2 criteria; say which="),
+        (Twice, LogMetrics(which=3), "which=3, but"),
+        (Nothing, LogMetrics(), "no criterion and no head was seen"),
+        (Predicts, LogMetrics(target="label"), "target='label'"),
+        (Predicts, LogMetrics(head="model.fc"), "head='model.fc' does not exist"),
+        (Scaled, LogMetrics(weights=["average"]), "cannot be repeated"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(net, callback, message):
+    net = net()
+    extra = [AverageWeights(EMA())] if "weights" in repr(callback.weights) or callback.weights else []
+    with pytest.raises(ValueError, match=message):
+        fit(*extra, callback, net=net, val=loader())
+    assert "validation_step" not in vars(net)
+
+
+def test_the_second_criterion_and_other_metrics():
+    close(fit(LogMetrics(which=0), net=Twice, val=loader())[1].callback_metrics, {})
+    metrics = torchmetrics.MetricCollection({"mse": torchmetrics.MeanSquaredError()})
+    _, runner = fit(LogMetrics(metrics), net=Regression, val=loader())
+    assert "val/mse" in runner.callback_metrics

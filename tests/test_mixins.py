@@ -1,0 +1,147 @@
+"""The mixins: the same training as with the callbacks, whatever stands beside them."""
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Net, equal, fit, loader, trainer
+
+from lightning_objectives.averaging import BEMA, EMA
+from lightning_objectives.callbacks import (
+    AddRegularizer,
+    AverageWeights,
+    LogMetrics,
+    LossReweightingCallback,
+    MultiSampleDropoutCallback,
+    ReweightSamples,
+)
+from lightning_objectives.callbacks.base import callbacks_of
+from lightning_objectives.heads import MultiSampleDropout
+from lightning_objectives.mixins import BEMAMixin, LossReweightingMixin, MultiSampleDropoutMixin, ObjectivesMixin
+
+
+class All(BEMAMixin, LossReweightingMixin, MultiSampleDropoutMixin, Net):
+    def configure_bema(self):
+        return BEMA(lag=5)
+
+    def configure_multi_sample_dropout(self):
+        return MultiSampleDropout(num_samples=3)
+
+
+def test_the_mixins_train_as_the_callbacks_do():
+    mixed, runner = fit(net=All)
+    called, _ = fit(
+        AverageWeights(BEMA(lag=5)), LossReweightingCallback(), MultiSampleDropoutCallback(num_samples=3), net=Net
+    )
+    assert equal(mixed, called)
+    assert runner.callback_metrics["train/max_weight"] >= 1
+
+
+def test_fit_twice_brings_them_once():
+    net, runner = fit(net=All)
+    before = len(runner.callbacks)
+    runner.fit_loop.max_epochs = 4
+    runner.fit(net, loader())
+    assert len(runner.callbacks) == before
+    assert len(callbacks_of(runner, AverageWeights)) == 1
+
+
+def test_an_average_from_each_way_lives():
+    class Averaged(BEMAMixin, Net):
+        pass
+
+    mine = AverageWeights(EMA(decay=0.5), primary=False)
+    net, runner = fit(mine, LogMetrics(weights=["average"]), net=Averaged, val=loader())
+    assert {a.names for a in callbacks_of(runner, AverageWeights)} == {("ema",), ("bema",)}
+    assert {"val/ema/nll", "val/bema/nll"} <= set(runner.callback_metrics)
+    assert not equal(mine.averaged_state_dict(), dict(net.state_dict()))
+
+
+def test_resume_with_an_average_from_each_way(tmp_path):
+    class Averaged(BEMAMixin, Net):
+        pass
+
+    class Save(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    mine, again = (AverageWeights(EMA(decay=0.5), primary=False) for _ in range(2))
+    whole, _ = fit(mine, Save(), net=Averaged)
+    net = Averaged()
+    trainer(again).fit(net, loader(), ckpt_path=tmp_path / "0.ckpt")
+    assert equal(whole, net)
+    assert equal(mine.averaged_state_dict(), again.averaged_state_dict())
+
+
+def test_the_users_own_callbacks_stay():
+    class Mine(L.Callback):
+        pass
+
+    class Base(Net):
+        def configure_callbacks(self):
+            return Mine()
+
+    class Own(LossReweightingMixin, Base):
+        def configure_objectives(self):
+            return [*super().configure_objectives(), AddRegularizer(lambda logits: logits.square(), strength=0.1)]
+
+    found = Own().configure_callbacks()
+    assert isinstance(found[0], Mine)
+    assert [type(c.carried) for c in found[1:]] == [ReweightSamples, AddRegularizer]
+    fit(net=Own)
+
+
+def test_lost_mixins_are_refused_when_the_class_is_made():
+    with pytest.raises(TypeError, match="must stand before the LightningModule"):
+
+        class Late(Net, BEMAMixin):
+            pass
+
+    with pytest.raises(TypeError, match=r"does not call super\(\)"):
+
+        class Forgets(BEMAMixin, Net):
+            def configure_callbacks(self):
+                return []
+
+
+def test_the_modules_answers_are_asked_first():
+    seen = {}
+
+    class Own(ObjectivesMixin, Net):
+        objective_head = "backbone.0"
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch["pixels"]["all"], batch["label"]
+            return self.objective_loss(self.backbone[0](x)[:, :3], y)
+
+        def objective_inputs(self, batch):
+            return batch["pixels"]["all"]
+
+        def objective_index(self, batch):
+            return batch["id"]
+
+        def objective_group(self, batch):
+            return batch["label"] % 2
+
+        def configure_objectives(self):
+            def look(inputs, index, group, features):
+                seen.update(locals())
+                return inputs.sum() * 0
+
+            return [AddRegularizer(look)]
+
+    items = [{"pixels": {"all": torch.randn(4)}, "label": i % 3, "id": 7 + i} for i in range(8)]
+    fit(net=Own, train=torch.utils.data.DataLoader(items, batch_size=8))
+    assert seen["inputs"].shape == (8, 4)
+    assert seen["index"].tolist() == list(range(7, 15))
+    assert seen["group"].tolist() == [0, 1, 0, 0, 1, 0, 0, 1]
+    assert torch.equal(seen["features"], seen["inputs"])
+
+
+def test_a_loss_called_by_name():
+    class Own(LossReweightingMixin, Net):
+        def criterion(self, logits, y):
+            return self.objective_loss(logits, y)
+
+    assert equal(fit(net=Own)[0], fit(LossReweightingCallback())[0])
+    assert F is not None
