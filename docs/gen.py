@@ -15,6 +15,7 @@ from types import ModuleType
 
 import lightning_objectives as package
 from lightning_objectives.discovery import ROOMS, methods
+from lightning_objectives.kinds import SIGNALS
 
 HERE = Path(__file__).parent
 
@@ -40,19 +41,33 @@ def title(path: str) -> str:
 
 
 def introduction(path: str) -> str:
-    """What its module says of itself, on the page of a room or a part; where to import from, on that of a method."""
-    room = Path(path).parent.name
+    """What its module says of itself, on the page of a room or a part; how to use it, on that of a method."""
+    room, name = Path(path).parent.name, title(path)
+    if name == "kinds":
+        signals = "\n".join(f"| `{signal}` | {meaning} |" for signal, meaning in sorted(SIGNALS.items()))
+        return f"{_docstring(name)}\n\n## Signals\n\n| Name | What it is |\n| --- | --- |\n{signals}"
     if Path(path).stem == "index" or room == "package":
-        options = "    options: { members: false, show_root_heading: false, show_source: false }"
-        return f"::: {package.__name__}.{title(path)}\n{options}"
-    return f"```python\nfrom {package.__name__}.{room} import {title(path)}\n```"
+        return _docstring(name)
+    lines = [f"from {package.__name__}.{room} import {name}"]
+    if callback := getattr(ROOMS[room], "callback", ""):
+        lines += [
+            f"from {package.__name__}.callbacks import {callback}",
+            "",
+            f"Trainer(callbacks=[{callback}({name}())])",
+        ]
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _docstring(part: str) -> str:
+    options = "    options: { members: false, show_root_heading: false, show_source: false }"
+    return f"::: {package.__name__}.{part}\n{options}"
 
 
 def pages() -> dict[str, list[str]]:
     """The generated pages, each with the full names of what it documents: a page a method, one a room, one a part."""
     made: dict[str, list[str]] = {}
     for room, cls in methods():
-        names = [f"{cls.__module__}.{name}" for name in defined_in(sys.modules[cls.__module__])]
+        names = [f"{cls.__module__}.{name}" for name in defined_in(sys.modules[cls.__module__], first=cls.__name__)]
         made[f"methods/{room}/{cls.__name__}.md"] = names
     for part in pkgutil.iter_modules(package.__path__):
         name = f"{package.__name__}.{part.name}"
@@ -67,14 +82,14 @@ def pages() -> dict[str, list[str]]:
     return made
 
 
-def defined_in(module: ModuleType) -> list[str]:
-    """The public classes and functions of a module, in the order of the file, classes first."""
+def defined_in(module: ModuleType, *, first: str = "") -> list[str]:
+    """The public classes and functions of a module in the order of the file, but for the one that comes first."""
     found = [
         name
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)
     ]
-    return sorted(found, key=lambda name: not inspect.isclass(getattr(module, name)))
+    return sorted(found, key=lambda name: name != first)
 
 
 def public() -> Iterator[tuple[str, object]]:
