@@ -26,7 +26,7 @@ lint: $(READY) ## ruff and mypy.
 
 docs: $(READY) ## Build the site into docs/site; a public name without a page is an error.
 	$(BIN)/python docs/gen.py build/docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY) ## What the methods cost, as ratios to a lower bound and to a peer.
 	$(BIN)/python -m benchmarks

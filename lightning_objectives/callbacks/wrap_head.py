@@ -17,7 +17,7 @@ class WrapHead(StepCallback):
     Validation, testing and prediction are the plain model's.
 
     Args:
-        method: the method, ``(features, head) -> (M, N, ...)``.
+        wrapper: the method, ``(features, head) -> (M, N, ...)``.
     """
 
     place = "head"

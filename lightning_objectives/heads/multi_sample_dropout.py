@@ -79,5 +79,5 @@ class MultiSampleDropout(Head):
         return self.p > 0
 
     def forward(self, features: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, ..., D) features -> (M, N, ..., C) logits."""
-        return multi_sample_dropout(features, head, num_samples=self.num_samples, p=self.p)
+        """(N, ..., D) features -> (M, N, ..., C) logits; in eval mode all of them the plain head's."""
+        return multi_sample_dropout(features, head, num_samples=self.num_samples, p=self.p if self.training else 0.0)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_objectives.kinds import BatchTransform
-from lightning_objectives.testing.signals import call, example_signals
+from lightning_objectives.testing.signals import arguments, call, example_signals
 
 
 def require(holds: Any, method: Any, sentence: str) -> None:
@@ -73,20 +73,22 @@ def a_copy_is_the_same(method: Any) -> None:
             require(same, method, f"{how} must have the same state.")
 
 
-def nothing_else_changes(method: Any) -> None:
-    """A call leaves the global random stream and what it is given as they were."""
+def it_writes_to_nothing_that_it_is_given(method: Any) -> None:
+    """The signals belong to the model, but for the copy of the inputs that a batch transform is given."""
     signals = example_signals()
-    before, stream = copy.deepcopy(signals), torch.get_rng_state()
+    before = copy.deepcopy(signals)
     call(method, signals)
-    require(
-        torch.equal(torch.get_rng_state(), stream), method, "it must draw from `generator`, not from the global stream."
-    )
-    for name, value in signals.items():
-        module = isinstance(value, nn.Module)
-        given = {name: value.state_dict() if module else value}
-        kept = {name: before[name].state_dict() if module else before[name]}
-        if name != "inputs" or not isinstance(method, BatchTransform):  # which is given a copy to write on
-            require(close(given, kept, 0), method, f"it must not write to the {name} that it is given.")
+    for name in signals.keys() - ({"inputs"} if isinstance(method, BatchTransform) else set()):
+        now, then = (x.state_dict() if isinstance(x, nn.Module) else x for x in (signals[name], before[name]))
+        require(close(now, then, 0), method, f"it must not write to the {name} that it is given.")
+
+
+def it_leaves_the_global_random_stream_alone(method: Any) -> None:
+    """What draws asks for the signal ``generator``; only heads may draw as the dropout does that they stand for."""
+    named, stream = arguments(method, example_signals()), torch.get_rng_state()
+    copy.deepcopy(method)(**named)
+    untouched = torch.equal(torch.get_rng_state(), stream)
+    require(untouched, method, "it must draw from the signal `generator`, not from the global stream.")
 
 
 def the_module_equals_its_function(method: Any) -> None:

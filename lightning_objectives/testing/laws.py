@@ -7,18 +7,28 @@ from torchmetrics import Metric
 
 from lightning_objectives import kinds
 from lightning_objectives.testing import averaging, batches, combination, heads, metrics, objectives, weighting
-from lightning_objectives.testing.common import a_copy_is_the_same, nothing_else_changes, the_module_equals_its_function
+from lightning_objectives.testing.common import (
+    a_copy_is_the_same,
+    it_leaves_the_global_random_stream_alone,
+    it_writes_to_nothing_that_it_is_given,
+    the_module_equals_its_function,
+)
 
 Law = Callable[[Any], None]
 
-_EVERY_MODULE: tuple[Law, ...] = (nothing_else_changes, the_module_equals_its_function, a_copy_is_the_same)
+_EVERY_MODULE: tuple[Law, ...] = (
+    it_writes_to_nothing_that_it_is_given,
+    the_module_equals_its_function,
+    a_copy_is_the_same,
+)
+_WITHOUT_DRAWS: tuple[Law, ...] = (it_leaves_the_global_random_stream_alone, *_EVERY_MODULE)
 
 LAWS: dict[type[Any], tuple[Law, ...]] = {
     kinds.BatchTransform: (
         batches.the_shape_of_the_inputs_is_kept,
         batches.the_labels_are_mixed_in_shares,
         batches.the_generator_alone_decides,
-        *_EVERY_MODULE,
+        *_WITHOUT_DRAWS,
     ),
     kinds.Head: (
         heads.each_stack_has_the_shape_of_the_heads_logits,
@@ -32,7 +42,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         objectives.the_order_of_the_rows_means_nothing,
         objectives.the_gradient_is_that_of_finite_differences,
         objectives.large_logits_stay_finite,
-        *_EVERY_MODULE,
+        *_WITHOUT_DRAWS,
     ),
     kinds.Weighting: (
         weighting.one_weight_a_sample_and_their_mean_is_one,
@@ -40,7 +50,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         objectives.the_order_of_the_rows_means_nothing,
         weighting.no_gradient_flows_through_the_weights,
         weighting.one_bad_loss_leaves_the_other_weights_finite,
-        *_EVERY_MODULE,
+        *_WITHOUT_DRAWS,
     ),
     kinds.Distillation: (
         objectives.one_value_a_row,
@@ -48,14 +58,14 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         objectives.large_logits_stay_finite,
         objectives.it_is_least_where_the_student_equals_the_teacher,
         objectives.the_student_alone_gets_a_gradient,
-        *_EVERY_MODULE,
+        *_WITHOUT_DRAWS,
     ),
     kinds.Regularizer: (
         objectives.one_value_or_one_a_row,
         objectives.the_gradient_is_that_of_finite_differences,
-        *_EVERY_MODULE,
+        *_WITHOUT_DRAWS,
     ),
-    kinds.Combination: (combination.one_term_alone_keeps_its_weight, *_EVERY_MODULE),
+    kinds.Combination: (combination.one_term_alone_keeps_its_weight, *_WITHOUT_DRAWS),
     kinds.Rule: (
         averaging.the_average_has_the_form_of_the_weights,
         averaging.constant_weights_stay,

@@ -67,10 +67,21 @@ def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed:
     }
 
 
-def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -> Any:
-    """Give a method (a module or a function) those of the signals that it names, with a fresh generator.
+def arguments(method: Callable[..., Any], signals: dict[str, Any]) -> dict[str, Any]:
+    """Those of the signals that a method (a module or a function) names, with a fresh generator.
 
-    A module is copied first, so that what it remembers of one call does not reach the next.
+    >>> list(arguments(lambda losses, generator: None, example_signals()))
+    ['losses', 'generator']
+    """
+    known = {**signals, "generator": torch.Generator().manual_seed(0)}
+    return {name: known[name] for name in signals_of(method)}
+
+
+def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -> Any:
+    """Give a method those of the signals that it names; equal calls are equal.
+
+    A module is copied first, so that what it remembers of one call does not reach the next, and the global random
+    stream begins anew (and is put back), so that dropout drops the same.
 
     Args:
         method: whose ``forward`` or whose own parameters name the signals.
@@ -80,12 +91,13 @@ def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -
     Returns:
         what the method returns.
 
-    >>> call(lambda losses, generator: losses.shape, example_signals(rows=2))
+    >>> call(lambda losses: losses + torch.rand(()), example_signals(rows=2)).shape
     torch.Size([2])
     """
-    known = {**signals, "generator": torch.Generator().manual_seed(0)}
-    named = {name: known[name] for name in signals_of(method)}
-    return copy.deepcopy(method)(**named, **settings) if isinstance(method, nn.Module) else method(**named, **settings)
+    method = copy.deepcopy(method) if isinstance(method, nn.Module) else method
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return method(**arguments(method, signals), **settings)
 
 
 def take_rows(signals: dict[str, Any], rows: Tensor) -> dict[str, Any]:

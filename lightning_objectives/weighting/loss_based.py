@@ -39,8 +39,8 @@ def loss_based_weights(losses: Tensor, *, strategy: Strategy = "lin_upper", temp
     Paper: Sow et al., Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining, ICLR 2025,
     https://arxiv.org/abs/2502.06733.
 
-    Differs from the paper: :math:`h` is computed from the differences to both ends, since the form of the released code
-    cancels where the losses are close; a non-finite loss is set aside instead of spoiling every weight.
+    Differs from the paper: :math:`h` is computed from the differences to both ends, since the form of the released
+    code cancels where the losses are close; a non-finite loss is set aside instead of spoiling every weight.
     """
     _check(strategy, temperature)
     losses = losses.detach().to(torch.promote_types(losses.dtype, torch.float32))

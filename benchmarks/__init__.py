@@ -1,0 +1,1 @@
+"""What the methods cost, as ratios; run with ``python -m benchmarks``."""

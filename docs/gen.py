@@ -1,0 +1,127 @@
+"""Puts the site's sources together: the hand-written pages, and one page for each method and part of the package.
+
+Run as ``python docs/gen.py OUT``. What the pages say is in the docstrings. It fails where a public name has no page or
+no docstring.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import lightning_objectives as package
+from lightning_objectives.discovery import ROOMS, methods
+from lightning_objectives.kinds import SIGNALS
+
+HERE = Path(__file__).parent
+
+
+def write(out: Path) -> None:
+    """Make the folder of the site's sources anew."""
+    made = pages()
+    if faults := [*without_page(made), *without_docstring()]:
+        raise SystemExit("\n".join(["docs:", *faults]))
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(HERE, out, ignore=shutil.ignore_patterns("*.py", "site", "__pycache__"))
+    for path, names in made.items():
+        page = out / path
+        page.parent.mkdir(parents=True, exist_ok=True)
+        shown = [entry(name) for name in names]
+        page.write_text("\n\n".join([f"# {title(path)}", introduction(path), *shown]) + "\n")
+
+
+def entry(name: str) -> str:
+    """One name's place on a page, with its signature where the source does not show it."""
+    module, _, symbol = name.rpartition(".")
+    made = getattr(getattr(importlib.import_module(module), symbol), "__init__", None)
+    if not hasattr(made, "__signature__"):
+        return f"::: {name}"
+    settings = [f"    {p.name}={p.default!r}," for p in made.__signature__.parameters.values() if p.name != "self"]
+    return "\n".join([f"::: {name}", "", "```python", f"{symbol}(", *settings, ")", "```"])
+
+
+def title(path: str) -> str:
+    """A room's page is called after the room, every other after itself."""
+    page = Path(path)
+    return page.parent.name if page.stem == "index" else page.stem
+
+
+def introduction(path: str) -> str:
+    """What its module says of itself, on the page of a room or a part; how to use it, on that of a method."""
+    room, name = Path(path).parent.name, title(path)
+    if name == "kinds":
+        signals = "\n".join(f"| `{signal}` | {meaning} |" for signal, meaning in sorted(SIGNALS.items()))
+        return f"{_docstring(name)}\n\n## Signals\n\n| Name | What it is |\n| --- | --- |\n{signals}"
+    if Path(path).stem == "index" or room == "package":
+        return _docstring(name)
+    lines = [f"from {package.__name__}.{room} import {name}"]
+    if callback := getattr(ROOMS[room], "callback", ""):
+        lines += [
+            f"from {package.__name__}.callbacks import {callback}",
+            "",
+            f"Trainer(callbacks=[{callback}({name}())])",
+        ]
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _docstring(part: str) -> str:
+    options = "    options: { members: false, show_root_heading: false, show_source: false }"
+    return f"::: {package.__name__}.{part}\n{options}"
+
+
+def pages() -> dict[str, list[str]]:
+    """The generated pages, each with the full names of what it documents: a page a method, one a room, one a part."""
+    made: dict[str, list[str]] = {}
+    for room, cls in methods():
+        names = [f"{cls.__module__}.{name}" for name in defined_in(sys.modules[cls.__module__], first=cls.__name__)]
+        made[f"methods/{room}/{cls.__name__}.md"] = names
+    for part in pkgutil.iter_modules(package.__path__):
+        name = f"{package.__name__}.{part.name}"
+        module = importlib.import_module(name)
+        exported = getattr(module, "__all__", [] if part.ispkg else defined_in(module))
+        if part.name in ROOMS:  # what a room exports beside its methods
+            rest = [symbol for symbol in exported if getattr(module, symbol).__module__.rpartition(".")[2][0] == "_"]
+            if exported:
+                made[f"methods/{part.name}/index.md"] = [f"{name}.{symbol}" for symbol in rest]
+        elif exported:
+            made[f"package/{part.name}.md"] = [f"{name}.{symbol}" for symbol in exported]
+    return made
+
+
+def defined_in(module: ModuleType, *, first: str = "") -> list[str]:
+    """The public classes and functions of a module in the order of the file, but for the one that comes first."""
+    found = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)
+    ]
+    return sorted(found, key=lambda name: name != first)
+
+
+def public() -> Iterator[tuple[str, object]]:
+    """Everything that some module of the package exports in ``__all__``, by its full name."""
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if "._" not in found.name:
+            module = importlib.import_module(found.name)
+            for name in getattr(module, "__all__", ()):
+                yield f"{found.name}.{name}", getattr(module, name)
+
+
+def without_page(made: dict[str, list[str]]) -> Iterator[str]:
+    """The public names that stand on no page."""
+    paths = [name.rpartition(".") for names in made.values() for name in names]
+    shown = {id(getattr(importlib.import_module(module), name)) for module, _, name in paths}
+    return (f"{name} is exported, but has no page." for name, value in public() if id(value) not in shown)
+
+
+def without_docstring() -> Iterator[str]:
+    """The public names that have nothing to show on their page."""
+    return (f"{name} has no docstring." for name, value in public() if not inspect.getdoc(value))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
