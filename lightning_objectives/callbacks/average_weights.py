@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from lightning_objectives.averaging._averages import Averages, Buffers, Journal, restore
 from lightning_objectives.callbacks._training_pass import check_training_data, training_pass
-from lightning_objectives.callbacks.base import Callback, callbacks_of
+from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.kinds import Rule
+
+_STATE = "AverageWeights"
+"""What the keys of the averages' states begin with, those of subclasses too."""
 
 
 class AverageWeights(Callback):
@@ -287,7 +290,7 @@ class AverageWeights(Callback):
         """Made of the settings, so that several callbacks keep their states apart."""
         settings = {"rule": list(self._rules.values()), "start_step": self.start_step}
         settings |= {"every_n_steps": self.every_n_steps, "buffers": self.buffers, "primary": self.primary}
-        return f"{type(self).__qualname__}{settings!r}"
+        return f"{_STATE}{settings!r}"
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, and the raw weights where the checkpoint's own ``state_dict`` holds the average."""
@@ -307,10 +310,10 @@ class AverageWeights(Callback):
         if not self._fitting:
             return
         states = checkpoint.get("callbacks", {})
-        ours = {key: state for key, state in states.items() if str(key).startswith(AverageWeights.__qualname__)}
+        ours = {key: state for key, state in states.items() if str(key).removeprefix(CARRIED).startswith(_STATE)}
         for state in ours.values():
             restore(pl_module, state["raw"])
-        if ours and self.state_key not in ours:
+        if ours and not ours.keys() & {self.state_key, CARRIED + self.state_key}:
             rank_zero_warn(
                 f"The checkpoint holds averages of other settings, {list(ours)}: the training goes on from its raw "
                 f"weights, and {self.state_key} begins anew."

@@ -13,6 +13,8 @@ else:
     Callback = type("Callback", tuple(import_module(name).Callback for name in names), {"__module__": __name__})
 
 C = TypeVar("C")
+CARRIED = "module:"
+"""What the state key of a callback begins with that a module brings."""
 
 
 def callbacks_of(trainer: Any, kind: type[C]) -> list[C]:
@@ -33,7 +35,7 @@ class Carried(Callback):
     @property
     def state_key(self) -> str:
         """Apart from the same callback given to the Trainer."""
-        return f"module:{self.carried.state_key}"
+        return CARRIED + self.carried.state_key
 
 
 def _forward(name: str) -> Callable[..., Any]:

@@ -96,7 +96,7 @@ class Stacks:
         if node.lost is not None:
             raise ValueError(
                 f"Between the head and the criterion there is {node.lost!r}, which cannot be repeated on the head's "
-                f"stacks. Name a head behind it with head=, or keep to: {', '.join(sorted(FOLLOWED))}."
+                "stacks. Casts, shapes, selections, arithmetic and link functions can; or name a head behind it: head=."
             )
         return [node.at(m) for m in range(self.count)]
 
