@@ -332,6 +332,7 @@ def test_plot_draws_values(cls):
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(60)
 def test_two_ranks_equal_one(tmp_path):
     torch.multiprocessing.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2)
 
