@@ -24,7 +24,7 @@ def read_idx(path: Path) -> Tensor:
     """
     try:
         data = gzip.decompress(path.read_bytes())
-    except (EOFError, gzip.BadGzipFile, zlib.error, struct.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is truncated or corrupt ({error}): delete it and fetch it again.") from error
     # Two zeros, the type (8 is uint8), the number of dimensions, each dimension as big-endian uint32, the values.
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:

@@ -4,8 +4,10 @@ import copy
 import math
 import pickle
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives.discovery import methods
@@ -321,6 +323,36 @@ def test_default_metrics():
         default_metrics(0)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_logged_by_lightning(precision):
+    logits, target = data(n=50)
+    expected = default_metrics(7)(logits.bfloat16() if precision == "bf16-true" else logits, target)
+
+    class Net(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.metrics = default_metrics(7)
+            self.layer = torch.nn.Linear(1, 1)  # something that the precision casts
+
+        def validation_step(self, batch, batch_idx):
+            self.metrics.update(*batch)
+            self.log_dict(self.metrics)
+
+    trainer = pl.Trainer(
+        precision=precision,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    net, loader = Net(), DataLoader(TensorDataset(logits, target), batch_size=20)
+    for _ in range(2):  # the states are reset in between
+        (got,) = trainer.validate(net, loader, verbose=False)
+        assert got == pytest.approx({name: float(v) for name, v in expected.items()}, rel=1e-6)
+    assert "metrics" not in str(net.state_dict().keys())
+
+
 @each
 def test_plot_draws_values(cls):
     pytest.importorskip("matplotlib").use("Agg")
@@ -332,6 +364,7 @@ def test_plot_draws_values(cls):
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(60)
 def test_two_ranks_equal_one(tmp_path):
     torch.multiprocessing.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2)
 

@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassCalibrationError
 
 from lightning_objectives.metrics import CalibrationError, calibration_error
@@ -192,6 +193,17 @@ def test_other_bins_cannot_be_merged():
     for settings in ({"num_bins": 1}, {"binning": "equal_mass"}):
         with pytest.raises(ValueError, match="to be present"):
             CalibrationError().merge_state(CalibrationError(**settings))
+
+
+def test_norms_of_the_same_bins_share_them_in_a_collection():
+    metrics = {norm: CalibrationError(norm=norm) for norm in NORMS} | {"mass": CalibrationError(binning="equal_mass")}
+    collection = MetricCollection(metrics)
+    for seed in (0, 1):
+        collection.update(*data(seed=seed))
+    assert sorted(map(len, collection.compute_groups.values())) == [1, 3]
+    whole = [torch.cat(parts) for parts in zip(data(seed=0), data(seed=1))]
+    for norm in NORMS:
+        torch.testing.assert_close(collection.compute()[norm], calibration_error(*whole, norm=norm))
 
 
 def test_settings_that_cannot_be():

@@ -1,0 +1,207 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule
+
+from lightning_objectives import cli, discovery
+
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+RECORDS = []
+
+
+class Net(LightningModule):
+    def __init__(self, width: int = 3, classes: int = 10):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, classes)
+        self.width = width
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.training_step(batch, batch_idx))
+
+    test_step = validation_step
+
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0]).argmax(1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Rule:
+    def __init__(self, decay: float = 0.5):
+        self.decay = decay
+
+
+class Record(Callback):
+    """As our callbacks are given: a callback that is given a method."""
+
+    def __init__(self, *, rule: Rule):
+        self.rule = rule
+
+    def setup(self, trainer, pl_module: LightningModule, stage: str):
+        RECORDS.append((stage, self.rule.decay, pl_module.width, type(trainer.datamodule).__name__))
+
+
+CONFIG = {
+    "seed_everything": 0,
+    "model": {"class_path": f"{__name__}.Net", "init_args": {"width": 7}},
+    "data": {"class_path": "lightning_objectives.data.DigitsDataModule", "init_args": {"batch_size": 256}},
+    "trainer": {
+        "max_steps": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "callbacks": [
+            {
+                "class_path": f"{__name__}.Record",
+                "init_args": {"rule": {"class_path": f"{__name__}.Rule", "init_args": {"decay": 0.9}}},
+            },
+        ],
+    },
+}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    RECORDS.clear()
+    path = tmp_path / "config.yaml"
+
+    def write(**changes):
+        path.write_text(yaml.safe_dump({**CONFIG, **changes}))
+        return str(path)
+
+    return write
+
+
+def test_fit_and_the_others_from_yaml(config):
+    mine = config()
+    for command in ("fit", "validate", "test", "predict"):
+        cli.main([command, "--config", mine])
+    assert [(stage, *rest) for stage, *rest in RECORDS] == [
+        (stage, 0.9, 7, "DigitsDataModule") for stage in ("fit", "validate", "test", "predict")
+    ]
+    assert yaml.safe_load(Path(mine).read_text()) == CONFIG, "the user's config.yaml is not the one that is written"
+    saved = yaml.safe_load(Path("resolved-config.yaml").read_text())
+    assert saved["model"]["init_args"] == {"width": 7, "classes": 10}
+
+
+def test_the_command_line_overrides(config):
+    cli.main(["fit", "-c", config(), "--model.init_args.width=4", "--trainer.callbacks.init_args.rule.decay=0.3"])
+    assert RECORDS == [("fit", 0.3, 4, "DigitsDataModule")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modle": {"class_path": f"{__name__}.Net"}}, "modle"),
+        ({"trainer": {**CONFIG["trainer"], "max_step": 3}}, "max_step"),
+        ({"model": {"class_path": f"{__name__}.Net", "init_args": {"widht": 3}}}, "widht"),
+        ({"model": {"class_path": f"{__name__}.Nett"}}, "Nett"),
+        ({"model": {"class_path": f"{__name__}.Net", "init_args": {"width": "wide"}}}, "wide"),
+    ],
+)
+def test_a_misspelt_key_stops(config, capsys, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", "--config", config(**changes)])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert RECORDS == []
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_help(args, capsys):
+    cli.main(args)
+    out = capsys.readouterr().out
+    assert "\n  fit, validate, test, predict\n" in out
+    assert "\n  methods\n" in out
+
+
+def test_an_unknown_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fitt", "--config", "x"])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "unknown command 'fitt'. Did you mean 'fit'? Known: fit, validate, test, predict, methods." in err
+
+
+def test_without_jsonargparse(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit"])
+    assert stop.value.code == 2
+    assert "fit needs jsonargparse: pip install 'lightning-objectives[cli]'" in capsys.readouterr().err
+    cli.main(["methods"])  # needs none
+
+
+def test_methods_lists_every_method(capsys):
+    cli.main(["methods"])
+    out = capsys.readouterr().out
+    for room, cls in discovery.methods():
+        assert f"\n{room}" in f"\n{out}"
+        assert f"  {cls.__name__}: " in out
+    assert "averaging, placed by AverageWeights\n" in out
+    assert "    https://arxiv.org/abs/2502.06733\n" in out, "the paper of a module form stands in its function"
+    assert ":math:" not in out
+    assert "`" not in out
+
+
+def test_methods_prints_a_card(capsys):
+    cli.main(["methods", "LossBasedReweighting"])
+    out = capsys.readouterr().out
+    assert out.startswith("weighting.LossBasedReweighting, placed by ReweightSamples\n")
+    assert "warmup_steps: int = 0" in out
+    assert "Interactions:" in out
+    assert "lin_upper" in out
+    assert "Differs from the paper:" in out, "the function's own card follows"
+
+
+def test_methods_of_an_unknown_name(capsys):
+    for args, message in (
+        (["EMAA"], "not 'EMAA'. Did you mean 'EMA'? Known: "),
+        (["EMA", "SWA"], "not 'EMA SWA'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["methods", *args])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Paper: A et al., B, ICLR 2025, https://x.org/1.", ["https://x.org/1"]),
+        ("Paper: A et al.,\nhttps://x.org/1; also\nhttps://x.org/2.", ["https://x.org/1"]),
+        ("See https://x.org/0.\n\nPaper: A, 1992.\n\nSee https://x.org/1.", []),
+        ("Nothing.", []),
+    ],
+)
+def test_the_address_of_a_paper(text, expected):
+    assert cli._paper(type("Method", (), {"__doc__": text, "__module__": __name__})) == expected
+
+
+@pytest.mark.processes
+def test_as_a_command_with_the_users_files(tmp_path):
+    # The words come from sys.argv, and the module from the current directory.
+    source = Path(__file__).read_text().split("CONFIG =")[0].replace("pytestmark", "ignored")
+    (tmp_path / "my_net.py").write_text(source)
+    code = "import sys; sys.path.remove(''); from lightning_objectives.cli import main; main()"
+    words = ["fit", "--model=my_net.Net", "--data=lightning_objectives.data.DigitsDataModule", "--trainer.logger=false"]
+    words += ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
+    run = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "`max_steps=1` reached" in run.stderr
+    assert "args parameter" not in run.stderr
