@@ -109,6 +109,7 @@ class Averages:
         """For ``recalibrate``: the statistics with the average, as last estimated, at the step below."""
         self.statistics_step = -1
         self._steps_of: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
         self._handles: list[RemovableHandle] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._waiting: list[nn.Parameter] = []
@@ -125,6 +126,9 @@ class Averages:
     def _collect(self) -> None:
         """Look for trainable parameters that are not averaged yet, and take them in as they are now."""
         known = {id(p) for p in self._parameters.values()}
+        # A child that keeps its state out of the state dict is lent by somebody who takes it away again.
+        lent = [child for child in self.network.children() if not child.state_dict()]
+        known |= {id(p) for child in lent for p in child.parameters()}
         self._waiting = []
         joining = []
         for name, parameter in _named(self.network.named_parameters()):
@@ -218,9 +222,11 @@ class Averages:
         self._steps_of.clear()
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        # The last moment at which a parameter that was unfrozen has the weights that it was frozen with.
-        if any(_averaged(parameter) for parameter in self._waiting):
+        # The last moment at which a parameter that was unfrozen, or is new, has the weights that it came with.
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        if self._counts.get(id(optimizer), count) != count or any(map(_averaged, self._waiting)):
             self._collect()
+        self._counts[id(optimizer)] = count
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         # A fused optimizer is called though the gradients overflowed, and leaves the weights alone by itself.

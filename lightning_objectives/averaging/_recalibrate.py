@@ -18,7 +18,8 @@ def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], passes: Callabl
     """Replace the statistics of ``norms`` by their plain mean over the batches of ``passes``, in place.
 
     As :func:`torch.optim.swa_utils.update_bn`, but the other layers are in evaluation mode, as they are when the
-    statistics are used: dropout changes the variance of what follows it. Modes and momenta are left as they were.
+    statistics are used: dropout changes the variance of what follows it. A layer that no batch reaches keeps its
+    statistics. Modes and momenta are left as they were.
 
     Args:
         network: what ``passes`` runs.
@@ -26,10 +27,11 @@ def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], passes: Callabl
         passes: runs the network over the training data.
 
     Raises:
-        RuntimeError: ``passes`` ran no batch through one of the layers.
+        RuntimeError: ``passes`` ran no batch through any of the layers.
     """
     modes = {module: module.training for module in network.modules()}
     momenta = {norm: norm.momentum for norm in norms}
+    before = {norm: [buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms}
     try:
         for module in modes:
             module.training = False
@@ -43,8 +45,12 @@ def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], passes: Callabl
             module.training = training
         for norm, momentum in momenta.items():
             norm.momentum = momentum
-    if any(norm.num_batches_tracked == 0 for norm in norms):
+    missed = [norm for norm in norms if norm.num_batches_tracked == 0]
+    if norms and len(missed) == len(norms):
         raise RuntimeError(
-            "buffers='recalibrate': no training batch passed through one of the BatchNorm layers, so their statistics "
-            "cannot be re-estimated. Use buffers='average' or 'copy'."
+            "buffers='recalibrate': no training batch passed through a BatchNorm layer, so their statistics cannot be "
+            "re-estimated. Use buffers='average' or 'copy'."
         )
+    for norm in missed:
+        for buffer, value in zip(norm.buffers(recurse=False), before[norm]):
+            buffer.copy_(value)

@@ -49,6 +49,7 @@ def shard_of(full: Tensor, of: Any) -> Tensor:
 
 def reshard(network: torch.nn.Module) -> None:
     """Make FSDP2 forget the gathered weights, which would hide what is written into the shards."""
-    for module in network.modules():
+    modules: Any = network.modules()
+    for module in modules:
         if hasattr(module, "reshard"):
             module.reshard()

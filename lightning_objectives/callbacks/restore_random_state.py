@@ -21,7 +21,7 @@ class RestoreRandomState(Callback):
     processes, one gather per checkpoint. Interactions: it is exact for checkpoints of an epoch's end, after its
     validation (not those of ``every_n_train_steps``, though the step be an epoch's last: the validation is not
     repeated). From the middle of an epoch the random states go on too, but a plain ``DataLoader`` begins its epoch
-    anew. Generators of your own, and what your hooks draw when the training starts, are yours to care for.
+    anew. Generators of your own, and what your hooks draw when an epoch starts, are yours to care for.
 
     Example:
         >>> state = RestoreRandomState().state_dict()
@@ -33,11 +33,13 @@ class RestoreRandomState(Callback):
         super().__init__()
         self._loaded: list[dict[str, Any]] | None = None
         self._alone = False
+        self._resumed = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget what was loaded for another run."""
         self._loaded = None
         self._alone = False
+        self._resumed = False
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The other processes may not come to a checkpoint that is saved now: do not wait for them."""
@@ -68,8 +70,20 @@ class RestoreRandomState(Callback):
             )
             return
         set_random_state(states[trainer.global_rank])
-        # Lightning made the epoch's iterator before, from other states; an uninterrupted run makes it now.
-        iter(trainer.fit_loop._data_fetcher)
+        self._resumed = True
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Let the epoch's data be drawn from the states that were put back."""
+        loop = trainer.fit_loop
+        # Lightning has already made this epoch's iterator, from other states; an uninterrupted run makes it now. From
+        # some checkpoints it runs through the end of the epoch before, and makes a new one by itself.
+        if self._resumed and (getattr(loop, "is_resuming", False) or loop.epoch_loop.restarting):
+            iter(loop._data_fetcher)
+        self._resumed = False
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """In the middle of an epoch its iterator stays."""
+        self._resumed = False
 
 
 def random_state() -> dict[str, Any]:

@@ -1,1 +1,7 @@
 """Data modules that need no download, or fetch what they need; and `with_index`."""
+
+from lightning_objectives.data.digits import DigitsDataModule
+from lightning_objectives.data.fashion_mnist import FashionMNISTDataModule
+from lightning_objectives.data.with_index import Indexed, WithIndex, with_index
+
+__all__ = ["DigitsDataModule", "FashionMNISTDataModule", "Indexed", "WithIndex", "with_index"]

@@ -92,7 +92,7 @@ def _class_last(values: Tensor) -> Tensor:
 
 
 def _off_simplex(rows: Tensor) -> Tensor:
-    return ((rows.sum(1) - 1).abs() > TOLERANCE) | (rows < -TOLERANCE).any(1)
+    return ((rows.sum(1) - 1).abs() > TOLERANCE) | (rows.amin(1) < -TOLERANCE)
 
 
 def probabilities(preds: Tensor, *, from_logits: bool) -> Tensor:

@@ -23,11 +23,11 @@ def negative_log_likelihood(preds: Tensor, target: Tensor, *, from_logits: bool 
         tensor([0.6931, 2.1269])
     """
     preds = preds if preds.dtype == torch.float64 else preds.float()
-    logs = preds.log_softmax(1) if from_logits else preds.log()
+    # A NaN spoils its whole row, as in log_softmax.
+    logs = preds.log_softmax(1) if from_logits else preds.log() + 0 * preds.sum(1, keepdim=True)
     if not target.is_floating_point():
         return -logs.gather(1, target[:, None]).squeeze(1)
-    # 0 * log(0) is 0 here, but a NaN stays one.
-    return -torch.where((target == 0) & ~logs.isnan(), 0.0, target * logs).sum(1)
+    return -torch.where(target == 0, 0.0, target * logs).sum(1)  # 0 log 0 is 0
 
 
 class NegativeLogLikelihood(MeanMetric):

@@ -188,6 +188,12 @@ def test_the_state_is_as_large_as_promised():
         assert size == 24 * cells
 
 
+def test_other_bins_cannot_be_merged():
+    for settings in ({"num_bins": 1}, {"binning": "equal_mass"}):
+        with pytest.raises(ValueError, match="to be present"):
+            CalibrationError().merge_state(CalibrationError(**settings))
+
+
 def test_settings_that_cannot_be():
     for settings, message in (
         ({"norm": "l3"}, "norm='l3'"),

@@ -43,6 +43,12 @@ def test_certain_and_wrong():
     assert negative_log_likelihood(torch.tensor([[1e4, 0.0]]), torch.tensor([1])) == 1e4
 
 
+def test_a_nan_of_any_class_is_seen():
+    p = torch.tensor([[torch.nan, 1.0], [0.0, 1.0]])
+    for target in (torch.tensor([1, 1]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])):
+        assert negative_log_likelihood(p, target, from_logits=False).isnan().tolist() == [True, False]
+
+
 def test_sums_go_on_where_float32_stops():
     metric = NegativeLogLikelihood()
     one = (torch.tensor([[0.0, 0.0]]), torch.tensor([1]))

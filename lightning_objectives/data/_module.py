@@ -1,0 +1,88 @@
+"""What the data modules share: both names of Lightning, loaders, a stratified split."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+else:
+    # As with callbacks, either Trainer knows only a class of its own: be both.
+    _names = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name)]
+    _bases = tuple(import_module(name).LightningDataModule for name in _names)
+    LightningDataModule = type("LightningDataModule", _bases, {"__module__": __name__})
+
+
+class ImageDataModule(LightningDataModule):
+    """Batches ``(images, target)`` of data sets that fit in memory; subclasses fill them in ``setup``."""
+
+    train: TensorDataset
+    val: TensorDataset
+    test: TensorDataset
+
+    def __init__(self, *, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be >= 1.")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def _loader(self, data: TensorDataset, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(
+            data,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Shuffled batches of the training set."""
+        return self._loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of the validation set."""
+        return self._loader(self.val)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of the test set."""
+        return self._loader(self.test)
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of the test set."""
+        return self._loader(self.test)
+
+
+def stratified_split(target: Tensor, fractions: Sequence[float], *, seed: int) -> list[Tensor]:
+    """Positions of a random split in which every class is divided alike, to within a sample.
+
+    Args:
+        target: (N,) class indices.
+        fractions: the share of each part but the first, which takes the rest.
+        seed: of a generator of its own.
+
+    Returns:
+        The sorted positions of each part: the rest first, then those of ``fractions``.
+
+    Raises:
+        ValueError: a fraction is negative, or they leave nothing for the first part.
+
+    >>> [len(part) for part in stratified_split(torch.arange(100) % 10, [0.1, 0.2], seed=0)]
+    [70, 10, 20]
+    """
+    if min(fractions) < 0 or sum(fractions) >= 1:
+        raise ValueError(f"fractions {tuple(fractions)} must be >= 0 and leave something: their sum must be < 1.")
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
+    for label in sorted(set(target.tolist())):
+        members = (target == label).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=generator)]
+        taken = [round(fraction * len(members)) for fraction in fractions]
+        for part, share in zip(parts, members.split([len(members) - sum(taken), *taken])):
+            part.append(share)
+    return [torch.cat(part).sort().values for part in parts]

@@ -1,0 +1,118 @@
+"""Trainings in two processes: ``python step_runs.py RUN DIRECTORY`` writes what each rank holds at the end."""
+
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+from helpers import Net, data, trainer
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+
+from lightning_objectives.averaging import BEMA
+from lightning_objectives.callbacks import AddRegularizer, AverageWeights, ReweightSamples, WrapHead
+from lightning_objectives.data.with_index import with_index
+from lightning_objectives.heads import MultiSampleDropout
+from lightning_objectives.kinds import Regularizer
+from lightning_objectives.weighting import LossBasedReweighting
+
+
+class MasksBySample(MultiSampleDropout):
+    """The masks are a function of the sample, so that they are the same on one process and on two."""
+
+    def forward(self, features, head, index):
+        kept = [
+            (torch.rand(self.num_samples, features.shape[1], generator=torch.Generator().manual_seed(int(i))) > self.p)
+            for i in index
+        ]
+        masks = torch.stack(kept, 1).to(features.dtype) / (1 - self.p)
+        rows = (features * masks).flatten(0, 1)
+        return head(rows).unflatten(0, (self.num_samples, len(features)))
+
+
+class Learned(Regularizer):
+    """A method with a parameter, which must stay the same on all ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, logits):
+        return (self.scale - logits).square().mean(1)
+
+
+class Switched(Learned):
+    """It stops after the second step; DDP must not miss its parameter."""
+
+    def active(self, *, step):
+        return step < 2
+
+
+def train(*callbacks, batches, devices, epochs=2, **kwargs):
+    L.seed_everything(0, verbose=False)
+    net = Net(dtype=torch.float64)
+    strategy = {"strategy": "ddp", "devices": 2} if devices == 2 else {}
+    runner = trainer(*callbacks, max_epochs=epochs, use_distributed_sampler=False, **strategy, **kwargs)
+    runner.fit(net, batches)
+    return {"net": {k: v.clone() for k, v in net.state_dict().items()}, "rank": runner.global_rank}
+
+
+class Strided(L.LightningDataModule):
+    """Batch k of all ranks together is batch k of one process."""
+
+    def train_dataloader(self):
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        everything = with_index(data(dtype=torch.float64))
+        sampler = DistributedSampler(everything, num_replicas=ranks, rank=rank, shuffle=False)
+        return DataLoader(everything, batch_size=8 // ranks, sampler=sampler)
+
+
+def joined(devices):
+    """Everything that couples samples or ranks; 2 processes of 4 samples equal one of 8."""
+    batches = Strided()
+    results = {}
+    for strategy in ("lin_upper", "quadratic", "extremes"):
+        method = LossBasedReweighting(strategy=strategy, temperature=0.4)
+        results[strategy] = train(ReweightSamples(method), batches=batches, devices=devices)
+    head = WrapHead(MasksBySample(num_samples=3, p=0.5))
+    results["dropout"] = train(head, batches=batches, devices=devices)
+    average = AverageWeights(BEMA())
+    everything = [head, ReweightSamples(LossBasedReweighting()), average, AddRegularizer(Learned(), strength=0.1)]
+    results["everything"] = train(*everything, batches=batches, devices=devices)
+    results["everything"]["net"] |= {f"bema.{k}": v for k, v in average.weights("bema").items()}
+    results["accumulated"] = train(
+        ReweightSamples(LossBasedReweighting()), batches=batches, devices=devices, accumulate_grad_batches=2
+    )
+    results["switched"] = train(AddRegularizer(Switched(), strength=0.1), batches=batches, devices=devices)
+    return results
+
+
+class Uneven(BatchSampler):
+    """Batches of 4 and 3 samples on the first rank, of 4 and 2 on the second."""
+
+    def __init__(self, rank):
+        self.batches = [[0, 1, 2, 3], [4, 5, 6]] if rank == 0 else [[8, 9, 10, 11], [12, 13]]
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return 2
+
+
+class PerRank(L.LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(data(dtype=torch.float64), batch_sampler=Uneven(self.trainer.global_rank))
+
+
+def uneven(devices):
+    def run(*callbacks):
+        return train(*callbacks, batches=PerRank(), devices=devices)
+
+    ones = ReweightSamples(lambda losses: torch.ones_like(losses))
+    return {"plain": run(), "ones": run(ones), "weighted": run(ReweightSamples(LossBasedReweighting()))}
+
+
+if __name__ == "__main__":
+    results = {"joined": joined, "uneven": uneven}[sys.argv[1]](2)
+    rank = next(iter(results.values()))["rank"]
+    torch.save(results, Path(sys.argv[2]) / f"rank{rank}.pt")

@@ -1,0 +1,47 @@
+"""Two processes are one with the joined batch."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import step_runs
+import torch
+
+pytestmark = pytest.mark.processes
+
+
+def ranks(run, directory):
+    """What the two processes hold at the end; a run that hangs is killed after a minute and a half."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, step_runs.__file__, run, str(directory)]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        assert process.wait(timeout=90) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def assert_close(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-6)
+
+
+def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
+    first, second = ranks("joined", tmp_path)
+    one = step_runs.joined(1)
+    assert len({tuple(result["net"]["fc.bias"].tolist()) for result in one.values()}) == len(one)  # all do something
+    for name, result in one.items():
+        assert_close(first[name]["net"], second[name]["net"])
+        assert_close(first[name]["net"], result["net"])
+
+
+def test_weights_of_one_on_uneven_ranks_are_untouched_ddp(tmp_path):
+    for result in ranks("uneven", tmp_path):
+        for key, value in result["plain"]["net"].items():
+            assert torch.equal(value, result["ones"]["net"][key])
+            assert not torch.equal(value, result["weighted"]["net"][key])
