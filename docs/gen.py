@@ -58,12 +58,14 @@ def introduction(path: str) -> str:
         return f"{_docstring(name)}\n\n## Signals\n\n| Name | What it is |\n| --- | --- |\n{signals}"
     if Path(path).stem == "index" or room == "package":
         return _docstring(name)
+    method = getattr(importlib.import_module(f"{package.__name__}.{room}"), name)
+    settings = ", ".join(f"{key}={value!r}" for key, value in getattr(method, "example", {}).items())
     lines = [f"from {package.__name__}.{room} import {name}"]
     if callback := getattr(ROOMS[room], "callback", ""):
         lines += [
             f"from {package.__name__}.callbacks import {callback}",
             "",
-            f"Trainer(callbacks=[{callback}({name}())])",
+            f"Trainer(callbacks=[{callback}({name}({settings}))])",
         ]
     return "\n".join(["```python", *lines, "```"])
 

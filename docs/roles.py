@@ -34,7 +34,7 @@ def markdown(docstring: str) -> str:
     """
     text = re.sub(r":math:`([^`]+)`", lambda found: f"${' '.join(found[1].split())}$", docstring)
     text = re.sub(r"^( *)\.\. math::\s*\n((?:\1 +.*\n?|\s*\n)+)", _display, text, flags=re.MULTILINE)
-    text = re.sub(r":(?:func|class|data|meth|mod):`~?([^`]+)`", r"`\1`", text)
+    text = re.sub(r":(?:func|class|data|meth|mod):`(?:~[\w.]+\.)?([^`]+)`", r"`\1`", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     text = re.sub(r"^( *)>>> (?:.+\n?)+", _fenced, text, flags=re.MULTILINE)
     return re.sub(rf"^({CARD}):", r"\n**\1.**", text, flags=re.MULTILINE)

@@ -99,12 +99,16 @@ def test_weights_are_one_where_nothing_tells_the_losses_apart(strategy, losses):
     torch.testing.assert_close(weights, torch.ones(len(losses)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_it_is_computed_in_float32_at_least(dtype):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
     losses = torch.tensor([1.0, 2.0, 5.0], dtype=dtype)
     weights = loss_based_weights(losses)
     assert weights.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(weights.float(), loss_based_weights(losses.float()))
+
+
+def test_float64_stays():
+    assert loss_based_weights(torch.tensor([1.0, 2.0], dtype=torch.float64)).dtype == torch.float64
 
 
 def test_float16_losses_near_its_greatest_number_do_not_overflow():

@@ -24,7 +24,7 @@ ALL = "test_it.py::test_skipped # a reason\n*_expected_to_fail # another\n*_afte
 
 @pytest.fixture
 def project(pytester):
-    shutil.copy(Path(__file__).with_name("conftest.py"), pytester.path)
+    shutil.copy(Path(__file__).with_name("skip_list.py"), pytester.path / "conftest.py")
     pytester.makepyfile(test_it=TESTS)
 
     def run(allowed, *args):

@@ -1,0 +1,61 @@
+"""What the pages promise: names that exist, a template that keeps the laws, a page for every name."""
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_objectives.testing import assert_laws
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "EXEMPLARS.md", "docs/index.md", "docs/design.md"]
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_on_a_page_imports_what_exists(page):
+    own = {"lightning_objectives.losses"}  # of the template, which is no part of the package
+    for block in blocks(page):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("lightning_objectives"):
+                module = importlib.import_module(node.module)
+                missing = [a.name for a in node.names if not hasattr(module, a.name) and node.module not in own]
+                assert not missing, f"{page}: {node.module} has no {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_on_a_page_exist(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text) if not page.startswith("docs/") else []  # mkdocs checks its own
+    paths = re.findall(r"`((?:lightning_objectives|tests|docs|benchmarks)/[\w/]+\.(?:py|txt|md))`", text)
+    for path in links + paths:
+        assert (ROOT / path).exists(), f"{page} speaks of {path}"
+
+
+def test_the_template_keeps_the_laws(tmp_path, monkeypatch):
+    (template,) = [block for block in blocks("CONTRIBUTING.md") if block.startswith('"""')]
+    path = tmp_path / "template.py"
+    path.write_text(template)
+    monkeypatch.setitem(sys.modules, "template", module := load(path))
+    assert_laws(module.FocalLoss())
+
+
+def test_every_public_name_has_a_page_and_a_docstring():
+    gen = load(ROOT / "docs" / "gen.py")
+    made = gen.pages()
+    assert not [*gen.without_page(made), *gen.without_docstring()]
+    name, _ = next(gen.public())
+    assert f"{name} is exported, but has no page." in list(gen.without_page({}))
