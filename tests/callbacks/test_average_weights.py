@@ -181,10 +181,10 @@ def test_a_closure_counts_once():
 
 def test_a_fused_optimizer_that_skips_by_itself_does_not_count():
     net = nn.Linear(1, 1)
-    optimizer, averages = torch.optim.SGD(net.parameters(), 0.1), Averages(net, {"swa": SWA()})
+    optimizer, averages = torch.optim.SGD(net.parameters(), 0.1, fused=True), Averages(net, {"swa": SWA()})
     averages.watch([optimizer])
     for overflow in (0.0, 1.0, 0.0):  # what a gradient scaler sets for the time of the step
-        optimizer.found_inf = torch.tensor(overflow)
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(overflow), torch.tensor(1.0)
         optimizer.step()
         averages.update()
     assert averages.steps == 2
