@@ -75,7 +75,7 @@ class Sharded(Net):
 
         if not hasattr(self.layers[0], "reshard"):
             mesh = self.device_mesh["data_parallel"]
-            for layer in (self.layers[0], self.layers[2], self):
+            for layer in (self.layers[0], self):  # the root's own weights stay gathered after a validation
                 fully_shard(layer, mesh=mesh)
 
     def configure_optimizers(self):
@@ -92,6 +92,7 @@ def sharded(directory, ckpt_path=None):
             data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=directory.name == "distributed"
         )
         mine = {"data": loader(rank=RANK), "use_distributed_sampler": False}
+        mine["val_check_interval"] = 1  # no saving, which reshards, between most validations and the training after
         settings = {"devices": 2, "strategy": strategy, "ckpt_path": path, **mine}
         _, runner = fit(averages, saver, net=net, val=True, **settings)
         results[name] = {"averages": averages.state_dict(), "outputs": net.outputs}

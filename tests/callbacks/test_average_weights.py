@@ -179,6 +179,17 @@ def test_a_closure_counts_once():
     assert averages._averages.steps == 4
 
 
+def test_a_fused_optimizer_that_skips_by_itself_does_not_count():
+    net = nn.Linear(1, 1)
+    optimizer, averages = torch.optim.SGD(net.parameters(), 0.1, fused=True), Averages(net, {"swa": SWA()})
+    averages.watch([optimizer])
+    for overflow in (0.0, 1.0, 0.0):  # what a gradient scaler sets for the time of the step
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(overflow), torch.tensor(1.0)
+        optimizer.step()
+        averages.update()
+    assert averages.steps == 2
+
+
 # Which tensors
 
 
@@ -542,6 +553,15 @@ def test_recalibrate_is_torchs_update_bn_with_the_average():
     assert net.layers[1].momentum == 0.1
 
 
+def test_recalibrate_runs_once_for_the_same_weights():
+    net, modes = NormNet(), []
+    forward = net.forward
+    net.forward = lambda x: (modes.append((net.training, net.layers[1].training)), forward(x))[1]
+    fit(AverageWeights(EMA(decay=0.9), buffers="recalibrate"), net=net, val=True)
+    # four batches after each of two epochs; the second time again serves the end of the training
+    assert modes.count((False, True)) == 8
+
+
 def test_recalibrate_leaves_random_states_and_modes(tmp_path):
     def make():
         torch.manual_seed(7)
@@ -657,6 +677,15 @@ def test_saving_inside_a_hook_holds_both(tmp_path, hook, first):
     assert state["steps"] == 4
     torch.testing.assert_close(join(saved["state_dict"]).double(), ema(after(reference), 0.8), rtol=0, atol=1e-6)
     assert torch.equal(join(state["raw"]), flat(reference))
+
+
+def test_a_weights_only_save_before_this_callbacks_turn_has_the_newest_step(tmp_path):
+    reference = plain(epochs=1)
+    save = Probe(on_train_batch_end=lambda t, *_: t.save_checkpoint(tmp_path / "x.ckpt", weights_only=True))
+    fit(save, AverageWeights(EMA(decay=0.8)), epochs=1)
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    join = torch.cat([t.flatten() for t in saved.values()])
+    torch.testing.assert_close(join.double(), ema(after(reference), 0.8), rtol=0, atol=1e-6)
 
 
 def test_after_fit_and_after_evaluating_a_save_still_holds_both(tmp_path):
