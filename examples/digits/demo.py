@@ -34,11 +34,12 @@ ARMS: dict[str, Any] = {
     "baseline": list,
     "EMA": lambda: [EMACallback(decay=0.98, warmup=True)],
     "BEMA": lambda: [AverageWeights(BEMA())],
+    "BEMA, recalibrated": lambda: [AverageWeights(BEMA(), buffers="recalibrate")],
     "SWA": lambda: [AverageWeights(SWA(), start_step=EPOCHS * 20 * 3 // 4)],
     "loss reweighting": lambda: [LossReweightingCallback(temperature=1.0)],
     "multi-sample dropout": lambda: [MultiSampleDropoutCallback(num_samples=8, p=0.3)],
     "all together": lambda: [
-        AverageWeights([EMA(decay=0.98, warmup=True), BEMA()]),
+        AverageWeights([BEMA(), EMA(decay=0.98, warmup=True)], buffers="recalibrate"),
         LossReweightingCallback(temperature=1.0),
         MultiSampleDropoutCallback(num_samples=8, p=0.3),
     ],
@@ -118,7 +119,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def plot_reliability(results: list[dict[str, Any]], path: Path) -> None:
     """The reliability diagram of each method, over the test sets of all seeds."""
-    figure, axes = plt.subplots(2, 4, figsize=(16, 8), layout="constrained")
+    figure, axes = plt.subplots(2, (len(ARMS) + 1) // 2, figsize=(16, 8), layout="constrained")
     for axis, arm in zip(axes.flat, ARMS):
         first, *others = [r["reliability"] for r in results if r["arm"] == arm]
         for other in others:

@@ -122,7 +122,8 @@ def is_compiled(module: nn.Module, path: str) -> bool:
     """Whether the child at ``path``, or anything that it lies in, is compiled: hooks and patches may not fire there."""
     parts = path.split(".")
     above = [module.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1)]
-    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in above)
+    whole = getattr(module, "_compiler_ctx", None) is not None  # Lightning's mark of a module that is compiled itself
+    return whole or any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in above)
 
 
 def network_of(module: nn.Module, head: str) -> nn.Module:

@@ -193,7 +193,9 @@ class Pipeline:
         if wrap or asked & _FROM_HEAD:
             self._find_head(wrap)
         if asked & (_FROM_CRITERION | _FROM_HEAD) or any(m.place not in ("term", "combination") for m in self.members):
-            self._mode = CriterionMode(None if self._named else self._caught, self.stacks)
+            # what happens at the criterion is new in each step, so a compiled step breaks its graph there, once
+            caught = None if self._named else torch.compiler.disable(self._caught)
+            self._mode = CriterionMode(caught, self.stacks)
         methods = {
             f"{m.place}{i}_{type(m.method).__name__}": m.method
             for i, m in enumerate(self.members)

@@ -257,5 +257,5 @@ class CalibrationError(SumMetric):
         axes.bar(confidence, share, width=0.02, color="tab:blue", alpha=0.25, label="share of rows")
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
         axes.set_title(f"calibration error ({self.norm}, {self.binning}) {float(_distance(bins, self.norm)):.4f}")
-        axes.legend(loc="upper left")
+        axes.legend(loc="best", fontsize="small", framealpha=0.6)
         return figure, axes

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import Net, data, equal, fit, loader, trainer
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
@@ -682,25 +683,42 @@ def test_both_names_of_lightning():
     assert runner.callback_metrics["train/max_weight"] >= 1
 
 
-@pytest.mark.parametrize("where", ["backbone", "net"])
-def test_compiled_networks(where):
-    class Compiled(Net):
-        def __init__(self):
-            super().__init__()
-            if where == "backbone":
-                self.backbone = torch.compile(self.backbone, backend="eager", fullgraph=True)
+class Quiet(Net):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
 
-        def forward(self, x):
-            return super().forward(x)
 
+def compiled(where, counter):
     def build():
-        net = Compiled()
-        if where == "net":
-            net.compile(backend="eager")
+        net = Quiet()
+        if where == "a part":
+            net.backbone = torch.compile(net.backbone, backend=counter, fullgraph=True)
+        elif where == "a part, in place":
+            net.backbone.compile(backend=counter, fullgraph=True)
+        else:
+            net = torch.compile(net, backend=counter)
         return net
 
+    return build
+
+
+@pytest.mark.parametrize("where", ["a part", "a part, in place", "the module"])
+def test_compiled_modules_are_compiled_once(where):
+    eager, _ = fit(ReweightSamples(LossBasedReweighting(warmup_steps=2)), net=Quiet)
     torch._dynamo.reset()
-    with torch._dynamo.utils.CompileProfiler() if False else torch._dynamo.config.patch(error_on_recompile=False):
-        plain, _ = fit(net=build)
-        touched, _ = fit(ReweightSamples(ones), net=build)
-    assert equal(plain, touched)
+    counter = CompileCounter()
+    build = compiled(where, counter)
+    L.seed_everything(0, verbose=False)
+    net, probe = build(), Probe()
+    trainer(ReweightSamples(LossBasedReweighting(warmup_steps=2)), probe).fit(net, loader())
+    assert counter.frame_count == 1  # no break in the network's graph, no recompilation
+    assert probe.pipeline.caught_calls == 6
+    for a, b in zip(eager.parameters(), net.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_head_in_a_compiled_module_is_refused():
+    torch._dynamo.reset()
+    with pytest.raises(ValueError, match="lies in a compiled module"):
+        fit(WrapHead(MultiSampleDropout()), net=compiled("the module", CompileCounter()))
+    fit(WrapHead(MultiSampleDropout()), net=compiled("a part", CompileCounter()))
