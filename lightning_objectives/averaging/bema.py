@@ -56,8 +56,9 @@ class BEMA(Rule):
     fresh copy, per reading.
     Interactions: :math:`\mu_t` extrapolates, so it may leave the range that the weights have had; a running variance
     must never be extrapolated. Once the weights have converged the correction is an overshoot, away from where they
-    began, that fades only with :math:`\alpha_t`: after a long way use a greater ``bias_power`` (0.4). The corrected
-    weights are read for the step asked, not stored.
+    began, that fades only with :math:`\alpha_t`: after a long way use a greater ``bias_power`` (0.4). A network with
+    BatchNorm wants ``AverageWeights(..., buffers="recalibrate")``: the statistics of the raw weights do not fit weights
+    that lie beyond them (``make demo`` shows both). The corrected weights are read for the step asked, not stored.
 
     Example:
         >>> bema, weights = BEMA(ema_power=1.0, bias_power=1.0, lag=1), [torch.tensor([0.0])]

@@ -85,7 +85,7 @@ class LogMetrics(Callback):
         self._network: nn.Module | None = None
         self._undo = [Patch(pl_module, name, self._step).remove for name in _STAGES]
         self._undo.append(Patch(pl_module, "configure_model", self._configure_model, visible=True).remove)
-        self._mode = None if self.criterion else CriterionMode(torch.compiler.disable(self._caught))
+        self._mode = None if self.criterion else CriterionMode(torch.compiler.disable(self._caught))  # type: ignore[no-untyped-call]  # torch
 
     def _configure_model(self, inner: Callable[[], Any]) -> None:
         inner()

@@ -194,7 +194,7 @@ class Pipeline:
             self._find_head(wrap)
         if asked & (_FROM_CRITERION | _FROM_HEAD) or any(m.place not in ("term", "combination") for m in self.members):
             # what happens at the criterion is new in each step, so a compiled step breaks its graph there, once
-            caught = None if self._named else torch.compiler.disable(self._caught)
+            caught = None if self._named else torch.compiler.disable(self._caught)  # type: ignore[no-untyped-call]  # torch
             self._mode = CriterionMode(caught, self.stacks)
         methods = {
             f"{m.place}{i}_{type(m.method).__name__}": m.method
