@@ -22,8 +22,6 @@ class Rows:
     """Takes (N,) weights to weights of the elements' shape; what was left out gets 0."""
     keep: Tensor | None
     """Which samples (or flattened elements) are rows, as a mask; None where all are."""
-    single: bool
-    """Whether a row is one element of one sample, so that signals by sample and by element agree."""
 
 
 def fold(call: Call, elements: Tensor, *, unit: Unit, batch_size: int | None) -> Rows:
@@ -53,21 +51,20 @@ def fold(call: Call, elements: Tensor, *, unit: Unit, batch_size: int | None) ->
     if table.shape[1] == 1:
         return _rows(table[:, 0], call.valid.flatten() if call.valid is not None else None, elements.shape)
     if call.valid is None:
-        return Rows(table.mean(1), lambda w: w[:, None].expand_as(table).reshape(elements.shape), None, single=False)
+        return Rows(table.mean(1), lambda w: w[:, None].expand_as(table).reshape(elements.shape), None)
     counts = call.valid.reshape(samples, -1).sum(1)
     means, keep = table.sum(1) / counts.clamp_min(1), counts > 0  # an ignored element's loss is 0
     return Rows(
         means[keep],
         lambda w: _fill(w, keep)[:, None].expand_as(table).reshape(elements.shape),
         keep,
-        single=False,
     )
 
 
 def _rows(flat: Tensor, keep: Tensor | None, shape: torch.Size) -> Rows:
     if keep is None:
-        return Rows(flat, lambda w: w.reshape(shape), None, single=True)
-    return Rows(flat[keep], lambda w: _fill(w, keep).reshape(shape), keep, single=True)
+        return Rows(flat, lambda w: w.reshape(shape), None)
+    return Rows(flat[keep], lambda w: _fill(w, keep).reshape(shape), keep)
 
 
 def _fill(weights: Tensor, keep: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class Signals:
             return rows.losses
         value: Tensor = self.get(name)
         if rows.keep is not None:
-            value = value[rows.keep] if rows.single and len(value) == len(rows.keep) else value
+            value = value[rows.keep] if len(value) == len(rows.keep) else value
         if len(value) != len(rows.losses):
             raise ValueError(
                 f"The signal {name!r} has {len(value)} rows, but there are {len(rows.losses)} losses: it cannot be "

@@ -454,6 +454,35 @@ def test_token_losses_fold_into_sequences():
         fit(ReweightSamples(ones), net=Masked, train=batches, max_steps=1)
 
 
+def test_a_sequence_without_a_token_that_counts_is_no_sample():
+    tokens = torch.randint(3, (4, 5), generator=torch.Generator().manual_seed(0))
+    tokens[1] = -100
+    seen = {}
+
+    class Tokens(Net):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch).movedim(-1, 1), tokens)
+
+    def weighting(losses, index):
+        seen.update(losses=losses, index=index)
+        return torch.ones_like(losses)
+
+    class Batches(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return torch.full((5, 4), float(i))
+
+    batches = DataLoader(with_index(Batches()), batch_size=4)
+    plain, _ = fit(net=Tokens, train=DataLoader(Batches(), batch_size=4), max_steps=1)
+    touched, _ = fit(ReweightSamples(weighting), net=Tokens, train=batches, max_steps=1)
+    assert seen["losses"].isfinite().all()
+    assert seen["index"].tolist() == [0, 2, 3]
+    for a, b in zip(plain.parameters(), touched.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_a_loss_that_is_not_finite_is_dropped_and_spoils_no_weight():
     class Infinite(Net):
         def criterion(self, logits, y):
