@@ -99,6 +99,18 @@ class Uneven(BatchSampler):
         return 2
 
 
+class Spy(LossBasedReweighting):
+    """Keeps the losses that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, losses):
+        self.seen.append(losses.clone())
+        return super().forward(losses)
+
+
 class PerRank(L.LightningDataModule):
     def train_dataloader(self):
         return DataLoader(data(dtype=torch.float64), batch_sampler=Uneven(self.trainer.global_rank))
@@ -108,8 +120,10 @@ def uneven(devices):
     def run(*callbacks):
         return train(*callbacks, batches=PerRank(), devices=devices)
 
+    spy = Spy()
     ones = ReweightSamples(lambda losses: torch.ones_like(losses))
-    return {"plain": run(), "ones": run(ones), "weighted": run(ReweightSamples(LossBasedReweighting()))}
+    results = {"plain": run(), "ones": run(ones), "weighted": run(ReweightSamples(spy))}
+    return results | {"seen": spy.seen}
 
 
 if __name__ == "__main__":

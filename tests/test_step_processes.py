@@ -41,7 +41,11 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
 
 
 def test_weights_of_one_on_uneven_ranks_are_untouched_ddp(tmp_path):
-    for result in ranks("uneven", tmp_path):
+    first, second = ranks("uneven", tmp_path)
+    for result in (first, second):
         for key, value in result["plain"]["net"].items():
             assert torch.equal(value, result["ones"]["net"][key])
             assert not torch.equal(value, result["weighted"]["net"][key])
+    assert [len(losses) for losses in first["seen"]] == [8, 5, 8, 5]
+    assert all(torch.equal(a, b) for a, b in zip(first["seen"], second["seen"]))
+    assert all((losses > 0).all() for losses in first["seen"])  # no padding among them
