@@ -169,6 +169,23 @@ def test_killed_in_an_epoch_and_resumed_it_ends_to_the_bit(tmp_path):
     assert same(whole, resumed)
 
 
+@pytest.mark.parametrize("cut", ["half", "empty"])
+def test_a_truncated_checkpoint_is_an_error_that_leaves_the_module_alone(cut, tmp_path):
+    net = digits()(width=2)
+    runner = trainer(*everything(), max_epochs=1)
+    runner.fit(net, datamodule=DigitsDataModule(batch_size=700))
+    runner.save_checkpoint(tmp_path / "whole.ckpt")
+    whole = (tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2] if cut == "half" else b"")
+    other = digits()(width=2)
+    before, weights = set(vars(other)), {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"cut.ckpt is cut off, or no checkpoint: its \d+ bytes"):
+        trainer(*everything()).fit(other, datamodule=DigitsDataModule(), ckpt_path=tmp_path / "cut.ckpt")
+    assert set(vars(other)) - before <= {"_trainer", "_hparams_initial"}
+    assert same(weights, dict(other.state_dict()))
+    assert "forward" not in vars(other.classifier)
+
+
 @pytest.mark.processes
 def test_the_checkpoint_opens_strictly_where_the_package_is_not(tmp_path):
     run(tmp_path)

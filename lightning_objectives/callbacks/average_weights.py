@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_objectives.averaging._averages import Averages, Buffers, Journal, restore
 from lightning_objectives.callbacks._training_pass import check_training_data, training_pass
-from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of
+from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.kinds import Rule
 
@@ -89,7 +89,7 @@ class AverageWeights(Callback):
 
     def _clear(self) -> None:
         self._averages: Averages | None = None
-        self._patch: Patch | None = None
+        self._patches: list[Patch] = []
         self._loaded: Mapping[str, Any] | None = None
         """Our own state, from load to the start of training."""
         self._foreign: dict[str, Any] | None = None
@@ -99,7 +99,7 @@ class AverageWeights(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what another process gets, has the settings and begins anew.
-        blank = {"_averages": None, "_patch": None, "_loaded": None, "_foreign": None}
+        blank: dict[str, Any] = {"_averages": None, "_patches": [], "_loaded": None, "_foreign": None}
         return {**vars(self), **blank, "_fitting": False, "_finished": False}
 
     # What users ask for.
@@ -168,13 +168,14 @@ class AverageWeights(Callback):
                 f"{len(primaries)} AverageWeights callbacks are primary, of {[p.names for p in primaries]}, but only "
                 "one average can be validated, saved and left in the module. Pass primary=False to the others."
             )
+        self._patches.append(name_unreadable_checkpoints(trainer))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin, or go on from what was loaded."""
         averages = self._build(trainer, pl_module)
         averages.watch(trainer.optimizers)
         if self.primary:
-            self._patch = Patch(pl_module, "on_save_checkpoint", self._save)
+            self._patches.append(Patch(pl_module, "on_save_checkpoint", self._save))
 
     def _build(self, trainer: Any, pl_module: Any) -> Averages:
         if self.buffers == "recalibrate":
@@ -260,7 +261,10 @@ class AverageWeights(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Put the raw weights back, since teardown is not called."""
-        if not self._fitting or self._averages is None:
+        if not self._fitting:
+            return
+        if self._averages is None:
+            self._detach()
             return
         if not self._finished:
             self._averages.swap_out()
@@ -274,9 +278,8 @@ class AverageWeights(Callback):
         last = Patch(trainer.strategy, "on_exception", detach)
 
     def _detach(self) -> None:
-        if self._patch is not None:
-            self._patch.remove()
-            self._patch = None
+        while self._patches:
+            self._patches.pop().remove()
         if self._averages is not None:
             self._averages.unwatch()
             if not self._finished:

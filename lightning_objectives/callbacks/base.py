@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from zipfile import is_zipfile
+
+from lightning_objectives.callbacks.patch import Patch
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as Callback
@@ -21,6 +25,24 @@ def callbacks_of(trainer: Any, kind: type[C]) -> list[C]:
     """The callbacks of a trainer that are of a class, those that a module brought by a mixin included, in order."""
     found = [getattr(callback, "carried", callback) for callback in trainer.callbacks]
     return [callback for callback in found if isinstance(callback, kind)]
+
+
+def name_unreadable_checkpoints(trainer: Any) -> Patch:
+    """Until the patch is removed, a checkpoint that cannot be read is an error that says which file, and why."""
+    return Patch(trainer.strategy, "load_checkpoint", _load)
+
+
+def _load(inner: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return inner(path, *args, **kwargs)
+    except (OSError, EOFError, RuntimeError) as error:
+        file = Path(path)
+        if not file.is_file() or is_zipfile(file):
+            raise
+        raise ValueError(
+            f"The checkpoint {path} is cut off, or no checkpoint: its {file.stat().st_size} bytes do not end with a "
+            "table of contents. Nothing was loaded; use an earlier file."
+        ) from error
 
 
 class Carried(Callback):

@@ -17,7 +17,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints
 from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives.callbacks.extras import Extras
 from lightning_objectives.callbacks.head import came_from, is_affine_in, is_compiled, network_of, resolve
@@ -125,6 +125,7 @@ class Pipeline:
         self._undo: list[Callable[[], None]] = [
             Patch(module, "configure_model", self._configure_model, visible=True).remove,
             Patch(module, "training_step", self._training_step).remove,
+            name_unreadable_checkpoints(trainer).remove,
         ]
 
     @classmethod

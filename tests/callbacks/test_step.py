@@ -34,6 +34,10 @@ class Probe(L.Callback):
     def on_train_start(self, trainer, pl_module):
         self.pipeline = Pipeline.of(trainer, pl_module)
 
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        assert self.pipeline.stacks.count == 0  # nothing is followed, and no tensor held, from one step to the next
+        assert not self.pipeline.stacks._nodes
+
 
 # -- zero strength -------------------------------------------------------------------------------------------------
 
@@ -186,6 +190,12 @@ def test_the_loss_is_the_mean_of_the_losses_of_the_stacks(name):
     torch.testing.assert_close(net.backbone[0].weight, start.backbone[0].weight - 0.1 * start.backbone[0].weight.grad)
 
 
+def test_nothing_is_held_between_the_steps():
+    probe = Probe()
+    fit(WrapHead(MultiSampleDropout()), probe)
+    assert probe.pipeline.steps == 6
+
+
 def test_one_sample_is_ordinary_dropout_bit_for_bit():
     class Dropout(Net):
         def forward(self, x):
@@ -248,6 +258,12 @@ def inplace(self, x, y):
     return F.cross_entropy(logits, y)
 
 
+def inplace_on_a_view(self, x, y):
+    logits = self(x)
+    logits.view(-1).mul_(2)
+    return F.cross_entropy(logits, y)
+
+
 def functional_head(self, x, y):
     return F.cross_entropy(F.linear(self.backbone(x), self.fc.weight, self.fc.bias), y)
 
@@ -268,6 +284,7 @@ REFUSED = {
         "not in it",
     ),
     "in place": (inplace, WrapHead(MultiSampleDropout()), "in place"),
+    "in place, on a view": (inplace_on_a_view, WrapHead(MultiSampleDropout()), "in-place change"),
     "exp": (lambda self, x, y: F.mse_loss(self(x).exp(), F.one_hot(y, 3).float()), WrapHead(Fixed()), "'exp'"),
     "dropout": (lambda self, x, y: F.cross_entropy(F.dropout(self(x)), y), WrapHead(Fixed()), "'dropout'"),
     "property": (lambda self, x, y: F.cross_entropy(self(x).T.T, y), WrapHead(Fixed()), "cannot be repeated"),
