@@ -118,17 +118,17 @@ class Extras:
         """The state of a plain optimizer with the extra parameters' entries back at their places."""
         optimizer = self._optimizers[number]
         extra = self._positions(optimizer)
-        total = sum(len(group["params"]) for group in optimizer.param_groups)
-        if len(list(_indices(state))) == total:
-            return state
-        live = [i for i in range(total) if i not in extra]
-        state = _renumbered(state, dict(enumerate(live)))
+        params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = _renumbered(state, dict(enumerate(i for i in range(len(params)) if i not in extra)))
         position = 0
         for saved, group in zip(state["param_groups"], optimizer.param_groups):
             saved["params"] = list(range(position, position + len(group["params"])))
             position += len(group["params"])
         loaded = self._loaded[number] if number < len(self._loaded) else {}
-        state["state"].update({position: loaded[name] for position, name in extra.items() if name in loaded})
+        for position, name in extra.items():
+            entry = loaded.pop(name, None) or optimizer.state.get(params[position])
+            if entry:
+                state["state"][position] = entry
         return state
 
     def _save(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> None:

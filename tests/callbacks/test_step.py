@@ -684,6 +684,42 @@ def test_resuming_with_without_and_with_a_newly_added_plug_in(configure, tmp_pat
     assert added.scale != 1.0
 
 
+def test_an_inactive_methods_parameters_stay_exactly():
+    class Idle(Learned):
+        def active(self, *, step):
+            return step < 2
+
+    class Keep(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            self.values.append(method.scale.item())
+
+        values = []  # noqa: RUF012
+
+    class Plain(Net):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    method = Idle()
+    fit(AddRegularizer(method), Keep(), net=Plain)
+    assert len(set(Keep.values[1:])) == 1
+    assert Keep.values[0] != Keep.values[1]
+
+
+def test_an_optimizers_state_goes_through_a_plain_one_and_back():
+    class Again(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            optimizer = trainer.optimizers[0]
+            state = copy.deepcopy(optimizer.state_dict())
+            assert len(state["param_groups"][0]["params"]) == 4
+            optimizer.load_state_dict(state)
+
+    first, second = Learned(), Learned()
+    plain, _ = fit(AddRegularizer(first))
+    again, _ = fit(AddRegularizer(second), Again())
+    assert equal(plain, again)
+    assert first.scale == second.scale
+
+
 def test_the_users_own_draws_are_not_moved_by_extra_modules():
     plain, _ = fit(net=lambda: Net(dropout=0.5))
     touched, _ = fit(AddRegularizer(Learned(), strength=0.0), net=lambda: Net(dropout=0.5))
@@ -768,3 +804,71 @@ def test_a_head_in_a_compiled_module_is_refused():
     with pytest.raises(ValueError, match="lies in a compiled module"):
         fit(WrapHead(MultiSampleDropout()), net=compiled("the module", CompileCounter()))
     fit(WrapHead(MultiSampleDropout()), net=compiled("a part", CompileCounter()))
+
+
+# -- what the Trainer does ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"precision": "64-true"},
+        {"accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.1},
+        {"detect_anomaly": True},
+        {"deterministic": True},
+        {"overfit_batches": 1},
+        {"barebones": True},
+        {"fast_dev_run": 2},
+        {"max_steps": 4, "max_epochs": -1},
+    ],
+    ids=str,
+)
+def test_weights_of_one_under_what_the_trainer_does(settings):
+    everything = [ReweightSamples(LossBasedReweighting()), WrapHead(MultiSampleDropout(num_samples=2))]
+    plain, _ = fit(net=Quiet, **settings)
+    probe = Probe()
+    touched, _ = fit(ReweightSamples(ones), probe, net=Quiet, **settings)
+    assert probe.pipeline.caught_calls > 0
+    if settings.get("precision") == "bf16-true":  # the weighted sum is taken in float32
+        assert all(torch.allclose(a, b, atol=0.05) for a, b in zip(plain.parameters(), touched.parameters()))
+    else:
+        assert equal(plain, touched)
+    changed, _ = fit(*everything, net=Quiet, **settings)
+    assert all(p.isfinite().all() for p in changed.parameters())
+    assert not equal(plain, changed)
+
+
+def test_lbfgs_calls_the_step_many_times():
+    class Second(Quiet):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    plain, _ = fit(net=Second, max_epochs=1)
+    touched, _ = fit(ReweightSamples(ones), net=Second, max_epochs=1)
+    assert equal(plain, touched)
+
+
+def test_the_learning_rate_is_found_with_the_objective():
+    class Rated(Quiet):
+        def __init__(self):
+            super().__init__()
+            self.lr = 0.1
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    calls = []
+
+    def weighting(losses):
+        calls.append(len(losses))
+        return torch.ones_like(losses)
+
+    net = Rated()
+    runner = trainer(ReweightSamples(weighting), max_epochs=1)
+    finder = L.pytorch.tuner.Tuner(runner).lr_find(net, loader(), num_training=4, update_attr=False)
+    assert len(finder.results["loss"]) > 0
+    assert len(calls) >= 3
+    assert "training_step" not in vars(net)
