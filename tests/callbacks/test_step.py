@@ -593,9 +593,13 @@ def test_a_mixed_batch_and_its_target():
             target = (1 - share) * F.one_hot(y, 3) + share * F.one_hot(y[index[:, 1]], 3)
             return F.cross_entropy(self(mixed), target)
 
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert torch.equal(batch[0], before[8 * batch_idx : 8 * batch_idx + 8])
+
     batches = loader()
     before = batches.dataset.tensors[0].clone()
-    mixed, _ = fit(TransformBatch(mix), net=Own, train=batches)
+    mixed, _ = fit(TransformBatch(mix), Look(), net=Own, train=batches)
     reference, _ = fit(net=Reference)
     for a, b in zip(mixed.parameters(), reference.parameters()):
         torch.testing.assert_close(a, b)
