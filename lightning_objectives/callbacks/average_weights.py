@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -291,6 +292,10 @@ class AverageWeights(Callback):
     @property
     def state_key(self) -> str:
         """Made of the settings, so that several callbacks keep their states apart."""
+        return self._state_key
+
+    @cached_property
+    def _state_key(self) -> str:  # Lightning's profiler asks for it at every hook of every step
         settings = {"rule": list(self._rules.values()), "start_step": self.start_step}
         settings |= {"every_n_steps": self.every_n_steps, "buffers": self.buffers, "primary": self.primary}
         return f"{_STATE}{settings!r}"

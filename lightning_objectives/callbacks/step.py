@@ -63,6 +63,10 @@ class StepCallback(Callback):
     @property
     def state_key(self) -> str:
         """One entry in the checkpoint for each method."""
+        return self._state_key
+
+    @cached_property
+    def _state_key(self) -> str:  # Lightning's profiler asks for it at every hook of every step
         return f"{type(self).__name__}({self.method!r})"
 
     def active(self, step: int) -> bool:
