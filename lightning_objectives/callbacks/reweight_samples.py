@@ -18,8 +18,8 @@ class ReweightSamples(StepCallback):
     r"""Weights the losses of the samples; the reduction and its denominator stay the model's own.
 
     The weights are those of one micro-batch of all ranks: the signals are gathered first, so that two processes weight
-    as one with the joined batch. Logged each step, as ``train/``: ``weighted_loss``, ``unweighted_loss``,
-    ``effective_sample_size`` (:math:`(\sum w)^2 / \sum w^2`) and ``max_weight``.
+    as one with the joined batch. Logged under ``train/``, in the steps that Lightning logs: ``weighted_loss``,
+    ``unweighted_loss``, ``effective_sample_size`` (:math:`(\sum w)^2 / \sum w^2`) and ``max_weight``.
 
     Args:
         weighting: the method, ``losses (N,) -> weights (N,)`` with mean 1.
@@ -50,11 +50,12 @@ class ReweightSamples(StepCallback):
             )
         weights = weights.to(torch.promote_types(rows.losses.dtype, torch.float32))
         spread = rows.spread(weights[own])
-        with torch.no_grad():
-            pipeline.logged |= {
-                "weighted_loss": call.reduce(torch.where(spread == 0, 0.0, elements * spread)).mean(),
-                "unweighted_loss": call.reduce(elements).mean(),
-                "effective_sample_size": weights.sum().square() / weights.square().sum(),
-                "max_weight": weights.max(),
-            }
+        if pipeline.logs:
+            with torch.no_grad():
+                pipeline.logged |= {
+                    "weighted_loss": call.reduce(torch.where(spread == 0, 0.0, elements * spread)).mean(),
+                    "unweighted_loss": call.reduce(elements).mean(),
+                    "effective_sample_size": weights.sum().square() / weights.square().sum(),
+                    "max_weight": weights.max(),
+                }
         return spread

@@ -116,6 +116,8 @@ class Pipeline:
         self.signals: Signals
         self.logged: dict[str, Tensor] = {}
         """What the step logs under ``train/``."""
+        self.logs = False
+        """Whether this step is logged; `log` is dear, and Lightning's loggers take one step in `log_every_n_steps`."""
         self.batch_size: int | None = None
         self._built = self._verified = self._live = False
         self._head: nn.Module | None = None
@@ -241,6 +243,8 @@ class Pipeline:
         numbers = {"step": torch.tensor(step), "epoch": torch.tensor(self.trainer.current_epoch)}
         self.signals = Signals(self.module, batch, numbers, self.option("input"), index, makers=self.makers)
         self.batch_size = batch_size_of(batch)
+        every = 0 if self.trainer.barebones else self.trainer.log_every_n_steps
+        self.logs = every > 0 and step % every in (0, every - 1)
         self._calls, self._value, self._output, self.logged = [], None, None, {}
         for member in self._running["transform"]:
             batch = member.mixed(self)
@@ -253,7 +257,7 @@ class Pipeline:
         finally:
             self._live = False
             self.stacks.clear()
-        for name, value in self.logged.items() if not self.trainer.barebones else ():
+        for name, value in self.logged.items() if self.logs else ():
             self.module.log(f"train/{name}", value, batch_size=self.batch_size)
         self.steps += 1
         return output
