@@ -99,9 +99,11 @@ def joined(devices):
         ReweightSamples(LossBasedReweighting()), batches=batches, devices=devices, accumulate_grad_batches=2
     )
     transform = TransformGradients([OrthogonalGradient(), ComponentwiseGradClip(max_norm=0.1)])
-    results["gradients"] = train(transform, batches=batches, devices=devices)
+    results["gradients"] = train(transform, AddRegularizer(Learned()), batches=batches, devices=devices)
     calibrate = Calibrate(TemperatureScaling())
-    results["calibrated"] = train(calibrate, batches=Validated(), devices=devices, max_steps=3)
+    results["calibrated"] = train(
+        calibrate, AddRegularizer(Learned()), batches=Validated(), devices=devices, max_steps=3
+    )
     results["calibrated"]["net"] |= calibrate.calibrator.state_dict()
     results["switched"] = train(AddRegularizer(Switched(), strength=0.1), batches=batches, devices=devices)
     return results

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_files import write_cifar, write_fashion_mnist, write_image_folders
 from lightning.pytorch import Trainer
 
 from lightning_objectives import cli
@@ -34,8 +35,12 @@ def run(monkeypatch):
     return run
 
 
+def of(folder):
+    return sorted((EXAMPLES / folder).glob("*.yaml"))
+
+
 def ids(folder):
-    return pytest.mark.parametrize("path", sorted((EXAMPLES / folder).glob("*.yaml")), ids=lambda path: path.stem)
+    return pytest.mark.parametrize("path", of(folder), ids=lambda path: path.stem)
 
 
 def check(trainer, path):
@@ -52,3 +57,31 @@ def check(trainer, path):
 @ids("digits")
 def test_digits(run, path):
     check(run(path), path)
+
+
+@pytest.mark.slow
+@ids("fashion_mnist")
+def test_fashion_mnist(run, path, tmp_path):
+    write_fashion_mnist(tmp_path)
+    check(run(path, f"--data.init_args.data_dir={tmp_path}", "--data.init_args.batch_size=4"), path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [*of("cifar10"), *of("cifar100")], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_cifar(run, path, tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)  # checksums of the real files
+    write_cifar(tmp_path, 100 if path.parent.name == "cifar100" else 10)
+    small = ["--data.init_args.batch_size=2", "--data.init_args.num_workers=0", "--data.init_args.val_fraction=0.5"]
+    check(run(path, f"--data.init_args.data_dir={tmp_path}", *small), path)
+    if path.stem == "teacher":
+        saved = torch.load("runs/cifar100/teacher.ckpt", weights_only=True)
+        assert saved["hyper_parameters"]["model"] == "resnet50"
+        assert saved["state_dict"]["model.conv1.weight"].shape == (64, 3, 3, 3)
+
+
+@pytest.mark.slow
+@ids("imagenet")
+def test_imagenet(run, path, tmp_path):
+    write_image_folders(tmp_path, classes=2)
+    small = ["--data.init_args.batch_size=2", "--data.init_args.num_workers=0", "--data.init_args.image_size=32"]
+    check(run(path, f"--data.init_args.data_dir={tmp_path}", *small, "--trainer.precision=32-true"), path)
