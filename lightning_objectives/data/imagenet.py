@@ -12,10 +12,11 @@ class ImageNetDataModule(ImageDataModule):
     """Images (3, S, S) float32, normalised, augmented and read by timm.
 
     Args:
-        data_dir: the folder that holds ``train/`` and ``val/`` with a folder a class, or tar files of them; or what
-            the reader takes.
+        data_dir: the folder that holds ``train/`` and ``val/`` with a folder a class, or ``train.tar`` and
+            ``validation.tar`` of such folders or of tar files a class; or what the reader takes.
         reader: which of timm's readers: empty for folders and tar files, ``hfds/...`` and ``hfids/...`` for a data set
-            of Hugging Face (the second as a stream), ``wds/...`` for WebDataset shards, ``torch/...`` for torchvision's.
+            of Hugging Face (the second as a stream), ``wds/...`` for WebDataset shards, ``torch/...`` for those of
+            torchvision.
         train_split: as the reader calls it.
         val_split: as the reader calls it; also what is tested, since the labels of ImageNet's test set are not public.
         train_samples: the number of samples of a stream, where its reader cannot tell.
@@ -34,7 +35,7 @@ class ImageNetDataModule(ImageDataModule):
         num_workers: processes that load and augment.
 
     Raises:
-        ValueError: a batch size below 1.
+        ValueError: a batch size below 1; in ``setup`` one folder for both splits, or splits of other classes.
         FileNotFoundError: in ``setup`` where there is no such folder.
 
     Ranks: Lightning divides what is read from folders among the ranks, timm's readers divide streams themselves. The
@@ -86,20 +87,38 @@ class ImageNetDataModule(ImageDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the two sets."""
-        if not self.reader and not Path(self.data_dir).exists():
+        if not self.reader and not Path(self.data_dir).is_dir():
             raise FileNotFoundError(
                 f"data_dir={str(self.data_dir)!r} does not exist: give the folder that holds {self.train_split}/ and "
                 f"{self.val_split}/, or say with reader= which of timm's readers is meant."
             )
-        self.train = self._read(self.train_split, self.train_samples, is_training=True)
-        self.val = self.test = self._read(self.val_split, self.val_samples, is_training=False)
+        train = self._read(self.train_split, self.train_samples, is_training=True)
+        val = self._read(self.val_split, self.val_samples, is_training=False)
+        if not self.reader:
+            self._check(train.reader, val.reader)
+        self.train, self.val, self.test = train, val, val
+
+    def _check(self, train: Any, val: Any) -> None:
+        # timm takes the folder itself where it finds none of the split's name, and counts the classes of each anew
+        if train.root == val.root:
+            raise ValueError(
+                f"data_dir={str(self.data_dir)!r} has no folders (or tar files) of the names {self.train_split!r} and "
+                f"{self.val_split!r}: the same images would be trained and validated on."
+            )
+        classes = [set(getattr(r, "class_to_idx", None) or r.class_name_to_idx) for r in (train, val)]
+        if classes[0] != classes[1]:
+            raise ValueError(
+                f"{train.root} has {len(classes[0])} classes and {val.root} has {len(classes[1])}, of which "
+                f"{sorted(classes[0] ^ classes[1])[:5]} are in one only: their labels would not be the same."
+            )
 
     def _read(self, split: str, num_samples: int | None, *, is_training: bool) -> Any:
         from timm.data.dataset_factory import create_dataset
 
+        tar = Path(self.data_dir, f"{split}.tar")
         return create_dataset(
             self.reader,
-            root=str(self.data_dir),
+            root=str(tar if not self.reader and tar.is_file() else self.data_dir),
             split=split,
             is_training=is_training,
             download=self.download,
