@@ -194,10 +194,24 @@ class Combination(Method, nn.Module):
 class GradientTransform(Method):
     """``init(params) -> state``, ``update(gradients, params, state) -> gradients``: gradients before the optimizer.
 
-    Laws: shape, dtype and device are kept; a missing gradient stays missing; resume equals the uninterrupted run.
+    ``params`` are all parameters of the module in a fixed order, and each has its gradient at the same place, None
+    where it has none. Gradients are whole: accumulated, reduced over the ranks, unscaled. The state is a dictionary of
+    tensors, numbers and lists of them, that ``update`` may write to. Laws: shape, dtype and device are kept; a missing
+    gradient stays missing; nothing but the state is written to; nothing is drawn from the global random stream;
+    resume equals the uninterrupted run.
     """
 
     room, callback = "gradients", "TransformGradients"
+
+    def init(self, params: Sequence[Tensor]) -> dict[str, Any]:
+        """The state before the first step; empty where nothing is remembered."""
+        return {}
+
+    def update(
+        self, gradients: Sequence[Tensor | None], params: Sequence[Tensor], state: dict[str, Any]
+    ) -> list[Tensor | None]:
+        """The gradients that the optimizer gets; called once for each optimizer step."""
+        raise NotImplementedError(f"{type(self).__name__} defines no update(gradients, params, state).")
 
 
 @dataclass
@@ -242,13 +256,21 @@ class Merge(Method):
 
 
 class Calibrator(Method, nn.Module):
-    """``fit(logits, target)``, then ``forward(logits) -> probabilities``: post hoc, after training.
+    """``fit(logits, target)``, then ``forward(logits) -> (N, C)`` probabilities: post hoc, after training.
 
-    Laws: the NLL on the fitted set is no worse; the top class is kept where the method declares it.
+    What is fitted lies in buffers, which ``fit`` writes in place. Laws: the rows of the probabilities sum to 1; the
+    NLL on the fitted set is no worse than softmax's; the top class is kept where the method declares it; a state that
+    is saved and loaded gives the same probabilities.
     """
 
     room, callback = "calibration", "Calibrate"
+    keeps_top_class: ClassVar[bool] = False
+    """Whether the most probable class is always that of the greatest logit."""
     forward: Callable[..., Tensor]
+
+    def fit(self, logits: Tensor, target: Tensor) -> None:
+        """Fit on (N, C) logits and (N,) classes, or (N, C) class probabilities, of all ranks."""
+        raise NotImplementedError(f"{type(self).__name__} defines no fit(logits, target).")
 
 
 class Adapter(Method, nn.Module):

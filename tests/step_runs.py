@@ -9,8 +9,17 @@ from helpers import Net, data, trainer
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from lightning_objectives.averaging import BEMA
-from lightning_objectives.callbacks import AddRegularizer, AverageWeights, ReweightSamples, WrapHead
+from lightning_objectives.calibration import TemperatureScaling
+from lightning_objectives.callbacks import (
+    AddRegularizer,
+    AverageWeights,
+    Calibrate,
+    ReweightSamples,
+    TransformGradients,
+    WrapHead,
+)
 from lightning_objectives.data.with_index import with_index
+from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.kinds import Regularizer
 from lightning_objectives.weighting import LossBasedReweighting
@@ -66,6 +75,13 @@ class Strided(L.LightningDataModule):
         return DataLoader(everything, batch_size=8 // ranks, sampler=sampler)
 
 
+class Validated(Strided):
+    """The same data for the validation."""
+
+    def val_dataloader(self):
+        return self.train_dataloader()
+
+
 def joined(devices):
     """Everything that couples samples or ranks; 2 processes of 4 samples equal one of 8."""
     batches = Strided()
@@ -82,6 +98,13 @@ def joined(devices):
     results["accumulated"] = train(
         ReweightSamples(LossBasedReweighting()), batches=batches, devices=devices, accumulate_grad_batches=2
     )
+    transform = TransformGradients([OrthogonalGradient(), ComponentwiseGradClip(max_norm=0.1)])
+    results["gradients"] = train(transform, AddRegularizer(Learned()), batches=batches, devices=devices)
+    calibrate = Calibrate(TemperatureScaling())
+    results["calibrated"] = train(
+        calibrate, AddRegularizer(Learned()), batches=Validated(), devices=devices, max_steps=3
+    )
+    results["calibrated"]["net"] |= calibrate.calibrator.state_dict()
     results["switched"] = train(AddRegularizer(Switched(), strength=0.1), batches=batches, devices=devices)
     return results
 

@@ -2,6 +2,7 @@
 
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
 from lightning_objectives.callbacks.average_weights import AverageWeights
+from lightning_objectives.callbacks.calibrate import Calibrate
 from lightning_objectives.callbacks.log_metrics import LogMetrics
 from lightning_objectives.callbacks.named import (
     BEMACallback,
@@ -13,12 +14,14 @@ from lightning_objectives.callbacks.replace_loss import ReplaceLoss
 from lightning_objectives.callbacks.restore_random_state import RestoreRandomState
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
 from lightning_objectives.callbacks.transform_batch import TransformBatch
+from lightning_objectives.callbacks.transform_gradients import TransformGradients
 from lightning_objectives.callbacks.wrap_head import WrapHead
 
 __all__ = [
     "AddRegularizer",
     "AverageWeights",
     "BEMACallback",
+    "Calibrate",
     "EMACallback",
     "LogMetrics",
     "LossReweightingCallback",
@@ -27,5 +30,6 @@ __all__ = [
     "RestoreRandomState",
     "ReweightSamples",
     "TransformBatch",
+    "TransformGradients",
     "WrapHead",
 ]

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -19,11 +19,11 @@ else:
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches ``(images, target)`` of data sets that fit in memory; subclasses fill them in ``setup``."""
+    """Batches ``(images, target)`` of three data sets, which subclasses make in ``setup``."""
 
-    train: TensorDataset
-    val: TensorDataset
-    test: TensorDataset
+    train: Dataset[Any]
+    val: Dataset[Any]
+    test: Dataset[Any]
 
     def __init__(self, *, batch_size: int, num_workers: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
 
-    def _loader(self, data: TensorDataset, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+    def _loader(self, data: Dataset[Any], *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(
             data,
             batch_size=self.batch_size,

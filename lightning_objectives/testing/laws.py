@@ -6,7 +6,17 @@ from typing import Any
 from torchmetrics import Metric
 
 from lightning_objectives import kinds
-from lightning_objectives.testing import averaging, batches, combination, heads, metrics, objectives, weighting
+from lightning_objectives.testing import (
+    averaging,
+    batches,
+    calibration,
+    combination,
+    gradients,
+    heads,
+    metrics,
+    objectives,
+    weighting,
+)
 from lightning_objectives.testing.common import (
     a_copy_is_the_same,
     it_leaves_the_global_random_stream_alone,
@@ -66,6 +76,14 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         *_WITHOUT_DRAWS,
     ),
     kinds.Combination: (combination.one_term_alone_keeps_its_weight, *_WITHOUT_DRAWS),
+    kinds.GradientTransform: (
+        gradients.the_gradients_keep_their_form,
+        gradients.a_missing_gradient_stays_missing,
+        gradients.nothing_but_the_state_is_written_to,
+        gradients.all_ranks_get_the_same,
+        gradients.going_on_from_a_file_is_going_on,
+        a_copy_is_the_same,
+    ),
     kinds.Rule: (
         averaging.the_average_has_the_form_of_the_weights,
         averaging.constant_weights_stay,
@@ -73,6 +91,14 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         averaging.reading_changes_nothing,
         averaging.the_live_weights_are_neither_changed_nor_aliased,
         a_copy_is_the_same,
+    ),
+    kinds.Calibrator: (
+        calibration.the_rows_are_probabilities,
+        calibration.the_fitted_set_is_no_worse,
+        calibration.the_top_class_is_kept_where_declared,
+        calibration.going_on_from_a_file_is_going_on,
+        objectives.large_logits_stay_finite,
+        *_WITHOUT_DRAWS,
     ),
     Metric: (
         metrics.a_copy_goes_on,

@@ -88,7 +88,33 @@ class MeanLoss(Metric):
         return self.total / self.count
 
 
-SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Mean, MeanLoss]
+class Momentum(kinds.GradientTransform):
+    def init(self, params):
+        return {"velocity": [torch.zeros_like(p) for p in params]}
+
+    def update(self, gradients, params, state):
+        for v, g in zip(state["velocity"], gradients):
+            if g is not None:
+                v.mul_(0.9).add_(g)
+        return [None if g is None else v.clone() for v, g in zip(state["velocity"], gradients)]
+
+
+class Warmth(kinds.Calibrator):
+    keeps_top_class = True
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("beta", torch.ones(()))
+
+    def fit(self, logits, target):
+        betas = torch.linspace(0.1, 5, 50)
+        self.beta.fill_(min([*betas.tolist(), 1.0], key=lambda b: F.cross_entropy(logits * b, target).item()))
+
+    def forward(self, logits):
+        return (logits * self.beta).softmax(1)
+
+
+SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, MeanLoss]
 
 
 # The same with one fault each, filed under the law that must see it.
@@ -240,6 +266,90 @@ class OneWeight(Even):
         return torch.ones(1)
 
 
+class Flat(Momentum):
+    def update(self, gradients, params, state):
+        return [None if g is None else g.flatten() for g in super().update(gradients, params, state)]
+
+
+class Widened(Momentum):
+    def update(self, gradients, params, state):
+        return [None if g is None else g.float() for g in super().update(gradients, params, state)]
+
+
+class FillsIn(Momentum):
+    def update(self, gradients, params, state):
+        gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, params)]
+        return super().update(gradients, params, state)
+
+
+class InPlace(Momentum):
+    def update(self, gradients, params, state):
+        return [None if g is None else g.mul_(0.5) for g in gradients]
+
+
+class Decays(Momentum):
+    def update(self, gradients, params, state):
+        for p in params:
+            p.mul_(0.5)
+        return super().update(gradients, params, state)
+
+
+class NoisyGradient(Momentum):
+    def update(self, gradients, params, state):
+        return [None if g is None else g + torch.rand(()).to(g) for g in gradients]
+
+
+class OtherNoise(Momentum):
+    def update(self, gradients, params, state):
+        generator = torch.Generator().manual_seed(next(SEEDS))
+        return [None if g is None else g + torch.rand((), generator=generator).to(g) for g in gradients]
+
+
+class MemoryBeside(Momentum):
+    def __init__(self):
+        self.steps = 0
+
+    def update(self, gradients, params, state):
+        self.steps += 1
+        return [None if g is None else g / self.steps for g in gradients]
+
+
+class SharesOfTheGreatest(Warmth):
+    def forward(self, logits):
+        p = super().forward(logits)
+        return p / p.amax(1, keepdim=True)
+
+
+class Colder(Warmth):
+    def fit(self, logits, target):
+        self.beta.fill_(3.0)
+
+
+class LeastFirst(Warmth):
+    def forward(self, logits):
+        return super().forward(-logits)
+
+
+class FitsAnAttribute(Warmth):
+    def __init__(self):
+        super().__init__()
+        self.b = 1.0
+
+    def fit(self, logits, target):
+        super().fit(logits, target)
+        self.b = self.beta.item()
+        self.beta.fill_(1.0)
+
+    def forward(self, logits):
+        return (logits * self.b).softmax(1)
+
+
+class Exponentials(Warmth):
+    def forward(self, logits):
+        e = (logits * self.beta).exp()
+        return e / e.sum(1, keepdim=True)
+
+
 class Doubled(Mean):
     def init(self, params):
         return kinds.AverageState({"average": [p.detach().double() for p in params]})
@@ -355,7 +465,7 @@ FAULTS = {
     "one_value_a_row": [Reduced],
     "the_order_of_the_rows_means_nothing": [FirstCountsDouble, ByIndexOfRow],
     "the_gradient_is_that_of_finite_differences": [HalfDetached],
-    "large_logits_stay_finite": [LogOfSoftmax],
+    "large_logits_stay_finite": [LogOfSoftmax, Exponentials],
     "the_module_equals_its_function": [OtherDefault, OtherFormula],
     "one_weight_a_sample_and_their_mean_is_one": [SumsToOne],
     "equal_samples_weigh_the_same": [ByIndexOfRow],
@@ -367,9 +477,16 @@ FAULTS = {
     "the_student_alone_gets_a_gradient": [TeachesTheTeacher, TeachesNobody],
     "one_value_or_one_a_row": [AValueAClass],
     "one_term_alone_keeps_its_weight": [Unnormalised, OneWeight],
+    "the_gradients_keep_their_form": [Flat, Widened],
+    "a_missing_gradient_stays_missing": [FillsIn],
+    "nothing_but_the_state_is_written_to": [InPlace, Decays],
+    "all_ranks_get_the_same": [NoisyGradient, OtherNoise],
+    "the_rows_are_probabilities": [SharesOfTheGreatest],
+    "the_fitted_set_is_no_worse": [Colder],
+    "the_top_class_is_kept_where_declared": [LeastFirst],
     "the_average_has_the_form_of_the_weights": [Doubled, Uncounted],
     "constant_weights_stay": [Biased, BiasedOnceStartedLate],
-    "going_on_from_a_file_is_going_on": [MemoryOfItsOwn],
+    "going_on_from_a_file_is_going_on": [MemoryOfItsOwn, MemoryBeside, FitsAnAttribute],
     "reading_changes_nothing": [ReadsOnce],
     "the_live_weights_are_neither_changed_nor_aliased": [HandsOutTheLiveWeights, WritesToTheLiveWeights],
     "a_copy_is_the_same": [lambda: ForgetsASetting(decay=0.25)],

@@ -1,0 +1,204 @@
+"""What an unedited validation or test step compares: its logits and its target."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
+from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
+from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives.callbacks.signals import unwrap
+
+_NOT_CLASSES = (F.mse_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+
+
+@dataclass(kw_only=True)
+class Where:
+    """Where the logits and the target of an evaluation step are, for steps in which they are not found."""
+
+    criterion: str | None = None
+    """Path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses."""
+    which: int | None = None
+    """Number of the criterion's call, from 0, where a step makes several."""
+    head: str | None = None
+    """Path of the network's head, where a step has no criterion and the head is not found."""
+    target: str | int | None = None
+    """Key or position of the target in the batch, where a step has no criterion; by default its last element."""
+
+
+class EvaluationSteps:
+    """Stands in for a module's validation and test steps, and tells ``seen(loader, logits, target)`` of each batch.
+
+    They are what the step's criterion is given; where a step has no criterion, the head's output and the target in the
+    batch.
+
+    Args:
+        module: the LightningModule.
+        seen: called after each step with the data loader's number, the logits and the target.
+        where: what the user said.
+        otherwise: what to do where the criterion does not compare with one class a row, which is an error then; None
+            where it is none.
+        repeat: keep what the network's forward was given, for :meth:`repeated`.
+    """
+
+    _repeating: ClassVar[bool] = False
+    """Whether any network runs for a second time, which none may take for the step's own run."""
+
+    def __init__(
+        self,
+        module: Any,
+        seen: Callable[[int, Tensor, Tensor], None],
+        where: Where,
+        *,
+        otherwise: str | None = None,
+        repeat: bool = False,
+    ) -> None:
+        self.module = module
+        self.seen = seen
+        self.where = where
+        self.otherwise = otherwise
+        self.ignore_index: int | None = None
+        """The target, in the batch that was seen last, of what does not count."""
+        self.repeat = repeat
+        self._running = self._checked = False
+        self._call: Call | None = None
+        self._calls = 0
+        self._output: Tensor | None = None
+        self._forward: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
+        self._network: nn.Module | None = None
+        self._undo = [Patch(module, name, self._step).remove for name in ("validation_step", "test_step")]
+        self._undo.append(Patch(module, "configure_model", self._configure_model, visible=True).remove)
+        self._mode = None if where.criterion else CriterionMode(torch.compiler.disable(self._caught))  # type: ignore[no-untyped-call]  # torch
+
+    def restore(self) -> None:
+        """Give the steps back; does nothing the second time."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _configure_model(self, inner: Callable[[], Any]) -> None:
+        inner()
+        if self._network is not None:
+            return
+        module = self.module
+        if self.where.criterion is not None:
+            owner, name = locate(module, self.where.criterion)
+            self._named = Named(self.where.criterion)
+            self._undo.append(Patch(owner, name, self._caught_named).remove)
+        try:
+            path, head = resolve(module, self.where.head or getattr(module, "objective_head", None))
+        except ValueError:
+            if self.where.head or self.repeat:
+                raise
+            return  # the criterion will do
+        self._network = network_of(module, path)
+        if not is_compiled(module, path):
+            self._undo.append(head.register_forward_hook(self._head_hook).remove)
+        if self.repeat:
+            self._undo.append(self._network.register_forward_hook(self._network_hook, with_kwargs=True).remove)
+
+    # -- one batch -----------------------------------------------------------------------------------------------------
+
+    def _step(self, inner: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        batch, _ = unwrap(batch)
+        self._call, self._calls, self._output, self._forward = None, 0, None, None
+        self._running = True
+        try:
+            with self._mode or nullcontext():
+                result = inner(batch, *args, **kwargs)
+        finally:
+            self._running = False
+        loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
+        self.seen(loader, *self._compared(batch))
+        return result
+
+    @property
+    def _live(self) -> bool:
+        return self._running and not EvaluationSteps._repeating
+
+    def _caught(self, call: Call) -> Tensor:
+        if self._live:
+            if self._calls == (self.where.which or 0):
+                self._call = call
+            self._calls += 1
+        return call.value()
+
+    def _caught_named(self, inner: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return self._caught(self._named.parse(inner, args, kwargs)) if self._live else inner(*args, **kwargs)
+
+    def _head_hook(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._live and isinstance(output, Tensor):
+            self._output = output
+
+    def _network_hook(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if self._live:
+            self._forward = args, kwargs, output
+
+    def _compared(self, batch: Any) -> tuple[Tensor, Tensor]:
+        user, which = type(self.module).__name__, self.where.which
+        if self._calls > 1 and which is None:
+            raise ValueError(f"{user}'s evaluation step calls {self._calls} criteria; say which=0, 1, ... is meant.")
+        if self._call is not None:
+            if self.otherwise is not None and self._call.function in _NOT_CLASSES and self._call.input.dim() > 1:
+                raise ValueError(
+                    f"{user} is evaluated by {self._call.function.__name__} on {tuple(self._call.input.shape)}, which "
+                    f"is no choice of one class; {self.otherwise}."
+                )
+            self.ignore_index = self._call.options.get("ignore_index")
+            return self._call.input.detach(), self._call.target
+        if self._calls:
+            raise ValueError(f"which={which}, but {user}'s evaluation step calls {self._calls} criteria.")
+        if self._output is None:
+            raise ValueError(
+                f"{user}'s evaluation step calls no criterion and no head was seen; name it with head='path.to.it'."
+            )
+        return self._output.detach(), self._target(batch)
+
+    def _target(self, batch: Any) -> Tensor:
+        answer = getattr(self.module, "objective_target", None)
+        found = answer(batch) if answer is not None else None
+        target = self.where.target
+        if found is None:
+            items = list(batch.values()) if isinstance(batch, Mapping) else batch
+            key = target if target is not None else -1
+            found = batch.get(key) if isinstance(batch, Mapping) and target is not None else None
+            if found is None and isinstance(items, (tuple, list)) and isinstance(key, int) and -len(items) <= key:
+                found = items[key] if key < len(items) else None
+        if not isinstance(found, Tensor):
+            raise ValueError(
+                f"The target was not found (target={target!r}) in a batch that is a {type(batch).__name__}; say "
+                "target='key' or target=position, or answer `objective_target(batch)` with the mixin."
+            )
+        return found
+
+    # -- other weights -------------------------------------------------------------------------------------------------
+
+    def repeated(self, weights: dict[str, Tensor], logits: Tensor) -> Tensor:
+        """The logits of the step that ``seen`` is told of, under other weights.
+
+        Raises:
+            ValueError: the logits are not what the network gives.
+        """
+        if self._network is None or self._forward is None:
+            raise ValueError("weights= needs the network's own forward, which the evaluation step did not call.")
+        args, kwargs, output = self._forward
+        if not self._checked:
+            same = isinstance(output, Tensor) and output.shape == logits.shape
+            if not same or not torch.allclose(output.softmax(1), logits.softmax(1), atol=1e-5):
+                raise ValueError(
+                    f"weights=: the logits are not what {type(self._network).__name__} gives, so that its forward "
+                    "cannot be repeated with other weights. Name the network with the mixin's `objective_network`."
+                )
+            self._checked = True
+        prefix = next(path for path, child in self.module.named_modules() if child is self._network)
+        prefix = f"{prefix}." if prefix else ""
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        EvaluationSteps._repeating = True
+        try:
+            return torch.func.functional_call(self._network, own, args, kwargs)  # type: ignore[no-any-return]  # a Tensor
+        finally:
+            EvaluationSteps._repeating = False

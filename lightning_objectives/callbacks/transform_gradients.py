@@ -1,0 +1,130 @@
+"""The callback of the gradient transforms."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.kinds import GradientTransform
+
+_SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
+
+
+class TransformGradients(Callback):
+    """Changes the gradients before each optimizer step, by one method or by several, in their order.
+
+    What they see is the gradient of the step: accumulated over its batches, the same on all ranks, unscaled. Lightning
+    clips afterwards (``gradient_clip_val``), and the optimizer steps with the result. A step that a gradient scaler
+    will skip changes nothing. Several of these callbacks act in the order of the Trainer's list.
+
+    Args:
+        transform: the method, or several.
+
+    Raises:
+        ValueError: at the start of the training: several optimizers, one that evaluates its closure many times a step
+            or that unscales the gradients itself, or a strategy that shards the gradients; a checkpoint of a module
+            with other parameters.
+
+    Checkpoints: the methods' states lie in this callback's own, and resuming goes on from them to the bit.
+
+    Cost: one copy of the gradients beside the methods' own.
+
+    Example:
+        >>> from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient
+        >>> TransformGradients([OrthogonalGradient(), ComponentwiseGradClip(max_norm=0.5)]).transforms
+        (OrthogonalGradient(min_dims=2), ComponentwiseGradClip(max_norm=0.5))
+    """
+
+    def __init__(self, transform: GradientTransform | Sequence[GradientTransform]) -> None:
+        transforms = (transform,) if isinstance(transform, GradientTransform) else tuple(transform)
+        if not transforms or not all(isinstance(t, GradientTransform) for t in transforms):
+            raise ValueError(f"transform={transform!r} must be a gradient transform, or a sequence of them.")
+        self.transform = transform
+        self.transforms = transforms
+        self._names: list[str] = []
+        self._states: list[dict[str, Any]] = []
+        self._loaded: dict[str, Any] | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin anew for a fit."""
+        if stage != "fit":
+            return
+        self._names, self._states, self._loaded = [], [], None
+        refused = _SHARDED & {cls.__name__ for cls in type(trainer.strategy).__mro__}
+        if refused:
+            raise ValueError(
+                f"TransformGradients cannot work under {refused.pop()}: a rank holds only a shard of each gradient, of "
+                "which norms and products would be wrong. Use DDPStrategy."
+            )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check the optimizer; begin, or go on from what was loaded."""
+        self._check(trainer)
+        params = dict(pl_module.named_parameters())
+        self._names = list(params)
+        self._states = [transform.init(list(params.values())) for transform in self.transforms]
+        if self._loaded is None:
+            return
+        states, names = self._loaded["states"], self._loaded["names"]
+        if any(states) and names != self._names:
+            other = sorted(set(names) ^ set(self._names))[:5]
+            raise ValueError(
+                f"The checkpoint holds a state of TransformGradients({self.transform!r}) for {len(names)} parameters, "
+                f"the module has {len(self._names)}; they differ in {other or 'their order'}. Resume without the "
+                "callback, or with the module as it was."
+            )
+        self._states = apply_to_collection(states, Tensor, lambda tensor: tensor.to(pl_module.device))
+        self._loaded = None
+
+    def _check(self, trainer: Any) -> None:
+        if len(trainer.optimizers) > 1:
+            raise ValueError(
+                f"TransformGradients works with one optimizer, not with {len(trainer.optimizers)}: the gradients of "
+                "the others' parameters would be changed at each of their steps."
+            )
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        for optimizer in (getattr(o, "optimizer", o) for o in trainer.optimizers):
+            name = type(optimizer).__name__
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise ValueError(
+                    f"TransformGradients cannot work with {name}, which evaluates the loss many times a step and "
+                    "needs its own gradient each time. Use an optimizer that steps once."
+                )
+            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                raise ValueError(
+                    f"TransformGradients would see scaled gradients: this {name} unscales them itself (fused=True). "
+                    "Use fused=False, or bf16-mixed, which scales nothing."
+                )
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Put the new gradients in the place of the old."""
+        params = list(pl_module.parameters())
+        gradients: list[Tensor | None] = [p.grad for p in params]
+        present = [g for g in gradients if g is not None]
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if not present or (scaled and not all(bool(g.isfinite().all()) for g in present)):
+            return  # no step will be taken
+        step = trainer.global_step
+        for transform, state in zip(self.transforms, self._states):
+            if transform.active(step=step):
+                gradients = transform.update(gradients, params, state)
+        for p, new in zip(params, gradients):
+            if p.grad is not None and new is not None and new is not p.grad:
+                p.grad.copy_(new)  # in place: DDP may keep the gradients in its buckets
+
+    @property
+    def state_key(self) -> str:
+        """One entry in the checkpoint for each choice of methods."""
+        return f"{type(self).__name__}({self.transform!r})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The methods' states, and of which parameters they are."""
+        return {"names": self._names, "states": self._states} if self._states else dict(self._loaded or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state when the training starts."""
+        self._loaded = state_dict or None

@@ -1,0 +1,45 @@
+"""Spectral decoupling."""
+
+import torch
+from torch import Tensor
+
+from lightning_objectives.kinds import Regularizer
+
+
+def spectral_decoupling(logits: Tensor) -> Tensor:
+    r"""Half the squared norm of the logits, :math:`\frac{1}{2} \sum_k z_k^2`.
+
+    Args:
+        logits: (N, C), in any float type; computed in float32 or better.
+
+    Returns:
+        (N,) terms >= 0.
+
+    Example:
+        >>> spectral_decoupling(torch.tensor([[1.0, -3.0]]))
+        tensor([5.])
+
+    Paper: Pezeshki et al., Gradient Starvation: A Learning Proclivity in Neural Networks, NeurIPS 2021,
+    https://arxiv.org/abs/2011.09468.
+
+    Differs from the paper: its second form, with an offset and a strength of each class, is not here.
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).square().sum(1) / 2
+
+
+class SpectralDecoupling(Regularizer):
+    """Module form of :func:`spectral_decoupling`; the paper's factor is the callback's ``strength``.
+
+    When to use: a feature that is easy to learn hides others that would generalise (spurious correlations, unknown
+    groups). Use it in the place of weight decay, as the paper does, not beside it. Cost: none.
+    Interactions: the logits stay small, so the network is less sure of itself; look at the calibration. The sum runs
+    over the classes, so many classes want a smaller strength.
+
+    Example:
+        >>> SpectralDecoupling()(torch.tensor([[1.0, -3.0]]))
+        tensor([5.])
+    """
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(N, C) logits -> (N,) terms."""
+        return spectral_decoupling(logits)

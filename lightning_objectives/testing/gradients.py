@@ -1,0 +1,86 @@
+"""Laws of the gradient transforms."""
+
+import copy
+import io
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_objectives.kinds import GradientTransform
+from lightning_objectives.testing.common import close, require
+
+STEPS = 6
+SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), (4,), (), (2, 3), (2, 2))
+MISSING = 3
+"""The place of the parameter that gets no gradient."""
+
+
+def _draw(step: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    drawn = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    return [*drawn[:-1], drawn[-1].bfloat16()]
+
+
+def _gradients(step: int) -> list[Tensor | None]:
+    return [None if place == MISSING else drawn for place, drawn in enumerate(_draw(step))]
+
+
+def _take(method: GradientTransform, state: dict[str, Any], steps: range) -> list[list[Tensor | None]]:
+    return [method.update(_gradients(step), _draw(-1 - step), state) for step in steps]
+
+
+def the_gradients_keep_their_form(method: GradientTransform) -> None:
+    """One for each parameter, of its shape and type."""
+    for new in _take(method, method.init(_draw(0)), range(STEPS)):
+        form = [(g.shape, g.dtype) for g in new if g is not None]
+        expected = [(g.shape, g.dtype) for g in _gradients(0) if g is not None]
+        require(len(new) == len(SHAPES) and form == expected, method, "gradients must keep their shapes and types.")
+
+
+def a_missing_gradient_stays_missing(method: GradientTransform) -> None:
+    """None where none came, and nowhere else; so too where there is no gradient at all."""
+    state = method.init(_draw(0))
+    for new in _take(method, state, range(STEPS)):
+        missing = [place for place, g in enumerate(new) if g is None]
+        require(
+            missing == [MISSING], method, f"the gradients at {[MISSING]} are missing, but {missing} came back None."
+        )
+    nothing: list[Tensor | None] = [None] * len(SHAPES)
+    require(method.update(nothing, _draw(0), state) == nothing, method, "no gradients must give no gradients.")
+
+
+def nothing_but_the_state_is_written_to(method: GradientTransform) -> None:
+    """The gradients and the weights belong to the model."""
+    params, gradients = _draw(0), _gradients(1)
+    before = copy.deepcopy((params, gradients))
+    state = method.init(params)
+    for _ in range(2):
+        method.update(gradients, params, state)
+        require(close((params, gradients), before, 0), method, "it must not write to the gradients or the weights.")
+
+
+def all_ranks_get_the_same(method: GradientTransform) -> None:
+    """Equal gradients give equal gradients, whatever the random state of a rank, which is left alone."""
+    taken = []
+    with torch.random.fork_rng(devices=()):
+        for rank in range(2):
+            torch.manual_seed(rank)
+            stream = torch.get_rng_state()
+            taken.append(_take(copy.deepcopy(method), method.init(_draw(0)), range(STEPS)))
+            untouched = torch.equal(torch.get_rng_state(), stream)
+            require(untouched, method, "it must not draw from the global random stream.")
+    require(close(taken[0], taken[1], 0), method, "equal gradients must give equal gradients on every rank.")
+
+
+def going_on_from_a_file_is_going_on(method: GradientTransform) -> None:
+    """Saving the state, and going on with another instance, changes no bit."""
+    other, state = copy.deepcopy(method), method.init(_draw(0))
+    _take(method, state, range(STEPS))
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    steps = range(STEPS, 2 * STEPS)
+    same = close(_take(other, loaded, steps), _take(method, state, steps), 0)
+    require(same, method, "stopping, saving and going on must equal going on: keep all memory in the state.")

@@ -1,0 +1,151 @@
+"""What the calibrator is fitted on, what is logged, and that the network is left alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Net, data, equal, fit, loader, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_objectives.averaging import EMA
+from lightning_objectives.calibration import TemperatureScaling, best_temperature
+from lightning_objectives.callbacks import AverageWeights, Calibrate, LogMetrics
+from lightning_objectives.metrics import default_metrics
+
+
+def logits_of(net):
+    net.eval()
+    x, y = data().tensors
+    with torch.no_grad():
+        return net(x), y
+
+
+@pytest.mark.parametrize("form", ["criterion", "log_softmax", "no criterion"])
+def test_it_is_fitted_on_what_the_last_validation_saw(form):
+    class Own(Net):
+        def validation_step(self, batch, batch_idx):
+            x, y = batch
+            if form == "criterion":
+                F.cross_entropy(self(x), y)
+            elif form == "log_softmax":
+                F.nll_loss(self(x).log_softmax(-1), y)
+            else:
+                self(x).argmax(1)
+
+    callback = Calibrate(TemperatureScaling())
+    net, runner = fit(callback, net=Own, val=loader())
+    logits, y = logits_of(net)
+    expected = best_temperature(logits, y)
+    assert callback.calibrator.temperature.item() == pytest.approx(expected, rel=1e-4)
+    metrics = default_metrics(3)
+    metrics.update(logits / expected, y)
+    for key, value in metrics.compute().items():
+        assert runner.callback_metrics[f"val/calibrated/{key}"].item() == pytest.approx(value.item(), abs=1e-5)
+
+
+def test_validate_then_test():
+    callback, net = Calibrate(TemperatureScaling()), Net()
+    net.test_step = net.validation_step
+    runner = trainer(callback, LogMetrics())
+    (val,) = runner.validate(net, loader(), verbose=False)
+    (test,) = runner.test(net, loader(), verbose=False)
+    for key in ("nll", "ece", "top1"):
+        assert val[f"val/calibrated/{key}"] == pytest.approx(test[f"test/calibrated/{key}"], abs=1e-6)
+    assert val["val/calibrated/nll"] < val["val/nll"]
+    assert val["val/calibrated/top1"] == val["val/top1"]
+    assert not {"validation_step", "configure_model"} & set(vars(net))
+    runner.fit(net, loader(), loader())  # what validate made in inference mode is no hindrance
+    with torch.enable_grad():
+        callback.calibrator(net(data().tensors[0])).sum().backward()
+
+
+def test_the_network_is_left_alone():
+    plain, _ = fit(net=lambda: Net(dropout=0.5), val=loader())
+    ours, _ = fit(Calibrate(TemperatureScaling()), net=lambda: Net(dropout=0.5), val=loader())
+    assert equal(plain, ours)
+
+
+def test_with_other_callbacks_on_the_same_step_in_either_order():
+    """The step calls no criterion: the second forward of LogMetrics must not be taken for the step's own."""
+
+    class Predicts(Net):
+        def validation_step(self, batch, batch_idx):
+            self(batch[0])
+
+    def run(order):
+        calibrate = Calibrate(TemperatureScaling())
+        callbacks = [AverageWeights(EMA(decay=0.5)), LogMetrics(weights=["raw"]), calibrate]
+        net, runner = fit(*[callbacks[k] for k in order], net=Predicts, val=loader())
+        assert calibrate.calibrator.temperature.item() == pytest.approx(best_temperature(*logits_of(net)), rel=1e-4)
+        return runner.callback_metrics["val/raw/nll"].item()
+
+    assert run([0, 1, 2]) == run([0, 2, 1])
+
+
+def test_ignored_rows_and_dense_logits():
+    class Dense(Net):
+        def validation_step(self, batch, batch_idx):
+            x, y = batch
+            logits = self(x).view(-1, 2, 3).movedim(2, 1)  # (B, C, 2)
+            F.cross_entropy(logits, y.view(-1, 2), ignore_index=0)
+
+    callback = Calibrate(TemperatureScaling())
+    net, _ = fit(callback, net=Dense, val=loader())
+    logits, y = logits_of(net)
+    assert callback.calibrator.temperature.item() == pytest.approx(best_temperature(logits[y > 0], y[y > 0]), rel=1e-4)
+
+
+def test_two_classes_in_one_column():
+    class Binary(Net):
+        def training_step(self, batch, batch_idx):
+            return F.binary_cross_entropy_with_logits(self(batch[0])[:, 0], batch[1].float())
+
+        def validation_step(self, batch, batch_idx):
+            self.training_step(batch, batch_idx)
+
+    x, y = data(classes=2).tensors
+    batches = DataLoader(TensorDataset(x, y), batch_size=8)
+    callback = Calibrate(TemperatureScaling())
+    net, _ = fit(callback, net=Binary, train=batches, val=batches)
+    with torch.no_grad():
+        z = net.eval()(x)[:, 0]
+    expected = best_temperature(torch.stack([torch.zeros_like(z), z], 1), y)
+    assert callback.calibrator.temperature.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_several_loaders_fit_on_the_first():
+    class Own(Net):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            F.cross_entropy(self(batch[0]), batch[1])
+
+    callback = Calibrate(TemperatureScaling())
+    net, runner = fit(callback, net=Own, val=[loader(), loader(seed=1)])
+    assert callback.calibrator.temperature.item() == pytest.approx(best_temperature(*logits_of(net)), rel=1e-4)
+    keys = {"val/calibrated/nll/dataloader_idx_0", "val/calibrated/nll/dataloader_idx_1"}
+    assert keys <= set(runner.callback_metrics)
+
+
+def test_a_checkpoint_holds_the_calibration(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="val/calibrated/nll", filename="best")
+    fit(Calibrate(TemperatureScaling()), best, val=loader(), enable_checkpointing=True)
+    state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    assert state.keys() == Net().state_dict().keys()
+    callback, found = Calibrate(TemperatureScaling()), Net()
+    found.test_step = found.validation_step
+    trainer(callback).test(found, loader(), ckpt_path=best.best_model_path, verbose=False, weights_only=True)
+    assert callback.calibrator.temperature.item() == pytest.approx(best_temperature(*logits_of(found)), rel=1e-4)
+
+
+class Regression(Net):
+    def validation_step(self, batch, batch_idx):
+        F.mse_loss(self(batch[0]), F.one_hot(batch[1], 3).float())
+
+
+def test_what_cannot_be_calibrated_is_refused():
+    with pytest.raises(ValueError, match="no choice of one class; a calibrator needs"):
+        fit(Calibrate(TemperatureScaling()), net=Regression, val=loader())
+    net = Net()
+    net.test_step = net.validation_step
+    with pytest.raises(ValueError, match=r"has not been fitted: run trainer\.validate"):
+        trainer(Calibrate(TemperatureScaling())).test(net, loader(), verbose=False)
+    assert "validation_step" not in vars(net)
