@@ -3,10 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from lightning_objectives import kinds
-from lightning_objectives.testing import averaging, batches, combination, heads, metrics, objectives, weighting
+from lightning_objectives.testing import (
+    averaging,
+    batches,
+    combination,
+    heads,
+    merging,
+    metrics,
+    objectives,
+    schedules,
+    weighting,
+)
 from lightning_objectives.testing.common import (
     a_copy_is_the_same,
     it_leaves_the_global_random_stream_alone,
@@ -73,6 +84,17 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         averaging.reading_changes_nothing,
         averaging.the_live_weights_are_neither_changed_nor_aliased,
         a_copy_is_the_same,
+    ),
+    kinds.Merge: (
+        merging.one_finite_coefficient_a_checkpoint,
+        merging.the_coefficients_sum_to_one,
+        merging.identical_checkpoints_merge_into_themselves,
+        merging.only_the_distances_of_the_steps_matter,
+        a_copy_is_the_same,
+    ),
+    LRScheduler: (
+        schedules.the_rate_stays_within_the_peak,
+        schedules.going_on_from_a_state_is_going_on,
     ),
     Metric: (
         metrics.a_copy_goes_on,
