@@ -3,11 +3,13 @@
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.log_metrics import LogMetrics
+from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.callbacks.named import (
     BEMACallback,
     EMACallback,
     LossReweightingCallback,
     MultiSampleDropoutCallback,
+    WSMCallback,
 )
 from lightning_objectives.callbacks.replace_loss import ReplaceLoss
 from lightning_objectives.callbacks.restore_random_state import RestoreRandomState
@@ -22,10 +24,12 @@ __all__ = [
     "EMACallback",
     "LogMetrics",
     "LossReweightingCallback",
+    "MergeCheckpoints",
     "MultiSampleDropoutCallback",
     "ReplaceLoss",
     "RestoreRandomState",
     "ReweightSamples",
     "TransformBatch",
+    "WSMCallback",
     "WrapHead",
 ]
