@@ -300,7 +300,8 @@ class MergeCheckpoints(Callback):
     @property
     def state_key(self) -> str:
         """Made of the settings, so that several callbacks keep their states apart."""
-        settings = {"method": self.method, "every_n_steps": self.every_n_steps, "start_step": self.start_step}
+        settings = {"method": self.method, "last": self.last, "every_n_steps": self.every_n_steps}
+        settings |= {"start_step": self.start_step, "buffers": self.buffers}
         return re.sub(r" at 0x\w+", "", f"{_STATE}{settings!r}")  # the address of a function is another in each process
 
     def state_dict(self) -> dict[str, Any]:
