@@ -248,8 +248,8 @@ class MergeCheckpoints(Callback):
             self._warned = True
             rank_zero_warn(
                 f"The learning rate varied by more than 1 % between the snapshots {window.steps} that are merged: "
-                f"{uneven} (least, greatest, by optimizer.group). A merge stands for a decay from a constant rate; where "
-                "the rate decays as well, little is gained. Use a constant schedule, or a later start_step."
+                f"{uneven} (least, greatest, by optimizer.group). A merge stands for a decay from a constant rate; "
+                "where the rate decays as well, little is gained. Use a constant schedule, or a later start_step."
             )
         merged = on_rank_zero(trainer, lambda: window.merge(self.method))
         if self.buffers == "recalibrate":
