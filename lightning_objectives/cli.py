@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_objectives import discovery
+from lightning_objectives.merging._command import export, merge
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -132,6 +133,8 @@ def _plain(text: str) -> str:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _lightning),
     "methods": _methods,
+    "merge": merge,
+    "export": export,
 }
 """What each command calls, with all the words from its own name on; its docstring is its help."""
 

@@ -249,10 +249,16 @@ class Rule(Method):
 class Merge(Method):
     """``coefficients(steps) -> (K,)``: the share of each of K checkpoints, oldest first, in their merge.
 
-    Laws: the coefficients sum to 1; identical checkpoints merge into themselves.
+    ``steps`` are the numbers of optimizer steps after which they were taken, increasing. The merge is the sum of the
+    checkpoints times their shares; who reads, adds and writes them is no concern of the method. Laws: one finite
+    coefficient a checkpoint; they sum to 1; identical checkpoints merge into themselves.
     """
 
     room, callback = "merging", "MergeCheckpoints"
+
+    def coefficients(self, steps: Sequence[int]) -> Tensor:
+        """(K,) float64 shares of the checkpoints taken after ``steps``."""
+        raise NotImplementedError(f"{type(self).__name__} defines no coefficients(steps).")
 
 
 class Calibrator(Method, nn.Module):

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from lightning_objectives.averaging import BEMA
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.base import Callback, Carried
+from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
 from lightning_objectives.callbacks.wrap_head import WrapHead
 from lightning_objectives.heads import MultiSampleDropout
-from lightning_objectives.kinds import Head, Rule, Weighting
+from lightning_objectives.kinds import Head, Merge, Rule, Weighting
+from lightning_objectives.merging import WSM
 from lightning_objectives.weighting import LossBasedReweighting
 
 
@@ -116,3 +118,20 @@ class MultiSampleDropoutMixin(ObjectivesMixin):
     def configure_objectives(self) -> Sequence[Any]:
         """Adds the wrap."""
         return [*super().configure_objectives(), WrapHead(self.configure_multi_sample_dropout())]
+
+
+class WSMMixin(ObjectivesMixin):
+    """Merges the module's last snapshots by :class:`WSM`."""
+
+    def configure_wsm(self) -> Merge:
+        """The method, with its settings."""
+        return WSM()
+
+    def configure_wsm_snapshots(self) -> dict[str, Any]:
+        """The settings of :class:`MergeCheckpoints`: which snapshots are taken, how many are merged, and where."""
+        return {}
+
+    def configure_objectives(self) -> Sequence[Any]:
+        """Adds the merge."""
+        merge = MergeCheckpoints(self.configure_wsm(), **self.configure_wsm_snapshots())
+        return [*super().configure_objectives(), merge]

@@ -135,7 +135,10 @@ def test_an_unknown_command(capsys):
         cli.main(["fitt", "--config", "x"])
     assert stop.value.code == 2
     err = capsys.readouterr().err
-    assert "unknown command 'fitt'. Did you mean 'fit'? Known: fit, validate, test, predict, methods." in err
+    assert (
+        "unknown command 'fitt'. Did you mean 'fit'? Known: fit, validate, test, predict, methods, merge, export."
+        in err
+    )
 
 
 def test_without_jsonargparse(monkeypatch, capsys):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_objectives
 from lightning_objectives.discovery import ROOMS, methods
@@ -63,6 +64,8 @@ def test_settings_are_keyword_only_typed_and_kept(cls):
             parameter.kind is parameter.VAR_KEYWORD and "__init__" not in vars(cls)
         ):
             continue  # what nn.Module shows for a class without a constructor of its own
+        if issubclass(cls, LRScheduler) and parameter.name in ("optimizer", "last_epoch"):
+            continue  # torch's own: the optimizer comes first, and last_epoch counts
         assert parameter.kind is parameter.KEYWORD_ONLY, f"{cls.__name__}({parameter}): keyword-only, no **kwargs"
         assert parameter.annotation is not parameter.empty, f"{cls.__name__}({parameter}): give it a type"
         given = getattr(cls, "example", {}).get(parameter.name, parameter.default)

@@ -12,12 +12,20 @@ from lightning_objectives.callbacks import (
     AverageWeights,
     LogMetrics,
     LossReweightingCallback,
+    MergeCheckpoints,
     MultiSampleDropoutCallback,
     ReweightSamples,
 )
 from lightning_objectives.callbacks.base import callbacks_of
 from lightning_objectives.heads import MultiSampleDropout
-from lightning_objectives.mixins import BEMAMixin, LossReweightingMixin, MultiSampleDropoutMixin, ObjectivesMixin
+from lightning_objectives.merging import WSM
+from lightning_objectives.mixins import (
+    BEMAMixin,
+    LossReweightingMixin,
+    MultiSampleDropoutMixin,
+    ObjectivesMixin,
+    WSMMixin,
+)
 
 
 class All(BEMAMixin, LossReweightingMixin, MultiSampleDropoutMixin, Net):
@@ -145,3 +153,20 @@ def test_a_loss_called_by_name():
 
     assert equal(fit(net=Own)[0], fit(LossReweightingCallback())[0])
     assert F is not None
+
+
+def test_a_merge_from_the_mixin_is_that_of_the_callback():
+    class Merged(WSMMixin, All):
+        def configure_wsm(self):
+            return WSM(shape="square")
+
+        def configure_wsm_snapshots(self):
+            return {"last": 2, "every_n_steps": 2}
+
+    mixed, runner = fit(net=Merged)
+    (brought,) = callbacks_of(runner, MergeCheckpoints)
+    mine = MergeCheckpoints(WSM(shape="square"), last=2, every_n_steps=2)
+    called, _ = fit(mine, net=All)
+    assert equal(mixed, called)
+    first, second = (torch.load(callback.path, weights_only=True)["state_dict"] for callback in (brought, mine))
+    assert equal(dict(first), dict(second))

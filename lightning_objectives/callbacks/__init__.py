@@ -4,11 +4,13 @@ from lightning_objectives.callbacks.add_regularizer import AddRegularizer
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.calibrate import Calibrate
 from lightning_objectives.callbacks.log_metrics import LogMetrics
+from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.callbacks.named import (
     BEMACallback,
     EMACallback,
     LossReweightingCallback,
     MultiSampleDropoutCallback,
+    WSMCallback,
 )
 from lightning_objectives.callbacks.replace_loss import ReplaceLoss
 from lightning_objectives.callbacks.restore_random_state import RestoreRandomState
@@ -25,11 +27,13 @@ __all__ = [
     "EMACallback",
     "LogMetrics",
     "LossReweightingCallback",
+    "MergeCheckpoints",
     "MultiSampleDropoutCallback",
     "ReplaceLoss",
     "RestoreRandomState",
     "ReweightSamples",
     "TransformBatch",
     "TransformGradients",
+    "WSMCallback",
     "WrapHead",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 
@@ -41,6 +42,15 @@ def training_pass(trainer: Any, module: Any) -> None:
                 module(_inputs(batch))
     for generator, state in zip(generators, states):
         generator.set_state(state)
+
+
+def joint_pass(trainer: Any, module: Any, norms: Iterable[_BatchNorm]) -> None:
+    """:func:`training_pass` on every rank over its own part of the data; ``norms`` get the mean of their statistics."""
+    training_pass(trainer, module)
+    for norm in norms:
+        for statistic in (norm.running_mean, norm.running_var):
+            if statistic is not None:
+                statistic.copy_(trainer.strategy.reduce(statistic.clone(), reduce_op="mean"))
 
 
 def _inputs(batch: Any) -> Any:

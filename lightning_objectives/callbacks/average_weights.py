@@ -10,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_objectives.averaging._averages import Averages, Buffers, Journal, restore
-from lightning_objectives.callbacks._training_pass import check_training_data, training_pass
+from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
 from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints
 from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives.callbacks.ranks import refuse_flat_shards
 from lightning_objectives.kinds import Rule
 
 _STATE = "AverageWeights"
@@ -157,12 +158,7 @@ class AverageWeights(Callback):
         self._detach()
         self._clear()
         self._fitting = True
-        refused = {"FSDPStrategy", "DeepSpeedStrategy"} & {cls.__name__ for cls in type(trainer.strategy).__mro__}
-        if refused:
-            raise ValueError(
-                f"AverageWeights cannot work under {refused.pop()}, which hides the parameters in flat shards. Use "
-                "ModelParallelStrategy (FSDP2) or DDPStrategy."
-            )
+        refuse_flat_shards(trainer, "AverageWeights")
         primaries = [callback for callback in callbacks_of(trainer, AverageWeights) if callback.primary]
         if len(primaries) > 1:
             raise ValueError(
@@ -192,7 +188,7 @@ class AverageWeights(Callback):
             # Without a state of ours the count of the trainer is the best guess; it adds the optimizers up.
             steps=trainer.global_step // max(1, len(trainer.optimizers)),
             journal=next((other.journal for other in others if other is not None), Journal()),
-            passes=lambda: self._passes(trainer, pl_module),
+            passes=lambda: joint_pass(trainer, pl_module, self._averages.norms if self._averages else ()),
         )
         if self._loaded is not None:
             averages.load_state_dict(self._loaded)
@@ -203,13 +199,6 @@ class AverageWeights(Callback):
         self._loaded = self._foreign = None
         self._averages = averages
         return averages
-
-    def _passes(self, trainer: Any, pl_module: Any) -> None:
-        training_pass(trainer, pl_module)
-        for norm in self._averages.norms if self._averages else ():
-            for statistic in (norm.running_mean, norm.running_var):
-                if statistic is not None:
-                    statistic.copy_(trainer.strategy.reduce(statistic.clone(), reduce_op="mean"))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Training goes on with the raw weights, however the validation ended."""

@@ -9,6 +9,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.base import Callback, callbacks_of
 from lightning_objectives.callbacks.evaluation import EvaluationSteps, Where
+from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.metrics import default_metrics
 
 
@@ -53,7 +54,8 @@ class LogMetrics(Callback):
             default :func:`~lightning_objectives.metrics.default_metrics` for as many classes as the logits have.
         prefix: what the keys begin with, before the stage.
         weights: other weights whose metrics are logged too, by one more forward pass of the network each: ``"raw"``
-            under ``val/raw/...``, ``"average"`` for each average under its name (``val/ema/top1``, ``val/bema/top1``).
+            under ``val/raw/...``, ``"average"`` for each average under its name (``val/ema/top1``, ``val/bema/top1``),
+            and each merge that is evaluated under its (``val/wsm/top1``).
         criterion: path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses.
         which: number of the criterion's call, from 0, where a step makes several.
         head: path of the network's head, where a step has no criterion and the head is not found.
@@ -126,7 +128,8 @@ class LogMetrics(Callback):
         if averages and "raw" in self.weights:
             found.append(("raw", averages[0].weights("raw")))
         if "average" in self.weights:
-            found += [(name, average.weights(name)) for average in averages for name in average.names]
+            owners: list[Any] = [*averages, *(callbacks_of(trainer, MergeCheckpoints) if fitting else ())]
+            found += [(name, owner.weights(name)) for owner in owners for name in owner.names]
         return found
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.callbacks.average_weights import AverageWeights
+from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
 from lightning_objectives.callbacks.wrap_head import WrapHead
 from lightning_objectives.heads import MultiSampleDropout
+from lightning_objectives.merging import WSM
 from lightning_objectives.weighting import LossBasedReweighting
 
 
@@ -57,3 +59,9 @@ class MultiSampleDropoutCallback(WrapHead):
     """:class:`WrapHead` with :class:`MultiSampleDropout`."""
 
     __init__ = ready_made(WrapHead, MultiSampleDropout)
+
+
+class WSMCallback(MergeCheckpoints):
+    """:class:`MergeCheckpoints` with :class:`WSM`."""
+
+    __init__ = ready_made(MergeCheckpoints, WSM)

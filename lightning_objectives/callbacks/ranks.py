@@ -1,8 +1,13 @@
-"""Rows of all ranks, and back."""
+"""Rows of all ranks, and back; work of one rank for all."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -33,3 +38,29 @@ def gather_rows(rows: list[Tensor]) -> tuple[list[Tensor], slice]:
         gathered.append(torch.cat([part[:n] for part, n in zip(everyone, counts)]))
     start = sum(counts[: dist.get_rank()])
     return gathered, slice(start, start + count)
+
+
+def on_rank_zero(trainer: Any, work: Callable[[], T]) -> T:
+    """The result of work that rank 0 does, on every rank; its error is one of every rank too, so that none waits."""
+    result, error = None, None
+    if trainer.is_global_zero:
+        try:
+            result = work()
+        except Exception as caught:
+            error = caught
+    result, message = trainer.strategy.broadcast((result, None if error is None else str(error)))
+    if error is not None:
+        raise error
+    if message is not None:
+        raise RuntimeError(f"The first process failed: {message}")
+    return cast(T, result)
+
+
+def refuse_flat_shards(trainer: Any, callback: str) -> None:
+    """Raise a ``ValueError`` under strategies that hide the parameters from the module."""
+    refused = {"FSDPStrategy", "DeepSpeedStrategy"} & {cls.__name__ for cls in type(trainer.strategy).__mro__}
+    if refused:
+        raise ValueError(
+            f"{callback} cannot work under {refused.pop()}, which hides the parameters in flat shards. Use "
+            "ModelParallelStrategy (FSDP2) or DDPStrategy."
+        )

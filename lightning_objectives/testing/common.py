@@ -43,14 +43,15 @@ def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> bool:
 
 
 def function_of(method: Any) -> Callable[..., Any] | None:
-    """The function of which the docstring says that the class is the module (or metric) form; None where it names none.
+    """The function of which the docstring says that the class is the module (metric, method) form, or
+    None where it names none.
 
     >>> from lightning_objectives.weighting import LossBasedReweighting
     >>> function_of(LossBasedReweighting()).__name__
     'loss_based_weights'
     """
     cls = method if isinstance(method, type) else type(method)
-    named = re.search(r"(?:Module|Metric) form of :func:`~?([\w.]+)`", cls.__doc__ or "")
+    named = re.search(r"(?:Module|Metric|Method) form of :func:`~?([\w.]+)`", cls.__doc__ or "")
     return getattr(sys.modules[cls.__module__], named[1].rpartition(".")[2]) if named else None
 
 

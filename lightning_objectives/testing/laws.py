@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from lightning_objectives import kinds
@@ -13,8 +14,10 @@ from lightning_objectives.testing import (
     combination,
     gradients,
     heads,
+    merging,
     metrics,
     objectives,
+    schedules,
     weighting,
 )
 from lightning_objectives.testing.common import (
@@ -99,6 +102,17 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         calibration.going_on_from_a_file_is_going_on,
         objectives.large_logits_stay_finite,
         *_WITHOUT_DRAWS,
+    ),
+    kinds.Merge: (
+        merging.one_finite_coefficient_a_checkpoint,
+        merging.the_coefficients_sum_to_one,
+        merging.identical_checkpoints_merge_into_themselves,
+        merging.only_the_distances_of_the_steps_matter,
+        a_copy_is_the_same,
+    ),
+    LRScheduler: (
+        schedules.the_rate_stays_within_the_peak,
+        schedules.going_on_from_a_state_is_going_on,
     ),
     Metric: (
         metrics.a_copy_goes_on,

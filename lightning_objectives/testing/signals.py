@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_objectives.kinds import SIGNALS, signals_of
 
@@ -20,7 +21,10 @@ def build(method: type[Any]) -> Any:
     >>> build(EMA)
     EMA(decay=0.999, warmup=False, power=0.6666666666666666)
     """
-    return method(**getattr(method, "example", {}))
+    settings = getattr(method, "example", {})
+    if issubclass(method, LRScheduler):  # which torch gives its optimizer
+        return method(torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.1), **settings)
+    return method(**settings)
 
 
 def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed: int = 0) -> dict[str, Any]:

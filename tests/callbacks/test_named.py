@@ -12,17 +12,24 @@ from lightning_objectives.callbacks import (
     BEMACallback,
     EMACallback,
     LossReweightingCallback,
+    MergeCheckpoints,
     MultiSampleDropoutCallback,
     ReweightSamples,
     WrapHead,
+    WSMCallback,
 )
 from lightning_objectives.heads import MultiSampleDropout
+from lightning_objectives.merging import WSM
 from lightning_objectives.weighting import LossBasedReweighting
 
 PAIRS = [
     (EMACallback(decay=0.5, every_n_steps=2), AverageWeights(EMA(decay=0.5), every_n_steps=2)),
     (BEMACallback(lag=5, start_step=1), AverageWeights(BEMA(lag=5), start_step=1)),
     (LossReweightingCallback(strategy="quadratic"), ReweightSamples(LossBasedReweighting(strategy="quadratic"))),
+    (
+        WSMCallback(shape="linear", last=2, every_n_steps=2),
+        MergeCheckpoints(WSM(shape="linear"), last=2, every_n_steps=2),
+    ),
     (MultiSampleDropoutCallback(num_samples=2), WrapHead(MultiSampleDropout(num_samples=2))),
 ]
 

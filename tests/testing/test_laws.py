@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from lightning_objectives import kinds
-from lightning_objectives.testing import assert_laws, laws_of
+from lightning_objectives.testing import assert_laws, build, laws_of
 from lightning_objectives.testing.laws import LAWS
 
 
@@ -72,6 +73,16 @@ class Mean(kinds.Rule):
         torch._foreach_lerp_(state.slots["average"], list(params), 1 / state.updates)
 
 
+class Plain(kinds.Merge):
+    def coefficients(self, steps: Sequence[int]) -> Tensor:
+        return torch.full((len(steps),), 1 / len(steps))
+
+
+class Halving(LRScheduler):
+    def get_lr(self):
+        return [peak / 2**self.last_epoch for peak in self.base_lrs]
+
+
 class MeanLoss(Metric):
     full_state_update = False
 
@@ -114,7 +125,7 @@ class Warmth(kinds.Calibrator):
         return (logits * self.beta).softmax(1)
 
 
-SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, MeanLoss]
+SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, Halving, MeanLoss]
 
 
 # The same with one fault each, filed under the law that must see it.
@@ -454,6 +465,44 @@ class Grows(MeanLoss):
         self.seen = torch.cat([self.seen, target.float()])
 
 
+class ForgetsTheNewest(Plain):
+    def coefficients(self, steps):
+        return super().coefficients(steps[:-1]) if len(steps) > 1 else torch.ones(1)
+
+
+class HalfOfOne(Plain):
+    def coefficients(self, steps):
+        return super().coefficients(steps) / 2
+
+
+class TooHeavy(Plain):
+    def coefficients(self, steps):
+        return super().coefficients(steps) * 1.01
+
+
+class ByStep(Plain):
+    def coefficients(self, steps):
+        return torch.tensor(steps) / sum(steps) if sum(steps) else super().coefficients(steps)
+
+
+class Rising(Halving):
+    def get_lr(self):
+        return [peak * (1 + self.last_epoch) for peak in self.base_lrs]
+
+
+class MemoryOutsideOfTheState(Halving):
+    def __init__(self, optimizer):
+        self.past = []
+        super().__init__(optimizer)
+
+    def state_dict(self):
+        return {"last_epoch": self.last_epoch}
+
+    def get_lr(self):
+        self.past.append(1)
+        return [peak / len(self.past) for peak in self.base_lrs]
+
+
 FAULTS = {
     "the_shape_of_the_inputs_is_kept": [CroppedInputs],
     "the_labels_are_mixed_in_shares": [TooMuchLabel, RowsThatAreNotThere],
@@ -490,6 +539,12 @@ FAULTS = {
     "reading_changes_nothing": [ReadsOnce],
     "the_live_weights_are_neither_changed_nor_aliased": [HandsOutTheLiveWeights, WritesToTheLiveWeights],
     "a_copy_is_the_same": [lambda: ForgetsASetting(decay=0.25)],
+    "one_finite_coefficient_a_checkpoint": [ForgetsTheNewest, HalfOfOne],
+    "the_coefficients_sum_to_one": [TooHeavy],
+    "identical_checkpoints_merge_into_themselves": [TooHeavy],
+    "only_the_distances_of_the_steps_matter": [ByStep],
+    "the_rate_stays_within_the_peak": [lambda: build(Rising)],
+    "going_on_from_a_state_is_going_on": [lambda: build(MemoryOutsideOfTheState)],
     "a_copy_goes_on": [Unpicklable],
     "two_batches_are_one": [MeanOfMeans],
     "two_ranks_are_one": [RanksByMax, FullState],
@@ -500,7 +555,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("method", SOUND)
 def test_a_sound_method_keeps_all_laws(method):
-    assert_laws(method())
+    assert_laws(build(method))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""The newest snapshots of a training, as files."""
+
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_objectives.callbacks._background import Background
+from lightning_objectives.callbacks._optimizer_steps import Rates
+from lightning_objectives.kinds import Merge
+from lightning_objectives.merging._checkpoints import merged_tensor
+from lightning_objectives.merging._files import in_order
+from lightning_objectives.merging._writing import replaced, write_safetensors
+
+
+class Window:
+    """The last ``last`` snapshots, each a safetensors file that opens without this package.
+
+    Every process knows which there are; the one with ``writes`` writes and deletes them, beside the training. A file
+    that has left the window stays for as long as one of the two newest checkpoints would need it to go on from there.
+    """
+
+    def __init__(self, folder: Path, *, last: int, writes: bool) -> None:
+        self.folder = folder
+        self.last = last
+        self.writes = writes
+        self.entries: list[dict[str, Any]] = []
+        """``step``, ``file``, and the learning rates since the one before, oldest first."""
+        self._left: list[str] = []
+        self._saved: list[list[str]] = []
+        self._background = Background()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the snapshots that a merge would be made of."""
+        return [entry["step"] for entry in self.entries]
+
+    @property
+    def rates(self) -> list[Rates]:
+        """The learning rates between them."""
+        return [entry["rates"] for entry in self.entries[1:]]
+
+    def add(self, step: int, tensors: Mapping[str, Tensor], rates: Rates) -> None:
+        """Take a snapshot in; ``tensors`` are nobody else's."""
+        path = self.folder / f"step={step}.safetensors"
+        self.entries = [entry for entry in self.entries if entry["step"] < step]
+        self.entries.append({"step": step, "file": str(path), "rates": dict(rates)})
+        self._left += [entry["file"] for entry in self.entries[: -self.last]]
+        self.entries = self.entries[-self.last :]
+        if self.writes:
+            self._background.submit(_write, path, tensors, {"step": str(step)})
+        self._clean()
+
+    def _clean(self) -> None:
+        needed = {entry["file"] for entry in self.entries} | {file for saved in self._saved for file in saved}
+        gone = [file for file in self._left if file not in needed]
+        self._left = [file for file in self._left if file in needed]
+        if self.writes:
+            for file in gone:
+                self._background.submit(_delete, Path(file))
+
+    def merge(self, method: Merge) -> dict[str, Tensor]:
+        """The merge of the snapshots, in memory."""
+        self.finish()
+        sources, steps = in_order(entry["file"] for entry in self.entries)
+        shares: list[float] = method.coefficients(steps).tolist()
+        return {name: merged_tensor(name, sources, shares).clone() for name in sources[-1].keys}
+
+    def finish(self) -> None:
+        """Wait for what is being written; raises what went wrong."""
+        self._background.wait()
+
+    def close(self) -> None:
+        """End the thread that writes."""
+        self._background.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the snapshots are; they are all written when this returns."""
+        self.finish()
+        self._saved = [*self._saved[-1:], [entry["file"] for entry in self.entries]]
+        self._clean()
+        return {"entries": list(self.entries), "folder": str(self.folder)}
+
+    @staticmethod
+    def missing(state: Mapping[str, Any]) -> list[str]:
+        """The files of a state that are not there any more."""
+        return [entry["file"] for entry in state["entries"] if not Path(entry["file"]).is_file()]
+
+    def load_state_dict(self, state: Mapping[str, Any], *, missing: Container[str] = ()) -> None:
+        """Go on with the snapshots of a state, but for those that are missing."""
+        self.folder = Path(state["folder"])
+        self.entries = [entry for entry in state["entries"] if entry["file"] not in missing][-self.last :]
+        self._saved = [[entry["file"] for entry in state["entries"]]]
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    entries = {name: (tensor.dtype, tuple(tensor.shape), name) for name, tensor in tensors.items()}
+    with replaced(path) as temporary:
+        write_safetensors(temporary, entries, tensors.__getitem__, metadata)
+
+
+def _delete(path: Path) -> None:
+    path.unlink(missing_ok=True)

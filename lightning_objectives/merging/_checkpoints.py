@@ -1,0 +1,95 @@
+"""Checkpoints on disk into one, tensor by tensor."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lightning_objectives.kinds import Merge
+from lightning_objectives.merging._files import Source, in_order
+from lightning_objectives.merging._writing import OF_AVERAGES, OF_TRAINING, write_like
+
+
+def merge_checkpoints(
+    files: Iterable[str | Path],
+    method: Merge,
+    out: str | Path,
+    *,
+    order: Literal["step", "given"] = "step",
+    verbose: bool = False,
+) -> Path:
+    r"""Write the merge :math:`\sum_j c_j \theta_j` of checkpoint files, which may be larger than the memory.
+
+    Args:
+        files: ``.safetensors``, or ``.ckpt``, ``.pt``, ``.pth``, ``.bin`` of torch, of one network. Of checkpoints that
+            hold an average in their ``state_dict`` the averages are merged.
+        method: gives the coefficients from the steps.
+        out: where to; by its suffix a safetensors file, or one of torch, which is the newest file's checkpoint with
+            the merged ``state_dict`` and without what belongs to its training (``.ckpt`` and ``load_from_checkpoint``
+            ask for a Lightning checkpoint).
+        order: ``step`` sorts by ``global_step`` in the checkpoint or metadata, ``step`` in the metadata or ``step=N``
+            in the name; ``given`` takes the files as evenly spaced from the oldest to the newest.
+        verbose: print file, step and coefficient of each first, and show a bar.
+
+    Returns:
+        the path of the file.
+
+    Raises:
+        ValueError: a file that is truncated, of another network, of an unknown step, or that could run code when read.
+            In every case there is no output file, and one that was there before is untouched.
+
+    Floating tensors are added up in float32 (float64 where they are), as differences to the newest, so that what is
+    equal in all files stays so to the bit; the others (integers, counters) are the newest's. The result has the
+    newest's types and names. Tied tensors are merged once; a safetensors file holds them under each name.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_objectives.merging import WSM
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for step, value in ((10, 1.0), (20, 4.0)):
+        ...     torch.save({"weight": torch.tensor([value])}, folder / f"step={step}.pt")
+        >>> merged = merge_checkpoints(folder.glob("*.pt"), WSM(shape="linear"), folder / "merged.pt")
+        >>> torch.load(merged, weights_only=True)
+        {'weight': tensor([2.5000])}
+    """
+    if order not in ("step", "given"):
+        raise ValueError(f"order={order!r} must be 'step' or 'given'.")
+    out = Path(out)
+    sources, steps = in_order(files, given=order == "given")
+    shares: list[float] = method.coefficients(steps).tolist()
+    newest = sources[-1]
+    if verbose:
+        for source, step, share in zip(sources, steps, shares):
+            print(f"{source.path}  step {step}  coefficient {share:.4f}")
+    with tqdm(total=len(newest.keys), disable=not verbose, unit="tensor") as bar:
+
+        def tensor(name: str) -> Tensor:
+            bar.update()
+            return merged_tensor(name, sources, shares)
+
+        metadata = {"step": steps[-1], "steps": steps, "coefficients": shares, "method": method}
+        texts = {key: str(value) for key, value in metadata.items()}
+
+        def place(name: str) -> tuple[object, ...]:
+            return tuple(source.place(name) for source in sources)  # what is tied in each of them
+
+        write_like(newest, out, tensor, place=place, metadata=texts, leave=(*OF_TRAINING, *OF_AVERAGES))
+    return out
+
+
+def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float]) -> Tensor:
+    """The merge of one tensor, in the newest's type: added up in float32 at least, as differences to the newest."""
+    newest = sources[-1].tensor(name)
+    if not (newest.is_floating_point() or newest.is_complex()):
+        return newest
+    wide = newest.dtype if newest.dtype.itemsize >= 4 else torch.float32
+    anchor = newest.to(wide)
+    total = anchor.clone()
+    for source, share in zip(sources[:-1], shares):
+        older = source.tensor(name).to(wide)
+        if not torch.equal(older, anchor):  # infinities of a mask, say, have no difference
+            total.add_(older - anchor, alpha=share)
+    return total.to(newest.dtype)

@@ -1,0 +1,119 @@
+"""Warmup-stable-merge: the decay of the learning rate as a merge of checkpoints."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_objectives.kinds import Merge
+
+Shape = Literal["1-sqrt", "linear", "cosine", "square", "ema"]
+
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "1-sqrt": lambda x: 1 - math.sqrt(x),
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
+    "square": lambda x: 1 - x * x,
+}
+
+
+def wsm_coefficients(
+    steps: Sequence[int], *, shape: Shape | Callable[[float], float] = "1-sqrt", ema_weight: float = 0.2
+) -> Tensor:
+    r"""Shares of n checkpoints of a constant learning rate, such that their merge is a decay of that rate.
+
+    The update between the checkpoints i - 1 and i is kept with the weight :math:`w_i`, the decay's height there:
+
+    .. math::
+        \theta_0 + \sum_{i=1}^{n-1} w_i (\theta_i - \theta_{i-1}) = \sum_{j=0}^{n-1} c_j \theta_j, \qquad
+        c_0 = 1 - w_1, \quad c_j = w_j - w_{j+1}, \quad c_{n-1} = w_{n-1}, \qquad w_i = s(i / n)
+
+    Unevenly spaced checkpoints have the elapsed part of the steps in the place of :math:`i / n`, where the decay ends
+    one mean interval behind the newest.
+
+    Args:
+        steps: after how many optimizer steps each checkpoint was taken, increasing.
+        shape: s. ``1-sqrt`` :math:`1 - \sqrt x` falls at once, so that the *oldest* checkpoint has the largest share;
+            ``linear`` :math:`1 - x` is the plain mean; ``cosine`` :math:`(1 + \cos \pi x) / 2`; ``square``
+            :math:`1 - x^2` favours the newest; ``ema`` is an exponential moving average over the checkpoints; or any
+            function of [0, 1] that falls, within [0, 1].
+        ema_weight: of ``ema``, the share a of the newest checkpoint, :math:`c_j = a (1 - a)^{n-1-j}` and
+            :math:`c_0 = (1 - a)^{n-1}`; 1 is the newest alone. The other shapes have no use for it.
+
+    Returns:
+        (n,) float64 shares >= 0 with sum 1; ``[1]`` for one checkpoint.
+
+    Raises:
+        ValueError: an unknown shape, one that does not fall within [0, 1], or steps that do not increase.
+
+    Example:
+        >>> wsm_coefficients([100, 200, 300, 400]).tolist()  # doctest: +NUMBER
+        [0.5000, 0.2071, 0.1589, 0.1340]
+
+    Paper: Tian et al., WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging for LLM Pre-training, 2025,
+    theorem 3.1, https://arxiv.org/abs/2507.17634.
+
+    Differs from the paper: its discretisation of the shapes is not given; this is that of Megatron-LM's
+    ``weighted_merge``, i / n, with which no checkpoint gets the share 0. The true steps of unevenly spaced checkpoints
+    are our extension. The coefficient of its ``ema`` is not given either.
+    """
+    _check(shape, ema_weight)
+    steps = [int(step) for step in steps]
+    n = len(steps)
+    if n == 0 or any(later <= earlier for earlier, later in pairwise(steps)):
+        raise ValueError(f"steps={steps} must increase, from one checkpoint to the next, and must not be empty.")
+    if shape == "ema":
+        # In terms of s: what is kept of an update is the share of all the checkpoints that hold it.
+        height: Callable[[float], float] = lambda x: 1 - (1 - ema_weight) ** (n * (1 - x))  # noqa: E731  # one of many
+    else:
+        height = _SHAPES[shape] if isinstance(shape, str) else shape
+    whole = (steps[-1] - steps[0]) * n / (n - 1) if n > 1 else 1.0
+    kept = [1.0, *(float(height((step - steps[0]) / whole)) for step in steps[1:]), 0.0]
+    if any(not earlier >= later for earlier, later in pairwise(kept)):
+        raise ValueError(
+            f"shape={shape!r} keeps {kept[1:-1]} of the updates, but a decay must fall from 1 to 0 without rising: "
+            "restarts and cycles have no merge. Use '1-sqrt', 'linear', 'cosine', 'square' or another falling function."
+        )
+    return -torch.tensor(kept, dtype=torch.float64).diff()
+
+
+def _check(shape: Shape | Callable[[float], float], ema_weight: float) -> None:
+    if not callable(shape) and shape not in (*_SHAPES, "ema"):
+        raise ValueError(f"shape={shape!r} must be '1-sqrt', 'linear', 'cosine', 'square', 'ema' or a function.")
+    if not 0 < ema_weight <= 1:
+        raise ValueError(f"ema_weight={ema_weight} must be in (0, 1]; 1 is the newest checkpoint alone.")
+
+
+class WSM(Merge):
+    """Method form of :func:`wsm_coefficients`: in the place of a decay of the learning rate, a merge.
+
+    Args:
+        shape: the decay that the merge stands for, see the function; the paper's best is ``1-sqrt``.
+        ema_weight: the newest checkpoint's share with ``shape="ema"``.
+
+    Raises:
+        ValueError: an unknown shape or a share outside (0, 1].
+
+    When to use: a training at a constant learning rate (after a warm-up) that would otherwise end in a decay: the
+    merge gives what the decay would have given, at any time, and the training goes on from the raw weights. Merge only
+    after the first fast descent, over a long stretch: in the paper more tokens in the window help more than any shape.
+    Cost: one pass over the n files.
+    Interactions: where the learning rate decays as well, the effects stack and the gain is gone. The optimizer's state
+    is never merged: go on from the raw weights and theirs. BatchNorm wants its statistics re-estimated.
+
+    Example:
+        >>> WSM(shape="linear").coefficients([10, 20])
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+
+    def __init__(self, *, shape: Shape | Callable[[float], float] = "1-sqrt", ema_weight: float = 0.2) -> None:
+        _check(shape, ema_weight)
+        self.shape = shape
+        self.ema_weight = ema_weight
+
+    def coefficients(self, steps: Sequence[int]) -> Tensor:
+        """(K,) increasing steps -> (K,) shares."""
+        return wsm_coefficients(steps, shape=self.shape, ema_weight=self.ema_weight)

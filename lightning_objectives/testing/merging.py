@@ -1,0 +1,40 @@
+"""Laws of the merges."""
+
+import torch
+
+from lightning_objectives.kinds import Merge
+from lightning_objectives.testing.common import close, require
+
+STEPS = ([5], [10, 20], [100, 200, 300, 400], [1, 2, 4, 8, 16], list(range(0, 160, 10)))
+"""Few and many checkpoints, evenly and unevenly spaced."""
+
+
+def one_finite_coefficient_a_checkpoint(merge: Merge) -> None:
+    """As many finite numbers as there are checkpoints; one checkpoint alone is its own merge."""
+    for steps in STEPS:
+        shares = merge.coefficients(steps)
+        fits = shares.shape == (len(steps),) and bool(shares.isfinite().all())
+        require(fits, merge, f"the checkpoints {steps} must have one finite coefficient each, not {shares}.")
+    require(close(merge.coefficients([5]), torch.ones(1)), merge, "one checkpoint must have the coefficient 1.")
+
+
+def the_coefficients_sum_to_one(merge: Merge) -> None:
+    """Else the merge would shrink or stretch the weights."""
+    for steps in STEPS:
+        total = float(merge.coefficients(steps).sum())
+        require(abs(total - 1) < 1e-6, merge, f"the coefficients of {steps} must sum to 1, not to {total}.")
+
+
+def identical_checkpoints_merge_into_themselves(merge: Merge) -> None:
+    """What did not change is not changed."""
+    weights = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for steps in STEPS:
+        merged = torch.einsum("k,k...->...", merge.coefficients(steps).double(), torch.stack([weights] * len(steps)))
+        require(close(merged, weights), merge, f"identical checkpoints at {steps} must merge into themselves.")
+
+
+def only_the_distances_of_the_steps_matter(merge: Merge) -> None:
+    """The same checkpoints later in a training have the same coefficients."""
+    for steps in STEPS:
+        later = merge.coefficients([step + 1000 for step in steps])
+        require(close(later, merge.coefficients(steps)), merge, f"{steps}, 1000 steps later, must weigh the same.")

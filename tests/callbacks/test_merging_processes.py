@@ -1,0 +1,84 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import merging_runs
+import pytest
+import torch
+from averaging_nets import equal, fit, loader
+from safetensors.torch import load_file
+
+from lightning_objectives.merging import wsm_coefficients
+
+pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
+RUNS = Path(merging_runs.__file__)
+
+
+def start(run, directory):
+    path = os.pathsep.join([str(RUNS.parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([sys.executable, str(RUNS), run, str(directory)], env=environment, start_new_session=True)
+
+
+def ranks(run, directory):
+    """What two processes wrote; both are ended after a minute."""
+    directory.mkdir(exist_ok=True)
+    process = start(run, directory)
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_a_training_that_was_killed_keeps_its_snapshots(tmp_path):
+    process = start("killed", tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = max(tmp_path.glob("*.ckpt"))
+    assert last.name == "epoch=1.ckpt"
+    assert not list((tmp_path / "merge").glob("merged*"))
+    resumed = merging_runs.single(tmp_path, last)
+    whole = merging_runs.single(tmp_path / "whole")
+    assert equal(resumed, whole)
+    steps = sorted(int(p.stem.partition("=")[2]) for p in (tmp_path / "merge").glob("step=*"))
+    assert {11, 12, 13, 14, 15, 16} <= set(steps)
+
+
+def test_two_processes_agree_on_the_merge_and_it_is_that_of_the_joined_batch(tmp_path):
+    first, second = ranks("ddp", tmp_path)
+    assert equal(first, second)
+    assert "val/wsm/nll" in first["logged"]
+    assert Path(first["path"]) == tmp_path / "merge" / "merged.ckpt"
+    merged = torch.load(first["path"], weights_only=True)["state_dict"]
+    for name, value in first["weights"].items():
+        torch.testing.assert_close(merged[name], value, rtol=0, atol=0)
+    snapshots = sorted(Path(first["path"]).parent.glob("step=*"))
+    assert [path.stem for path in snapshots] == ["step=2", "step=3", "step=4"]
+    shares = wsm_coefficients([2, 3, 4])
+    weight = sum(c * load_file(path)["layers.0.weight"] for c, path in zip(shares, snapshots))
+    torch.testing.assert_close(merged["layers.0.weight"], weight, rtol=0, atol=1e-12)
+
+
+def test_shards_are_merged_as_the_whole(tmp_path):
+    first, second = ranks("sharded", tmp_path)
+    assert equal(first, second)
+    alone, _ = fit(data=loader(batch_size=8))
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(first["net"][name], value, rtol=0, atol=1e-5)
+    merged = torch.load(first["path"], weights_only=True)["state_dict"]
+    path = [*alone.path[1:], torch.cat([p.detach().flatten() for p in alone.parameters()])]
+    expected = sum(c * w for c, w in zip(wsm_coefficients([2, 3, 4]), path[-3:]))
+    found = torch.cat([merged[name].flatten() for name, _ in alone.named_parameters()])
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=1e-5)
