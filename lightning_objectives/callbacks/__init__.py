@@ -2,6 +2,8 @@
 
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
 from lightning_objectives.callbacks.average_weights import AverageWeights
+from lightning_objectives.callbacks.combine_terms import CombineTerms
+from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.log_metrics import LogMetrics
 from lightning_objectives.callbacks.named import (
     BEMACallback,
@@ -19,6 +21,8 @@ __all__ = [
     "AddRegularizer",
     "AverageWeights",
     "BEMACallback",
+    "CombineTerms",
+    "Distill",
     "EMACallback",
     "LogMetrics",
     "LossReweightingCallback",
