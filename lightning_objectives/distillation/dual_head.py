@@ -108,8 +108,8 @@ class DualHead(Distillation):
 
     @property
     def idle(self) -> bool:
-        """True at ``alpha=0``: nothing is attached."""
-        return self.alpha == 0
+        """True at ``alpha=0`` and at ``stop_epoch=0``: nothing is attached."""
+        return self.alpha == 0 or self.stop_epoch == 0
 
     def build(self, *, features: int, classes: int) -> None:
         """Make the auxiliary head anew, with torch's initialisation."""
