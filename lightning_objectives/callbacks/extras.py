@@ -67,7 +67,7 @@ class Extras:
         ]
 
     def detach(self) -> None:
-        """Take everything back, out of the optimizers too, so that what is saved after the fit is the plain module's."""
+        """Take everything back, out of the optimizers too: what is saved after the fit is the plain module's."""
         for patch in self._patches:
             patch.remove()
         if self.container is None:
