@@ -7,6 +7,7 @@ from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.log_metrics import LogMetrics
 from lightning_objectives.callbacks.named import (
     BEMACallback,
+    DualHeadKDCallback,
     EMACallback,
     LossReweightingCallback,
     MultiSampleDropoutCallback,
@@ -23,6 +24,7 @@ __all__ = [
     "BEMACallback",
     "CombineTerms",
     "Distill",
+    "DualHeadKDCallback",
     "EMACallback",
     "LogMetrics",
     "LossReweightingCallback",

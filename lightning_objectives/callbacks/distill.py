@@ -33,8 +33,9 @@ class Distill(StepCallback):
     Args:
         distillation: the method, ``(logits, teacher_logits, ...) -> (N,)``, of which the mean is taken.
         teacher: a trained module; a timm name (``"timm:resnet18"``), with its pretrained weights or those of a file;
-            or the path of a class (``"package.module.Net"``) with a Lightning checkpoint. It is called with the inputs
-            alone, and may return a tensor, a tuple that begins with one, or anything with ``logits``.
+            the path of a class (``"package.module.Net"``) with a Lightning checkpoint; or a function that returns one
+            of these, called at the start of a fit. The teacher is called with the inputs alone, and may return a
+            tensor, a tuple that begins with one, or anything with ``logits``.
         weight: the factor of the term; at 0 nothing is touched.
         teacher_weights: a file of the teacher's weights: safetensors, a state dict, or a Lightning checkpoint.
         teacher_head: path of the teacher's head, where ``teacher_features`` are asked for and it is not found.
@@ -48,7 +49,7 @@ class Distill(StepCallback):
 
     distillation: nn.Module | Callable[..., Tensor]
     _: KW_ONLY
-    teacher: str | nn.Module
+    teacher: str | nn.Module | Callable[[], str | nn.Module]
     weight: float = 1.0
     teacher_weights: str | None = None
     teacher_head: str | None = None
@@ -57,10 +58,10 @@ class Distill(StepCallback):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.teacher, (str, nn.Module)):
+        if isinstance(self.teacher, type) or not (isinstance(self.teacher, str) or callable(self.teacher)):
             raise ValueError(
-                f"teacher={self.teacher!r} must be a trained module, a timm name, or the path of a class: a class "
-                "itself or a function has no weights."
+                f"teacher={self.teacher!r} must be a trained module, a timm name, the path of a class, or a function "
+                "that returns one of them: a class itself has no weights."
             )
         if self.teacher_normalization is not None and self.data_normalization is None:
             raise ValueError(
@@ -95,7 +96,8 @@ class Distill(StepCallback):
     def build(self, pipeline: Pipeline, head: nn.Module | None) -> None:
         """Take the teacher, and build the method's own head beside the network's."""
         asked = {name for member in pipeline.members for name in member.signals}
-        network = load_network(self.teacher, self.teacher_weights)
+        named = self.teacher if isinstance(self.teacher, (str, nn.Module)) else self.teacher()
+        network = load_network(named, self.teacher_weights)
         self._frozen = Frozen(
             network, head=self.teacher_head, tap="teacher_features" in asked, translate=self._translation(network)
         )

@@ -467,8 +467,9 @@ def test_what_cannot_work_is_refused_in_a_sentence(name):
 
 
 def test_a_teacher_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="must be a trained module, a timm name, or the path of a class"):
-        Distill(VanillaKD(), teacher=teacher)
+    for bad in (Net, None, 3):
+        with pytest.raises(ValueError, match=r"must be a trained module, a timm name, the path of a class, or a func"):
+            Distill(VanillaKD(), teacher=bad)
     with pytest.raises(ValueError, match="needs data_normalization"):
         Distill(VanillaKD(), teacher=teacher(), teacher_normalization=([0.0], [1.0]))
     with pytest.raises(TypeError, match="teacher"):
