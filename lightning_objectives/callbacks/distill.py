@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_objectives.callbacks.combine_terms import flat_gradients, whole_gradients
-from lightning_objectives.callbacks.frozen import Frozen, Normalization
+from lightning_objectives.callbacks.frozen import Answer, Frozen, Normalization
 from lightning_objectives.callbacks.load_network import load_network
+from lightning_objectives.callbacks.logit_cache import LogitCache, fingerprint
 from lightning_objectives.callbacks.random_stream import private_stream
 from lightning_objectives.callbacks.signals import Signals
 from lightning_objectives.callbacks.step import Pipeline, StepCallback
@@ -42,6 +43,12 @@ class Distill(StepCallback):
         data_normalization: the (mean, std) by channel that the data come with, where the teacher was trained with
             others: the inputs are then translated for it.
         teacher_normalization: the (mean, std) of the teacher; None takes those that timm gives with it.
+        cache: a directory in which the teacher's logits are kept by sample, so that it is asked once a sample and not
+            once a step. The training set must be wrapped by ``with_index``. A sample whose inputs change is an error,
+            so that random augmentation is found out when samples come the second time. The files grow with the data
+            set times the classes (50 000 x 100: 20 MB), are written at the end of each epoch, and serve later trainings
+            under the same teacher.
+        cache_top_k: how many logits of a sample are kept; the others share the probability that is left. None is all.
         seed: of the auxiliary head's initial weights and of its dropout.
     """
 
@@ -55,6 +62,8 @@ class Distill(StepCallback):
     teacher_head: str | None = None
     data_normalization: Normalization | None = None
     teacher_normalization: Normalization | None = None
+    cache: str | None = None
+    cache_top_k: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,7 +77,10 @@ class Distill(StepCallback):
                 f"teacher_normalization={self.teacher_normalization} needs data_normalization=(mean, std) beside it; "
                 "for data in [0, 1] that is zeros and ones."
             )
+        if self.cache_top_k is not None and (self.cache is None or self.cache_top_k < 1):
+            raise ValueError(f"cache_top_k={self.cache_top_k} must be at least 1, and needs a directory, cache=.")
         self._frozen: Frozen | None = None
+        self._cache: LogitCache | None = None
         self._epoch = 0
 
     @cached_property
@@ -101,6 +113,12 @@ class Distill(StepCallback):
         self._frozen = Frozen(
             network, head=self.teacher_head, tap="teacher_features" in asked, translate=self._translation(network)
         )
+        if self.cache is not None:
+            if "teacher_features" in asked:
+                raise ValueError(f"cache={self.cache!r} keeps logits, but teacher_features are asked for: take it out.")
+            known_by = fingerprint(network, self.data_normalization, self.teacher_normalization)
+            rank = pipeline.trainer.global_rank
+            self._cache = LogitCache(self.cache, top_k=self.cache_top_k, teacher=known_by, rank=rank)
         if not isinstance(self.method, Distillation):
             return
         if self.method.combination() is not None:
@@ -137,12 +155,12 @@ class Distill(StepCallback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the module back as it was, and let the teacher go."""
         super().teardown(trainer, pl_module, stage)
-        self._frozen = None
+        self._frozen = self._cache = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the module back as it was, and let the teacher go."""
         super().on_exception(trainer, pl_module, exception)
-        self._frozen = None
+        self._frozen = self._cache = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the auxiliary head's weights back; outside of a training there is none to take them."""
@@ -154,6 +172,14 @@ class Distill(StepCallback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Know the epoch, by which a method may stop."""
         self._epoch = trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write what the teacher said, and learn what the other ranks were told."""
+        if self._cache is not None:
+            self._cache.save()
+            trainer.strategy.barrier()
+            if trainer.world_size > 1:
+                self._cache.load()
 
     def active(self, step: int) -> bool:
         """False from the method's ``stop_epoch`` on."""
@@ -196,7 +222,13 @@ class Distill(StepCallback):
         """What the teacher says of the batch, asked once a step."""
         if self.state_key not in signals.made:
             assert self._frozen is not None
-            answer = self._frozen(signals.get("inputs"), signals.module.dtype)
+            ask = partial(self._frozen, dtype=signals.module.dtype)
+            inputs = signals.get("inputs")
+            if self._cache is not None:
+                logits = self._cache(signals.get("index"), inputs, lambda rows: ask(rows).logits)
+                answer = Answer(logits, None)
+            else:
+                answer = ask(inputs)
             signals.made[self.state_key] = {"teacher_logits": answer.logits, "teacher_features": answer.features}
         return signals.made[self.state_key][name]
 
