@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_objectives.callbacks import AddRegularizer, Distill
-from lightning_objectives.callbacks.logit_cache import LogitCache, checksums
+from lightning_objectives.callbacks.logit_cache import LogitCache, checksums, fingerprint
 from lightning_objectives.data import with_index
 from lightning_objectives.distillation import DualHead, VanillaKD
 
@@ -37,10 +37,9 @@ def batches(**kwargs):
 
 def run(directory, seed=3, train=None, **settings):
     Counted.asked = 0
-    cached = Distill(
-        VanillaKD(), teacher=teacher(seed), cache=None if directory is None else str(directory), **settings
-    )
-    net, _ = fit(cached, train=batches() if train is None else train, max_epochs=3)
+    cache = None if directory is None else str(directory)
+    distill = Distill(VanillaKD(), teacher=teacher(seed), cache=cache, **settings)
+    net, _ = fit(distill, train=batches() if train is None else train, max_epochs=3)
     return net, Counted.asked
 
 
@@ -151,7 +150,7 @@ def test_what_is_refused(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     run(tmp_path)
     before = (tmp_path / "logits-0.safetensors").read_bytes()
-    cache = LogitCache(str(tmp_path), top_k=None, teacher=_label(tmp_path))
+    cache = LogitCache(str(tmp_path), top_k=None, teacher=fingerprint(teacher(), None, None))
     cache(torch.tensor([99]), torch.ones(1, 4), lambda x: torch.ones(1, 3))
 
     def broken(rows, path, metadata):
@@ -164,13 +163,6 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / "logits-0.safetensors").read_bytes() == before
     monkeypatch.undo()
     run(tmp_path)
-
-
-def _label(directory):
-    from lightning_objectives.callbacks.logit_cache import fingerprint
-
-    assert directory.is_dir()
-    return fingerprint(teacher(), None, None)
 
 
 def test_with_the_dual_head_and_a_copy(tmp_path):
