@@ -18,12 +18,18 @@ def teacher():
         return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).double()
 
 
+def by_norm(gradients):
+    """Weights that, unlike the alignment's, depend on the size of the gradients."""
+    return 1 + gradients.norm(dim=1)
+
+
 def joined(devices):
     """2 processes of 4 samples equal one of 8; alpha is large, so that the gradients come to oppose each other."""
     runs = {
         "dual": [Distill(DualHead(alpha=5.0), teacher=teacher())],
         "aligned": [Distill(DualHead(alpha=5.0, align=True), teacher=teacher())],
         "stopped": [Distill(DualHead(alpha=5.0, stop_epoch=1), teacher=teacher())],
+        "norms": [Distill(VanillaKD(), teacher=teacher()), CombineTerms(by_norm)],
         "combined": [Distill(VanillaKD(), teacher=teacher(), weight=9.0), CombineTerms(GradientAlignment())],
     }
     results = {}

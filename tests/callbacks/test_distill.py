@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Net, data, equal, fit, loader, trainer, weights
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -132,24 +133,46 @@ def test_a_combination_with_other_weights_is_refused():
         fit(Distill(DualHead(align=True), teacher=teacher()), CombineTerms(GradientAlignment()))
 
 
+class Scaled(MixedPrecision):
+    """A gradient scaler without the casts, so that only what the scale does is seen."""
+
+    def __init__(self):
+        super().__init__("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
+
+    def autocast_context_manager(self):
+        return torch.autocast("cpu", enabled=False)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_alignment_under_a_gradient_scaler_and_accumulation(accumulate):
-    """A scale under which plain half-precision gradients are the same; the loss is scaled, the weights are not."""
+def test_gradients_under_a_scaler_and_accumulation_are_the_true_ones(accumulate):
+    def by_norm(gradients):
+        return 1 + gradients.norm(dim=1)
 
     def run(**kwargs):
-        distill = Distill(DualHead(alpha=5.0, align=True), teacher=teacher())
-        return fit(distill, accumulate_grad_batches=accumulate, **kwargs)[0]
+        callbacks = Distill(BinaryKL(), teacher=teacher()), CombineTerms(by_norm)
+        return fit(*callbacks, accumulate_grad_batches=accumulate, **kwargs)[0]
 
-    from lightning.pytorch.plugins.precision import MixedPrecision
+    close(run(plugins=[Scaled()]), run())
+    aligned = [Distill(DualHead(alpha=5.0, align=True), teacher=teacher()) for _ in range(2)]
+    close(fit(aligned[0], plugins=[Scaled()])[0], fit(aligned[1])[0])
 
-    class Float32(MixedPrecision):
-        """The scaler without the casts, so that only what the scale does is seen."""
 
-        def autocast_context_manager(self):
-            return torch.autocast("cpu", enabled=False)
+def test_a_step_that_the_scaler_skips_is_skipped():
+    class Overflow(Scaled):
+        def __init__(self):
+            super().__init__()
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.999)
 
-    plugin = Float32("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
-    close(run(plugins=[plugin]), run())
+    net, _ = fit(Distill(DualHead(align=True), teacher=teacher()), plugins=[Overflow()], net=Wide)
+    L.seed_everything(0, verbose=False)
+    assert equal(net, Wide())
+
+
+class Wide(Net):
+    """Its loss is large enough for the scaled gradients to overflow."""
+
+    def criterion(self, logits, y):
+        return 100 * super().criterion(logits, y)
 
 
 @pytest.mark.parametrize(
