@@ -164,11 +164,33 @@ class Weighting(Method, nn.Module):
 class Distillation(Method, nn.Module):
     """``(logits, teacher_logits, ...) -> (N,)``: the distance to a teacher, added to the model's own loss.
 
-    Laws: a minimum where student equals teacher; no gradient to the teacher; finite at ``|logits| = 1e4``.
+    ``logits`` are the model's, or those of a head of the method's own (``builds_head``) on the same features. Laws: a
+    minimum where student equals teacher; no gradient to the teacher; finite at ``|logits| = 1e4``.
     """
 
     room, callback = "distillation", "Distill"
     forward: Callable[..., Tensor]
+    builds_head: ClassVar[bool] = False
+    """Whether :meth:`build` makes ``auxiliary_head``, whose logits ``forward`` is then given."""
+    stop_epoch: int | None = None
+    """The epoch from which the term is not computed any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary_head: nn.Module | None
+        self.register_module("auxiliary_head", None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the settings leave the training as it is at every step, so that nothing is attached."""
+        return False
+
+    def build(self, *, features: int, classes: int) -> None:
+        """Make ``auxiliary_head``, (rows, D) -> (rows, C), anew; called once a fit, when the head is known."""
+
+    def combination(self) -> "Combination | None":
+        """How the model's own loss and the term are combined; None for their sum."""
+        return None
 
 
 class Regularizer(Method, nn.Module):

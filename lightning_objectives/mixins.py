@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from lightning_objectives.averaging import BEMA
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.base import Callback, Carried
+from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
 from lightning_objectives.callbacks.wrap_head import WrapHead
+from lightning_objectives.distillation import DualHead
 from lightning_objectives.heads import MultiSampleDropout
-from lightning_objectives.kinds import Head, Merge, Rule, Weighting
+from lightning_objectives.kinds import Distillation, Head, Merge, Rule, Weighting
 from lightning_objectives.merging import WSM
 from lightning_objectives.weighting import LossBasedReweighting
 
@@ -94,6 +96,32 @@ class BEMAMixin(ObjectivesMixin):
     def configure_objectives(self) -> Sequence[Any]:
         """Adds the average."""
         return [*super().configure_objectives(), AverageWeights(self.configure_bema())]
+
+
+class DualHeadKDMixin(ObjectivesMixin):
+    """Distils a teacher into the module's features by :class:`DualHead`."""
+
+    def configure_dual_head_kd(self) -> Distillation:
+        """The method, with its settings."""
+        return DualHead()
+
+    def configure_teacher(self) -> str | nn.Module:
+        """The teacher, asked for at the start of a fit alone: what the callback ``Distill`` takes.
+
+        Raises:
+            NotImplementedError: the module does not say it.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must say who teaches it: let configure_teacher(self) return a trained module, or "
+            "the name of a timm model."
+        )
+
+    def configure_objectives(self) -> Sequence[Any]:
+        """Adds the teacher's term."""
+        return [
+            *super().configure_objectives(),
+            Distill(self.configure_dual_head_kd(), teacher=self.configure_teacher),
+        ]
 
 
 class LossReweightingMixin(ObjectivesMixin):

@@ -10,6 +10,7 @@ from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.callbacks import (
     AddRegularizer,
     AverageWeights,
+    DualHeadKDCallback,
     LogMetrics,
     LossReweightingCallback,
     MergeCheckpoints,
@@ -21,6 +22,7 @@ from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.merging import WSM
 from lightning_objectives.mixins import (
     BEMAMixin,
+    DualHeadKDMixin,
     LossReweightingMixin,
     MultiSampleDropoutMixin,
     ObjectivesMixin,
@@ -28,7 +30,16 @@ from lightning_objectives.mixins import (
 )
 
 
-class All(BEMAMixin, LossReweightingMixin, MultiSampleDropoutMixin, Net):
+def teacher():
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(7)
+        return torch.nn.Linear(4, 3)
+
+
+class All(DualHeadKDMixin, BEMAMixin, LossReweightingMixin, MultiSampleDropoutMixin, Net):
+    def configure_teacher(self):
+        return teacher()
+
     def configure_bema(self):
         return BEMA(lag=5)
 
@@ -39,10 +50,23 @@ class All(BEMAMixin, LossReweightingMixin, MultiSampleDropoutMixin, Net):
 def test_the_mixins_train_as_the_callbacks_do():
     mixed, runner = fit(net=All)
     called, _ = fit(
-        AverageWeights(BEMA(lag=5)), LossReweightingCallback(), MultiSampleDropoutCallback(num_samples=3), net=Net
+        AverageWeights(BEMA(lag=5)),
+        LossReweightingCallback(),
+        MultiSampleDropoutCallback(num_samples=3),
+        DualHeadKDCallback(teacher=teacher()),
+        net=Net,
     )
     assert equal(mixed, called)
     assert runner.callback_metrics["train/max_weight"] >= 1
+
+
+def test_the_teacher_is_asked_for_at_the_start_of_a_fit_alone():
+    class Untaught(DualHeadKDMixin, Net):
+        pass
+
+    trainer().validate(Untaught(), loader(), verbose=False)
+    with pytest.raises(NotImplementedError, match="Untaught must say who teaches it"):
+        fit(net=Untaught)
 
 
 def test_fit_twice_brings_them_once():

@@ -3,10 +3,13 @@
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.calibrate import Calibrate
+from lightning_objectives.callbacks.combine_terms import CombineTerms
+from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.log_metrics import LogMetrics
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.callbacks.named import (
     BEMACallback,
+    DualHeadKDCallback,
     EMACallback,
     LossReweightingCallback,
     MultiSampleDropoutCallback,
@@ -24,6 +27,9 @@ __all__ = [
     "AverageWeights",
     "BEMACallback",
     "Calibrate",
+    "CombineTerms",
+    "Distill",
+    "DualHeadKDCallback",
     "EMACallback",
     "LogMetrics",
     "LossReweightingCallback",

@@ -67,11 +67,18 @@ class Extras:
         ]
 
     def detach(self) -> None:
-        """Take everything back."""
+        """Take everything back, out of the optimizers too: what is saved after the fit is the plain module's."""
         for patch in self._patches:
             patch.remove()
-        if self.container is not None:
-            delattr(self.module, NAME)
+        if self.container is None:
+            return
+        extra = set(self.container.parameters())
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if parameter not in extra]
+            for parameter in extra & optimizer.state.keys():
+                del optimizer.state[parameter]
+        delattr(self.module, NAME)
         self.container = None
 
     def zero(self) -> Tensor | None:

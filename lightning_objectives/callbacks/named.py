@@ -6,9 +6,11 @@ from typing import Any
 
 from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.callbacks.average_weights import AverageWeights
+from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
 from lightning_objectives.callbacks.wrap_head import WrapHead
+from lightning_objectives.distillation import DualHead
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.merging import WSM
 from lightning_objectives.weighting import LossBasedReweighting
@@ -35,6 +37,12 @@ def ready_made(callback: type[Any], method: type[Any]) -> Callable[..., None]:
     __init__.__signature__ = signature  # type: ignore[attr-defined]  # a function takes any attribute
     __init__.__annotations__ = {p.name: p.annotation for p in parameters}
     return __init__
+
+
+class DualHeadKDCallback(Distill):
+    """:class:`Distill` with :class:`DualHead`."""
+
+    __init__ = ready_made(Distill, DualHead)
 
 
 class EMACallback(AverageWeights):

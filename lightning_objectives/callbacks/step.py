@@ -78,6 +78,9 @@ class StepCallback(Callback):
         if stage == "fit":
             Pipeline.of(trainer, pl_module).add(self)
 
+    def build(self, pipeline: "Pipeline", head: nn.Module | None) -> None:
+        """Make what depends on the network, whose head is known now, before the extra modules are taken."""
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the module back as it was."""
         Pipeline.detach_from(pl_module)
@@ -114,6 +117,8 @@ class Pipeline:
         self.caught_calls = 0
         """Criterion calls that were taken, over all steps."""
         self.signals: Signals
+        self.loss: Tensor
+        """What the user's step returned, for the terms."""
         self.logged: dict[str, Tensor] = {}
         """What the step logs under ``train/``."""
         self.logs = False
@@ -203,6 +208,8 @@ class Pipeline:
             # what happens at the criterion is new in each step, so a compiled step breaks its graph there, once
             caught = None if self._named else torch.compiler.disable(self._caught)  # type: ignore[no-untyped-call]  # torch
             self._mode = CriterionMode(caught, self.stacks)
+        for member in self.members:
+            member.build(self, self._head)
         methods = {
             f"{m.place}{i}_{type(m.method).__name__}": m.method
             for i, m in enumerate(self.members)
@@ -323,6 +330,7 @@ class Pipeline:
             return output
         if not self._verified:
             self._verify(loss)
+        self.loss = loss
         terms = [member.term(self) for member in self._running["term"]]
         combined = loss
         if terms and self._running["combination"]:

@@ -1,1 +1,7 @@
 """(student, teacher) -> (N,)."""
+
+from lightning_objectives.distillation.binary_kl import BinaryKL, binary_kl
+from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
+from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
+
+__all__ = ["BinaryKL", "DualHead", "VanillaKD", "binary_kl", "dual_head_loss", "vanilla_kd"]

@@ -1,0 +1,148 @@
+"""A trained network from a module, a name or a class, and a file of weights that is never run."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+def load_network(network: str | nn.Module, weights: str | Path | None = None) -> nn.Module:
+    """A network of one's own.
+
+    Args:
+        network: a module, which is copied; a timm model's name, ``"timm:resnet18"`` or ``"resnet18"``; or the path of a
+            class, ``"package.module.Net"``, which is built with the hyperparameters in the file.
+        weights: a file of weights (``.safetensors``, ``.pt``, or a Lightning checkpoint), of all the network's keys,
+            possibly behind a common prefix. Without it timm's pretrained weights are used. A file is read as data:
+            what would run code is refused.
+
+    Raises:
+        ValueError: the name is unknown, the weights would be random, or the file cannot be read or does not fit.
+    """
+    file = None if weights is None else read(weights)
+    state = None if file is None else _state_of(file, weights)
+    if isinstance(network, nn.Module):
+        built = copy.deepcopy(network)
+    elif network.startswith("timm:") or "." not in network or timm.is_model(network):
+        built = _from_timm(network.removeprefix("timm:"), state)
+    else:
+        built = _from_class(network, file, weights)
+    if state is not None:
+        _load(built, state, weights)
+    return built
+
+
+def read(file: str | Path) -> dict[str, Any]:
+    """The contents of a file of weights, without running anything that lies in it.
+
+    Raises:
+        ValueError: it is missing, damaged, holds something else than data, or is no dictionary.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"The file of weights {str(file)!r} does not exist.")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own ways to say that a file is bad
+        raise ValueError(
+            f"The file of weights {str(file)!r} cannot be read: it is damaged, or holds objects, which would run code "
+            f"when loaded. Save a plain state dict, or safetensors. ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"The file of weights {str(file)!r} holds a {type(found).__name__}, not a state dict.")
+    return found
+
+
+def _state_of(file: dict[str, Any], name: Any) -> dict[str, Tensor]:
+    state = next((file[key] for key in ("state_dict", "model") if isinstance(file.get(key), Mapping)), file)
+    strangers = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strangers or not state:
+        raise ValueError(f"The file of weights {str(name)!r} is no state dict: {strangers[:3]} are no tensors.")
+    return dict(state)
+
+
+def _from_timm(name: str, state: dict[str, Tensor] | None) -> nn.Module:
+    if not timm.is_model(name) and ":" not in name:
+        close = get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f"{name!r} is no timm model (close: {close}), and no path of a class, 'package.module.Net'.")
+    if state is not None:
+        network: nn.Module = timm.create_model(name, pretrained=False, **_sizes(name, state))
+        return network
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if config is not None and not config.has_weights:
+        raise ValueError(
+            f"timm has no pretrained weights for {name!r}, and random ones teach nothing: give a file of weights."
+        )
+    try:
+        network = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the hub's, the network's and the file system's are all different
+        raise ValueError(
+            f"The pretrained weights of timm's {name!r} could not be had ({type(error).__name__}: {error}). Without a "
+            "network, give a file of weights."
+        ) from error
+    return network
+
+
+def _sizes(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The numbers of classes and of input channels of a timm model, as they are in a file of its weights."""
+    config = timm.get_pretrained_cfg(name)
+    sizes: dict[str, Any] = {}
+    for setting, entry, dimension in (("num_classes", "classifier", 0), ("in_chans", "first_conv", 1)):
+        layer = getattr(config, entry, None)
+        layer = layer[0] if isinstance(layer, (tuple, list)) else layer
+        found = [v for k, v in state.items() if k == f"{layer}.weight" or k.endswith(f".{layer}.weight")]
+        if len(found) == 1:
+            sizes[setting] = found[0].shape[dimension]
+    return sizes
+
+
+def _from_class(path: str, file: dict[str, Any] | None, weights: Any) -> nn.Module:
+    if file is None:
+        raise ValueError(f"{path!r} would have random weights, which teach nothing: give a file of weights.")
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{path!r} is neither a timm model nor the path of a class: {error}.") from error
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ValueError(f"{path!r} is no class of modules.")
+    settings = file.get("hyper_parameters", {})
+    if file.get("hparams_name") not in (None, "kwargs"):
+        settings = {file["hparams_name"]: settings}
+    parameters = inspect.signature(cls).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    try:
+        return cls(**{k: v for k, v in settings.items() if k in parameters or (takes_all and k[0] != "_")})
+    except Exception as error:  # the constructor is the user's
+        raise ValueError(
+            f"{path} could not be built with the hyperparameters {sorted(settings)} of {str(weights)!r} "
+            f"({type(error).__name__}: {error}). Build it yourself, and give the module with this file."
+        ) from error
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], file: Any) -> None:
+    own = network.state_dict()
+    first = next(iter(own), "")
+    prefixes = {key.removesuffix(first) for key in state if key.endswith(first)} - {""}
+    fitting = [p for p in prefixes if {k for k in state if k.startswith(p)} == {p + k for k in own}]
+    if state.keys() != own.keys() and len(fitting) == 1:
+        state = {key: state[fitting[0] + key] for key in own}
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [f"{k} {tuple(v.shape)}" for k, v in state.items() if k in own and own[k].shape != v.shape]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"The file of weights {str(file)!r} does not fit {type(network).__name__}: {len(missing)} keys are missing "
+            f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}, {len(shapes)} have another shape "
+            f"{shapes[:3]}." + (f" Several prefixes fit: {sorted(fitting)}." if len(fitting) > 1 else "")
+        )
+    network.load_state_dict(state)

@@ -1,0 +1,61 @@
+"""Gradient alignment: no added term works against the first."""
+
+import torch
+from torch import Tensor
+
+from lightning_objectives.kinds import Combination
+
+
+def gradient_alignment(gradients: Tensor) -> Tensor:
+    r"""Weights of the terms with which each added gradient loses what opposes the first.
+
+    .. math::
+        \tilde g_k = g_k + c_k\, g_1, \qquad c_k = \max\left(0, -\frac{\langle g_1, g_k \rangle}{\|g_1\|^2}\right),
+        \qquad w_1 = 1 + \sum_{k > 1} c_k, \quad w_k = 1
+
+    so that :math:`\sum_k w_k g_k = g_1 + \sum_{k > 1} \tilde g_k`, where no :math:`\tilde g_k` has a component
+    against :math:`g_1`. The first gradient itself is never projected.
+
+    Args:
+        gradients: (K, P) the flattened gradients, that of the model's own loss first.
+
+    Returns:
+        (K,) weights >= 1, float32 at least, without gradient. Where a gradient is zero or not finite, its :math:`c` is
+        0.
+
+    Example:
+        >>> gradient_alignment(torch.tensor([[2.0, 0.0], [-1.0, 3.0], [1.0, 1.0]]))  # only the second opposes the first
+        tensor([1.5000, 1.0000, 1.0000])
+
+    Paper: Yang et al., Dual-Head Knowledge Distillation, KDD 2025, https://arxiv.org/abs/2411.08937; the projection is
+    that of Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020, https://arxiv.org/abs/2001.06782, in one
+    direction.
+
+    Differs from the paper: the weights of the losses take the place of the projected gradients, which is the same
+    update, with one backward pass that strategies, gradient scalers and accumulation know.
+    """
+    gradients = gradients.detach().to(torch.promote_types(gradients.dtype, torch.float32))
+    first, others = gradients[0], gradients[1:]
+    conflict = -(others @ first) / (first @ first)
+    weights = gradients.new_ones(len(gradients))
+    weights[0] += torch.where(conflict.isfinite(), conflict, 0.0).clamp_min(0.0).sum()
+    return weights
+
+
+class GradientAlignment(Combination):
+    r"""Module form of :func:`gradient_alignment`.
+
+    When to use: where an added term helps early and is seen to slow the model's own loss later.
+    Cost: one more backward pass through the shared part for each term, and K gradients in memory at once; under
+    several processes one all-reduce of them.
+    Interactions: the weight of the model's own loss grows where the terms disagree, and with it the gradient's norm,
+    also of the head that only the model's own loss reaches.
+
+    Example:
+        >>> GradientAlignment()(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
+        tensor([1., 1.])
+    """
+
+    def forward(self, gradients: Tensor) -> Tensor:
+        """(K, P) gradients -> (K,) weights."""
+        return gradient_alignment(gradients)
