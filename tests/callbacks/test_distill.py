@@ -98,7 +98,7 @@ def test_the_dual_head_is_the_plain_loop(align):
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         auxiliary = nn.Linear(6, 3)
-    net, _ = fit(callback, Look())
+    net, _ = fit(callback, Look(), log_every_n_steps=1)
     close(
         net,
         by_hand(
