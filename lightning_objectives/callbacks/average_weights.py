@@ -278,13 +278,9 @@ class AverageWeights(Callback):
 
     # Checkpoints.
 
-    @property
+    @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:
         """Made of the settings, so that several callbacks keep their states apart."""
-        return self._state_key
-
-    @cached_property
-    def _state_key(self) -> str:  # Lightning's profiler asks for it at every hook of every step
         settings = {"rule": list(self._rules.values()), "start_step": self.start_step}
         settings |= {"every_n_steps": self.every_n_steps, "buffers": self.buffers, "primary": self.primary}
         return f"{_STATE}{settings!r}"

@@ -1,5 +1,6 @@
 """The callback of the calibrators."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ class Calibrate(Callback):
         measured.log(trainer, module, prefix)
         self._rows = {}
 
-    @property
+    @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:
         """One entry in the checkpoint for each calibrator."""
         return f"{type(self).__name__}({self.calibrator!r})"

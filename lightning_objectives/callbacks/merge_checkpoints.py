@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -297,7 +298,7 @@ class MergeCheckpoints(Callback):
 
     # Checkpoints.
 
-    @property
+    @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:
         """Made of the settings, so that several callbacks keep their states apart."""
         settings = {"method": self.method, "last": self.last, "every_n_steps": self.every_n_steps}

@@ -60,13 +60,9 @@ class StepCallback(Callback):
         """The signals that the method asks for."""
         return signals_of(self.method)
 
-    @property
+    @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:
         """One entry in the checkpoint for each method."""
-        return self._state_key
-
-    @cached_property
-    def _state_key(self) -> str:  # Lightning's profiler asks for it at every hook of every step
         return f"{type(self).__name__}({self.method!r})"
 
     def active(self, step: int) -> bool:

@@ -1,6 +1,7 @@
 """The callback of the gradient transforms."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class TransformGradients(Callback):
             if p.grad is not None and new is not None and new is not p.grad:
                 p.grad.copy_(new)  # in place: DDP may keep the gradients in its buckets
 
-    @property
+    @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:
         """One entry in the checkpoint for each choice of methods."""
         return f"{type(self).__name__}({self.transform!r})"
