@@ -96,7 +96,7 @@ class Distill(StepCallback):
     # -- before the training -------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Register with the pipeline of the module, unless there is nothing to do, and take the teacher."""
+        """Register with the pipeline of the module, unless there is nothing to do."""
         idle = self.weight == 0 or (isinstance(self.method, Distillation) and self.method.idle)
         if stage != "fit" or idle:
             return
@@ -107,36 +107,42 @@ class Distill(StepCallback):
 
     def build(self, pipeline: Pipeline, head: nn.Module | None) -> None:
         """Take the teacher, and build the method's own head beside the network's."""
-        asked = {name for member in pipeline.members for name in member.signals}
+        if isinstance(self.method, Distillation):
+            if self.method.combination() is not None:
+                self._refuse_rivals(pipeline)
+            if self.method.builds_head:
+                assert head is not None
+                self._build_head(self.method, head)
+        self._take_teacher(pipeline)
+
+    def _refuse_rivals(self, pipeline: Pipeline) -> None:
+        whole_gradients(pipeline, self)
+        rival = next((m for m in pipeline.members if m.place == "combination"), None)
+        if rival is not None:
+            raise ValueError(
+                f"{self.method} combines its term with the model's own loss itself, and so does "
+                f"{type(rival).__name__}({rival.method}); keep one of them."
+            )
+
+    def _build_head(self, method: Distillation, head: nn.Module) -> None:
+        features, classes = _sizes_of(head)
+        with private_stream(self.seed):
+            method.build(features=features, classes=classes)
+        assert method.auxiliary_head is not None
+        beside = next(head.parameters())
+        method.auxiliary_head.to(beside.device, beside.dtype)
+
+    def _take_teacher(self, pipeline: Pipeline) -> None:
         named = self.teacher if isinstance(self.teacher, (str, nn.Module)) else self.teacher()
         network = load_network(named, self.teacher_weights)
-        self._frozen = Frozen(
-            network, head=self.teacher_head, tap="teacher_features" in asked, translate=self._translation(network)
-        )
+        tap = any("teacher_features" in member.signals for member in pipeline.members)
+        self._frozen = Frozen(network, head=self.teacher_head, tap=tap, translate=self._translation(network))
         if self.cache is not None:
-            if "teacher_features" in asked:
+            if tap:
                 raise ValueError(f"cache={self.cache!r} keeps logits, but teacher_features are asked for: take it out.")
             known_by = fingerprint(network, self.data_normalization, self.teacher_normalization)
             rank = pipeline.trainer.global_rank
             self._cache = LogitCache(self.cache, top_k=self.cache_top_k, teacher=known_by, rank=rank)
-        if not isinstance(self.method, Distillation):
-            return
-        if self.method.combination() is not None:
-            whole_gradients(pipeline, self)
-            rival = next((m for m in pipeline.members if m.place == "combination"), None)
-            if rival is not None:
-                raise ValueError(
-                    f"{self.method} combines its term with the model's own loss itself, and so does "
-                    f"{type(rival).__name__}({rival.method}); keep one of them."
-                )
-        if self.method.builds_head:
-            assert head is not None
-            features, classes = _sizes_of(head)
-            with private_stream(self.seed):
-                self.method.build(features=features, classes=classes)
-            assert self.method.auxiliary_head is not None
-            beside = next(head.parameters())
-            self.method.auxiliary_head.to(beside.device, beside.dtype)
 
     def _translation(self, network: nn.Module) -> tuple[Normalization, Normalization] | None:
         if self.data_normalization is None:

@@ -178,9 +178,9 @@ class Wide(Net):
 @pytest.mark.parametrize(
     "callback",
     [
-        lambda: Distill(DualHead(alpha=0.0, auxiliary="mlp", align=True), teacher=teacher()),
-        lambda: Distill(DualHead(stop_epoch=0), teacher=teacher()),
-        lambda: Distill(VanillaKD(), teacher="no such thing", weight=0.0),
+        lambda: Distill(DualHead(alpha=0.0, auxiliary="mlp", align=True), teacher="never asked for"),
+        lambda: Distill(DualHead(stop_epoch=0), teacher="never asked for"),
+        lambda: Distill(VanillaKD(), teacher="never asked for", weight=0.0),
     ],
 )
 def test_zero_strength_is_the_untouched_run_bit_for_bit(callback):
