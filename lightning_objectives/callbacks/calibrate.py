@@ -105,7 +105,8 @@ class Calibrate(Callback):
             return
         mine = [torch.cat(part).to(pl_module.device) for part in zip(*self._rows[min(self._rows)])]
         (logits, target), _ = gather_rows(mine)
-        with torch.inference_mode(False):  # what a fit of `validate` makes may be trained with later
+        # `validate` runs in inference mode, and `fit` validates without gradients; a calibrator may train
+        with torch.inference_mode(False), torch.enable_grad():
             self.calibrator.fit(logits.clone().cpu(), target.clone().cpu())
         self.fitted = True
         self._log(trainer, pl_module, "val/calibrated/")

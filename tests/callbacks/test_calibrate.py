@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_objectives.averaging import EMA
 from lightning_objectives.calibration import TemperatureScaling, best_temperature
 from lightning_objectives.callbacks import AverageWeights, Calibrate, LogMetrics
+from lightning_objectives.kinds import Calibrator
 from lightning_objectives.metrics import default_metrics
 
 
@@ -55,8 +56,40 @@ def test_validate_then_test():
     assert val["val/calibrated/top1"] == val["val/top1"]
     assert not {"validation_step", "configure_model"} & set(vars(net))
     runner.fit(net, loader(), loader())  # what validate made in inference mode is no hindrance
-    with torch.enable_grad():
-        callback.calibrator(net(data().tensors[0])).sum().backward()
+
+
+class Trained(Calibrator):
+    """Is fitted by gradients, and puts a new tensor in the place of the old."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def fit(self, logits, target):
+        scale = self.scale.clone().requires_grad_()
+        F.cross_entropy(logits * scale, target).backward()
+        self.scale = (scale - 0.1 * scale.grad).detach()
+
+    def forward(self, logits):
+        return (logits * self.scale).softmax(1)
+
+
+@pytest.mark.parametrize("function", ["fit", "validate"])
+def test_a_calibrator_may_be_trained_and_trained_through(function):
+    """A validation of `validate` runs in inference mode, that of `fit` without gradients."""
+    callback, net = Calibrate(Trained()), Net()
+    runner = trainer(callback, max_epochs=1)
+    (runner.fit(net, loader(), loader()) if function == "fit" else runner.validate(net, loader(), verbose=False))
+    assert callback.calibrator.scale != 1
+    callback.calibrator(net(data().tensors[0])).square().sum().backward()
+
+
+def test_the_sanity_check_fits_nothing():
+    callback = Calibrate(TemperatureScaling())
+    fit(callback, val=loader(), check_val_every_n_epoch=5, num_sanity_val_steps=1)
+    assert not callback.fitted
+    assert callback.state_dict() == {}
+    assert callback.calibrator.temperature == 1
 
 
 def test_the_network_is_left_alone():

@@ -118,6 +118,31 @@ def test_inactive_is_the_untouched_training_to_the_bit():
     assert equal(plain, touched)
 
 
+class Late(Momentum):
+    def active(self, *, step):
+        return step >= 3
+
+
+def test_a_method_that_is_not_active_is_not_called():
+    callback = TransformGradients(Late())
+    plain, _ = fit(max_steps=3)
+    touched, _ = fit(callback, max_steps=3)
+    assert equal(plain, touched)
+    assert callback._states[0]["steps"] == 0
+    fit(callback)
+    assert callback._states[0]["steps"] == 3
+
+
+def test_what_an_evaluation_loads_is_not_gone_on_from(tmp_path):
+    first = ModelCheckpoint(tmp_path, save_last=True)
+    fit(TransformGradients(Momentum()), first, enable_checkpointing=True)
+    callback, net = TransformGradients(Momentum()), Net()
+    trainer(callback).validate(net, loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=True)
+    again, _ = fit(callback)
+    anew, _ = fit(TransformGradients(Momentum()))
+    assert equal(again, anew)
+
+
 def test_resume_is_the_uninterrupted_training_to_the_bit(tmp_path):
     def callbacks():
         return TransformGradients([Momentum(), OrthogonalGradient()])
