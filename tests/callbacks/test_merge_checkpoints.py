@@ -248,8 +248,10 @@ def test_a_learning_rate_that_varied_in_the_window_warns():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*learning rate varied.*")
         fit(
-            MergeCheckpoints(WSM(), last=2, every_n_steps=3), net=net
-        )  # the steps 3 and 6: the warm-up was before, the decay came later
+            MergeCheckpoints(WSM(), last=2, every_n_steps=3),
+            net=net,
+            # the steps 3 and 6: the warm-up was before, the decay came later
+        )
 
 
 # Going on
