@@ -341,12 +341,11 @@ def test_an_error_of_the_writer_surfaces_and_leaves_no_half_file(monkeypatch):
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(_window, "write_safetensors", full)
     callback = MergeCheckpoints(WSM(), every_n_steps=1)
-    with pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(_window, "write_safetensors", full)
         fit(callback)
     assert not list(Path("merge").iterdir())
-    monkeypatch.undo()
     net, _ = fit(callback)
     assert len(merged(callback, net))
 
