@@ -80,7 +80,7 @@ class Window:
         self.finish()
         self._saved = [*self._saved[-1:], [entry["file"] for entry in self.entries]]
         self._clean()
-        return {"entries": list(self.entries), "folder": str(self.folder)}
+        return {"entries": list(self.entries), "left": list(self._left), "folder": str(self.folder)}
 
     @staticmethod
     def missing(state: Mapping[str, Any]) -> list[str]:
@@ -91,6 +91,7 @@ class Window:
         """Go on with the snapshots of a state, but for those that are missing."""
         self.folder = Path(state["folder"])
         self.entries = [entry for entry in state["entries"] if entry["file"] not in missing][-self.last :]
+        self._left = list(state["left"])
         self._saved = [[entry["file"] for entry in state["entries"]]]
 
 

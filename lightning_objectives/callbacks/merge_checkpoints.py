@@ -110,6 +110,8 @@ class MergeCheckpoints(Callback):
         self._merged: dict[str, Tensor] = {}
         """The newest merge that was evaluated, of the steps below."""
         self._merged_steps: list[int] = []
+        self._placed: dict[str, Tensor] = {}
+        """The same where the parameters are, during a validation."""
         self._loaded: Mapping[str, Any] | None = None
         self._fitting = False
         self._warned = False
@@ -124,7 +126,7 @@ class MergeCheckpoints(Callback):
             "_norms": [],
             "_loaded": None,
         }
-        return {**vars(self), **blank, "_merged": {}, "_merged_steps": [], "_fitting": False}
+        return {**vars(self), **blank, "_merged": {}, "_placed": {}, "_merged_steps": [], "_fitting": False}
 
     # What is evaluated.
 
@@ -140,12 +142,14 @@ class MergeCheckpoints(Callback):
         """
         if name not in self.names:
             raise ValueError(f"name={name!r} must be one of {list(self.names)}.")
-        live = persistent(self._module)
-        return {
-            key: value.to(live[key].device, live[key].dtype)
-            for key, value in self._merged.items()
-            if value.is_floating_point() or value.is_complex()
-        }
+        if not self._placed:
+            live = persistent(self._module)
+            self._placed = {
+                key: value.to(live[key].device, live[key].dtype)
+                for key, value in self._merged.items()
+                if value.is_floating_point() or value.is_complex()
+            }
+        return self._placed
 
     # The run.
 
@@ -221,6 +225,10 @@ class MergeCheckpoints(Callback):
         if self._merged_steps != window.steps:
             self._merged = self._merge(trainer, window)
             self._merged_steps = window.steps
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Free what was only for the validation."""
+        self._placed = {}
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the merge."""

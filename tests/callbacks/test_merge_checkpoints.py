@@ -232,9 +232,11 @@ def test_batchnorm_is_estimated_anew():
 
 
 def test_a_learning_rate_that_varied_in_the_window_warns():
-    def decays(net):
+    def decays(net, warmup=0):
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
-        step = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 6 else 0.9)
+        step = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 if step < warmup else 1.0 if step < 6 else 0.9
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step, "interval": "step"}}
 
     net = Net()
@@ -242,10 +244,14 @@ def test_a_learning_rate_that_varied_in_the_window_warns():
     with pytest.warns(UserWarning, match=r"learning rate varied by more than 1 % between the snapshots \[4, 6, 8\]"):
         fit(MergeCheckpoints(WSM(), last=3, every_n_steps=2), net=net)
     net = Net()
-    net.configure_optimizers = lambda: decays(net)
+    net.configure_optimizers = lambda: decays(net, warmup=3)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*learning rate varied.*")
-        fit(MergeCheckpoints(WSM(), last=2, every_n_steps=3), net=net)  # the steps 3 and 6: the decay came later
+        fit(
+            MergeCheckpoints(WSM(), last=2, every_n_steps=3),
+            net=net,
+            # the steps 3 and 6: the warm-up was before, the decay came later
+        )
 
 
 # Going on
@@ -286,6 +292,8 @@ def test_snapshots_stay_while_the_two_newest_checkpoints_need_them(tmp_path):
     assert not {1, 2} & set(seen[-1])
     assert {3, 4} <= set(seen[2])
     assert not {3, 4} & set(files("merge"))
+    fit(MergeCheckpoints(WSM(), last=2, every_n_steps=1), epochs=5, ckpt_path=tmp_path / "epoch=3.ckpt")
+    assert files("merge") == [15, 16, 19, 20], "those of the newest checkpoint stay, what it left behind goes"
 
 
 def test_snapshots_that_are_gone_are_told(tmp_path):
@@ -333,12 +341,12 @@ def test_an_error_of_the_writer_surfaces_and_leaves_no_half_file(monkeypatch):
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(_window, "write_safetensors", full)
     callback = MergeCheckpoints(WSM(), every_n_steps=1)
-    with pytest.raises(OSError, match="No space left"):
-        fit(callback)
+    with monkeypatch.context() as patch:
+        patch.setattr(_window, "write_safetensors", full)
+        with pytest.raises(OSError, match="No space left"):
+            fit(callback)
     assert not list(Path("merge").iterdir())
-    monkeypatch.undo()
     net, _ = fit(callback)
     assert len(merged(callback, net))
 
