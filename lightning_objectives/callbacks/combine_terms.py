@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_objectives.callbacks.ranks import world_size
-from lightning_objectives.callbacks.step import Pipeline, StepCallback
+from lightning_objectives.callbacks.step import Pipeline
+from lightning_objectives.callbacks.step_callback import StepCallback
 
 
 @dataclass(eq=False)

@@ -13,7 +13,8 @@ from lightning_objectives.callbacks.load_network import load_network
 from lightning_objectives.callbacks.logit_cache import LogitCache, fingerprint
 from lightning_objectives.callbacks.random_stream import private_stream
 from lightning_objectives.callbacks.signals import Signals
-from lightning_objectives.callbacks.step import Pipeline, StepCallback
+from lightning_objectives.callbacks.step import Pipeline
+from lightning_objectives.callbacks.step_callback import StepCallback
 from lightning_objectives.kinds import Distillation, signals_of
 
 _TEACHERS = frozenset({"teacher_logits", "teacher_features"})

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_objectives.callbacks.criterion import Call
-from lightning_objectives.callbacks.step import Pipeline, StepCallback
+from lightning_objectives.callbacks.step import Pipeline
+from lightning_objectives.callbacks.step_callback import StepCallback
 
 
 @dataclass(eq=False)

@@ -10,7 +10,8 @@ from lightning_objectives.callbacks.criterion import Call
 from lightning_objectives.callbacks.ranks import gather_rows
 from lightning_objectives.callbacks.rows import Unit, fold
 from lightning_objectives.callbacks.signals import ROWS
-from lightning_objectives.callbacks.step import Pipeline, StepCallback
+from lightning_objectives.callbacks.step import Pipeline
+from lightning_objectives.callbacks.step_callback import StepCallback
 
 
 @dataclass(eq=False)

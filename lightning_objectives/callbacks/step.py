@@ -8,8 +8,6 @@ combination.
 
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -17,82 +15,20 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints
+from lightning_objectives.callbacks.base import name_unreadable_checkpoints
 from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives.callbacks.extras import Extras
-from lightning_objectives.callbacks.head import came_from, is_affine_in, is_compiled, network_of, resolve
+from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
 from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives.callbacks.proof import prove
+from lightning_objectives.callbacks.rows import fold
 from lightning_objectives.callbacks.signals import Signals, batch_size_of, unwrap
 from lightning_objectives.callbacks.stacks import Stacks
-from lightning_objectives.kinds import Method, signals_of
 
 PLACES = ("transform", "head", "loss", "weighting", "term", "combination")
 """The places of a step, in order. Each is taken by one callback, but for the terms."""
 _FROM_CRITERION = frozenset({"logits", "target", "losses", "reference_losses"})
 _FROM_HEAD = frozenset({"features", "head", "network"})
-
-
-@dataclass(eq=False, kw_only=True)
-class StepCallback(Callback):
-    """A callback that places one method of its kind in the training step.
-
-    Args:
-        criterion: path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses.
-        which: number of the criterion's call, from 0, where a step makes several that need a gradient.
-        head: path of the network's head (``"model.fc"``), where it is not found or not the right one.
-        input: key or position of the network's inputs in the batch.
-    """
-
-    place: ClassVar[str]
-
-    criterion: str | None = None
-    which: int | None = None
-    head: str | None = None
-    input: str | int | None = None
-
-    @property
-    def method(self) -> Callable[..., Any]:
-        """The method that is placed: the first setting of the callback."""
-        return getattr(self, next(f.name for f in fields(self) if not f.kw_only))  # type: ignore[no-any-return]  # by name
-
-    @cached_property
-    def signals(self) -> tuple[str, ...]:
-        """The signals that the method asks for."""
-        return signals_of(self.method)
-
-    @cached_property  # Lightning's profiler asks for it at every hook of every step
-    def state_key(self) -> str:
-        """One entry in the checkpoint for each method."""
-        return f"{type(self).__name__}({self.method!r})"
-
-    def active(self, step: int) -> bool:
-        """Whether anything is touched at this optimizer step."""
-        return self.method.active(step=step) if isinstance(self.method, Method) else True
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Register with the pipeline of the module."""
-        if stage == "fit":
-            Pipeline.of(trainer, pl_module).add(self)
-
-    def build(self, pipeline: "Pipeline", head: nn.Module | None) -> None:
-        """Make what depends on the network, whose head is known now, before the extra modules are taken."""
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Give the module back as it was."""
-        Pipeline.detach_from(pl_module)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the module back as it was: `teardown` is not called when a fit raises."""
-        Pipeline.detach_from(pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The method's state, where it has any."""
-        return dict(self.method.state_dict()) if isinstance(self.method, nn.Module) else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the method's state back."""
-        if isinstance(self.method, nn.Module):
-            self.method.load_state_dict(state_dict)
 
 
 class Pipeline:
@@ -106,7 +42,7 @@ class Pipeline:
         self.members: list[Any] = []
         self.extras = Extras(module)
         self.stacks = Stacks()
-        self.makers: dict[str, Callable[[Signals], Any]] = {"progress": lambda signals: self._progress()}
+        self.makers: dict[str, Callable[[Signals], Any]] = {"progress": self._progress, "losses": self._sample_losses}
         """What makes the signals that neither the batch nor the criterion gives, for each step that asks."""
         self.steps = 0
         """Training steps that went through the pipeline."""
@@ -126,6 +62,7 @@ class Pipeline:
         self._output: Tensor | None = None
         self._calls: list[Call] = []
         self._value: Tensor | None = None
+        self._losses: Callable[[], Tensor] | None = None
         self._running: dict[str, list[Any]] = {}
         self._named: Named | None = None
         self._mode: CriterionMode | None = None
@@ -152,7 +89,7 @@ class Pipeline:
 
     # -- before the training -------------------------------------------------------------------------------------------
 
-    def add(self, member: StepCallback) -> None:
+    def add(self, member: Any) -> None:
         """Register a callback.
 
         Raises:
@@ -248,7 +185,7 @@ class Pipeline:
         self.batch_size = batch_size_of(batch)
         every = 0 if self.trainer.barebones else self.trainer.log_every_n_steps
         self.logs = every > 0 and step % every in (0, every - 1)
-        self._calls, self._value, self._output, self.logged = [], None, None, {}
+        self.logged = {}
         for member in self._running["transform"]:
             batch = member.mixed(self)
         args, kwargs = ((batch, *args[1:]), kwargs) if args else (args, {**kwargs, "batch": batch})
@@ -259,11 +196,17 @@ class Pipeline:
             output = self._finished(output)
         finally:
             self._live = False
-            self.stacks.clear()
+            self._forget()
         for name, value in self.logged.items() if self.logs else ():
             self.module.log(f"train/{name}", value, batch_size=self.batch_size)
         self.steps += 1
         return output
+
+    def _forget(self) -> None:
+        """No tensor of a step, and so none of its graph, is held beyond it."""
+        self.stacks.clear()
+        self._calls, self._value, self._output, self._losses = [], None, None, None
+        self.signals.made.clear()
 
     def _head_forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._live:
@@ -310,10 +253,11 @@ class Pipeline:
         for member in (*self._running["transform"], *self._running["loss"]):
             call = member.rewrite(call, self)
         self.signals.take(call)
+        every = [call] if stacks is None else [call.on(stack) for stack in stacks]
+        self._losses = lambda: fold(call, _mean(every), unit="sample", batch_size=self.batch_size).losses
         if call is asked and stacks is None and not weighting:
             return call.value()
-        losses = [call.elements] if stacks is None else [call.on(stack).elements for stack in stacks]
-        elements = losses[0] if len(losses) == 1 else torch.stack(losses).mean(0)
+        elements = _mean(every)
         if weighting:
             weights = weighting[0].weigh(call, elements, self)
             # a weight of 0 drops a loss that is not finite
@@ -324,8 +268,11 @@ class Pipeline:
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:
             return output
-        if not self._verified:
-            self._verify(loss)
+        if not self._verified and self._mode is not None:
+            head = None if self._running["head"] else self._output
+            user, which = type(self.module).__name__, self.option("which")
+            prove(loss, self._calls, self._value, which=which, head=head, user=user, plan=self.plan())
+        self._verified = True
         self.loss = loss
         terms = [member.term(self) for member in self._running["term"]]
         combined = loss
@@ -341,40 +288,19 @@ class Pipeline:
             return output
         return {**output, "loss": combined} if isinstance(output, Mapping) else combined
 
-    def _verify(self, loss: Tensor) -> None:
-        """On the first batch: that the objective is caught, and that it is the loss."""
-        self._verified = True
-        if self._mode is None:
-            return
-        user, which = type(self.module).__name__, self.option("which")
-        seen = ", ".join(
-            f"{i}: {getattr(c.function, '__name__', c)} of {tuple(c.input.shape)}" for i, c in enumerate(self._calls)
-        )
-        if not self._calls:
-            raise ValueError(
-                f"No criterion was seen in {user}.training_step, so that {self.plan()} would have no effect. Caught "
-                "are torch's cross_entropy, nll_loss, binary_cross_entropy(_with_logits) and mse_loss on tensors that "
-                "need a gradient; name any other with criterion='path.to.it'."
-            )
-        if which is None and len(self._calls) > 1:
-            raise ValueError(f"{user}.training_step calls several criteria ({seen}); say which=0, 1, ...")
-        if self._value is None:
-            raise ValueError(f"which={which}, but {user}.training_step calls these criteria: {seen}.")
-        if not is_affine_in(loss, self._value):
-            raise ValueError(
-                f"The loss that {user}.training_step returns is not the criterion's value up to scale and added terms "
-                f"({seen}): the criterion is only a part of it, or not in it. Name the whole of it with "
-                "criterion='path.to.it'."
-            )
-        output, call = self._output, self._calls[which or 0]
-        if output is not None and not self._running["head"] and not came_from(call.input, output):
-            raise ValueError(
-                f"The criterion's input does not come from the head {self._head_path!r} alone; name the module that "
-                "gives the logits with head=."
-            )
+    def _sample_losses(self, signals: Signals) -> Tensor:
+        if self._losses is None:
+            raise ValueError("The signal 'losses' was asked for before the criterion had been called in the step.")
+        return self._losses()
 
-    def _progress(self) -> Tensor:
+    def _progress(self, signals: Signals) -> Tensor:
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("The signal 'progress' needs a training of known length: set max_steps or max_epochs.")
         return torch.tensor(min(1.0, self.trainer.global_step / max(1, total)))
+
+
+def _mean(calls: list[Call]) -> Tensor:
+    """The unreduced losses, the mean over the stacks where there are several."""
+    losses = [call.elements for call in calls]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean(0)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_objectives.callbacks.criterion import Call
 from lightning_objectives.callbacks.signals import with_inputs
-from lightning_objectives.callbacks.step import Pipeline, StepCallback
+from lightning_objectives.callbacks.step import Pipeline
+from lightning_objectives.callbacks.step_callback import StepCallback
 
 
 @dataclass(eq=False)

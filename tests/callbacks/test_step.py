@@ -37,6 +37,8 @@ class Probe(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, *args):
         assert self.pipeline.stacks.count == 0  # nothing is followed, and no tensor held, from one step to the next
         assert not self.pipeline.stacks._nodes
+        assert not self.pipeline._calls
+        assert not self.pipeline.signals.made
 
 
 # -- zero strength -------------------------------------------------------------------------------------------------
@@ -372,6 +374,21 @@ def test_every_signal_has_what_it_says():
     assert (seen["step"], seen["epoch"]) == (5, 1)
     assert seen["progress"] == pytest.approx(5 / 6)
     assert probe.pipeline.steps == 6
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_term_may_ask_for_the_losses(wrapped):
+    class Reference(Net):
+        def criterion(self, logits, y):
+            return F.cross_entropy(logits, y) + 0.5 * F.cross_entropy(logits, y, reduction="none").square().mean()
+
+    head = [WrapHead(Fixed())] if wrapped else []
+    net, _ = fit(AddRegularizer(lambda losses: losses.square(), strength=0.5), *head)
+    if wrapped:
+        assert not equal(net, fit(*head)[0])
+    else:
+        for a, b in zip(net.parameters(), fit(net=Reference)[0].parameters()):
+            torch.testing.assert_close(a, b)
 
 
 def test_a_criterion_chosen_by_its_number():

@@ -1,0 +1,75 @@
+"""What the callbacks of the step have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+from torch import nn
+
+from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.callbacks.step import Pipeline
+from lightning_objectives.kinds import Method, signals_of
+
+
+@dataclass(eq=False, kw_only=True)
+class StepCallback(Callback):
+    """A callback that places one method of its kind in the training step.
+
+    Args:
+        criterion: path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses.
+        which: number of the criterion's call, from 0, where a step makes several that need a gradient.
+        head: path of the network's head (``"model.fc"``), where it is not found or not the right one.
+        input: key or position of the network's inputs in the batch.
+    """
+
+    place: ClassVar[str]
+
+    criterion: str | None = None
+    which: int | None = None
+    head: str | None = None
+    input: str | int | None = None
+
+    @property
+    def method(self) -> Callable[..., Any]:
+        """The method that is placed: the first setting of the callback."""
+        return getattr(self, next(f.name for f in fields(self) if not f.kw_only))  # type: ignore[no-any-return]  # by name
+
+    @cached_property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that the method asks for."""
+        return signals_of(self.method)
+
+    @cached_property  # Lightning's profiler asks for it at every hook of every step
+    def state_key(self) -> str:
+        """One entry in the checkpoint for each method."""
+        return f"{type(self).__name__}({self.method!r})"
+
+    def active(self, step: int) -> bool:
+        """Whether anything is touched at this optimizer step."""
+        return self.method.active(step=step) if isinstance(self.method, Method) else True
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Register with the pipeline of the module."""
+        if stage == "fit":
+            Pipeline.of(trainer, pl_module).add(self)
+
+    def build(self, pipeline: Pipeline, head: nn.Module | None) -> None:
+        """Make what depends on the network, whose head is known now, before the extra modules are taken."""
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give the module back as it was."""
+        Pipeline.detach_from(pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give the module back as it was: `teardown` is not called when a fit raises."""
+        Pipeline.detach_from(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's state, where it has any."""
+        return dict(self.method.state_dict()) if isinstance(self.method, nn.Module) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the method's state back."""
+        if isinstance(self.method, nn.Module):
+            self.method.load_state_dict(state_dict)
