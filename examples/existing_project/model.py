@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 class Digits(L.LightningModule):
     """A small convolutional classifier of 8x8 digits."""
 
-    def __init__(self, width: int = 16, dropout: float = 0.1, lr: float = 0.02) -> None:
+    def __init__(self, width: int = 16, dropout: float = 0.1, lr: float = 0.02, decay: bool = True) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.backbone = nn.Sequential(
@@ -54,11 +54,13 @@ class Digits(L.LightningModule):
         self.log("test_acc", self.accuracy)
 
     def configure_optimizers(self) -> dict:
-        """SGD with two parameter groups and one cycle."""
+        """SGD with two parameter groups; one cycle of the learning rate, or a constant one."""
         decayed = [p for p in self.parameters() if p.ndim > 1]
         plain = [p for p in self.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.SGD(groups, lr=self.hparams["lr"], momentum=0.9, nesterov=True)
+        if not self.hparams["decay"]:
+            return {"optimizer": optimizer}
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams["lr"], total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -286,15 +286,20 @@ class Averages:
     def weights(self, name: str) -> dict[str, Tensor]:
         """The weights of an average, or ``"raw"``, by name, in the type and place of each parameter.
 
-        With ``buffers="average"`` the averaged buffers are among them. Never write to them.
+        With ``buffers="average"`` the averaged buffers are among them; so are the raw ones, while those of an average
+        stand in the network that is not asked for. Never write to them.
         """
         self._follow()
         values = self._raw() if name == "raw" or not self.updates else self._read(name)
         sources = self._sources()
-        return {
+        found = {
             key: like(value.to(live.device, live.dtype), sources[key])
             for key, value, live in zip(self.names, values, self._live)
         }
+        if name != self.applied_name:
+            buffers = (key for key, _ in _named(self.network.named_buffers()))
+            found |= {key: self.journal.held[key] for key in buffers if key in self.journal.held and key not in found}
+        return found
 
     def fill(self, state_dict: MutableMapping[str, Any], name: str) -> None:
         """Put an average in place of the raw weights in a state dict of the network, whose keys and types are kept.

@@ -257,5 +257,7 @@ class CalibrationError(SumMetric):
         axes.bar(confidence, share, width=0.02, color="tab:blue", alpha=0.25, label="share of rows")
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
         axes.set_title(f"calibration error ({self.norm}, {self.binning}) {float(_distance(bins, self.norm)):.4f}")
-        axes.legend(loc="best", fontsize="small", framealpha=0.6)
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize="small"
+        )  # below: it covers nothing
         return figure, axes

@@ -74,6 +74,28 @@ def test_raw_and_averaged_weights_beside_each_other():
     assert logged["val/raw/nll"] != logged["val/ema/nll"] != logged["val/bema/nll"]
 
 
+class Normed(Net):
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Sequential(self.backbone, torch.nn.BatchNorm1d(6))
+
+
+@pytest.mark.parametrize("buffers", ["copy", "average", "recalibrate"])
+def test_raw_weights_are_measured_with_raw_statistics(buffers):
+    """Also while those of the primary average stand in the module."""
+    _, plain = fit(LogMetrics(), net=Normed, val=loader())
+    _, beside = fit(AverageWeights(EMA(decay=0.5)), LogMetrics(weights=["average"]), net=Normed, val=loader())
+    averages = [
+        AverageWeights(BEMA(), buffers=buffers),
+        AverageWeights(EMA(decay=0.5), primary=False),
+    ]
+    _, runner = fit(*averages, LogMetrics(weights=["raw", "average"]), net=Normed, val=loader())
+    logged = runner.callback_metrics
+    close(logged, {f"val/raw/{key}": plain.callback_metrics[f"val/{key}"] for key in ("nll", "ece", "top1")})
+    close(logged, {f"val/ema/{key}": beside.callback_metrics[f"val/ema/{key}"] for key in ("nll", "ece", "top1")})
+    close(logged, {f"val/{key}": logged[f"val/bema/{key}"] for key in ("nll", "ece", "top1")})
+
+
 def test_logging_changes_no_weight():
     plain, _ = fit(net=lambda: Net(dropout=0.5), val=loader())
     measured, _ = fit(LogMetrics(weights=["average"]), net=lambda: Net(dropout=0.5), val=loader())
