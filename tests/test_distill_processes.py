@@ -1,26 +1,15 @@
 """Distillation in two processes is that of one with the joined batch."""
 
-import os
-import signal
-import subprocess
-import sys
-
 import distill_runs
 import pytest
 import torch
+from processes import ranks
 
 pytestmark = pytest.mark.processes
 
 
 def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
-    command = [sys.executable, distill_runs.__file__, "joined", str(tmp_path)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
-    try:
-        assert process.wait(timeout=90) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = ranks(distill_runs.__file__, "joined", tmp_path)
     one = distill_runs.joined(1)
     assert len({tuple(result["net"]["fc.bias"].tolist()) for result in one.values()}) == len(one)  # all do something
     for name, result in one.items():

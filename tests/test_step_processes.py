@@ -1,28 +1,11 @@
 """Two processes are one with the joined batch."""
 
-import os
-import signal
-import subprocess
-import sys
-
 import pytest
 import step_runs
 import torch
+from processes import ranks
 
 pytestmark = pytest.mark.processes
-
-
-def ranks(run, directory):
-    """What the two processes hold at the end; a run that hangs is killed after a minute and a half."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, step_runs.__file__, run, str(directory)]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        assert process.wait(timeout=90) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 def assert_close(a, b):
@@ -32,7 +15,7 @@ def assert_close(a, b):
 
 
 def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
-    first, second = ranks("joined", tmp_path)
+    first, second = ranks(step_runs.__file__, "joined", tmp_path)
     one = step_runs.joined(1)
     assert len({tuple(result["net"]["fc.bias"].tolist()) for result in one.values()}) == len(one)  # all do something
     for name, result in one.items():
@@ -41,7 +24,7 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
 
 
 def test_weights_of_one_on_uneven_ranks_are_untouched_ddp(tmp_path):
-    first, second = ranks("uneven", tmp_path)
+    first, second = ranks(step_runs.__file__, "uneven", tmp_path)
     for result in (first, second):
         for key, value in result["plain"]["net"].items():
             assert torch.equal(value, result["ones"]["net"][key])

@@ -1,50 +1,15 @@
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import averaging_runs
 import pytest
 import torch
 from averaging_nets import equal, loader
+from processes import killed, ranks
 
 pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
-RUNS = Path(averaging_runs.__file__)
-
-
-def start(run, directory):
-    package = str(RUNS.parents[2])
-    path = os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([sys.executable, str(RUNS), run, str(directory)], env=environment, start_new_session=True)
-
-
-def ranks(run, directory):
-    """What two processes wrote; both are ended after a minute."""
-    directory.mkdir(exist_ok=True)
-    process = start(run, directory)
-    try:
-        assert process.wait(timeout=60) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+RUNS = averaging_runs.__file__
 
 
 def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path):
-    process = start("killed", tmp_path)
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "ready").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    last = max(tmp_path.glob("*.ckpt"))
+    last = killed(RUNS, "killed", tmp_path, directory=tmp_path)
     assert last.name == "epoch=1.ckpt"
     resumed = averaging_runs.single(tmp_path / "resumed", last, seed=123)
     whole = averaging_runs.single(tmp_path / "whole")
@@ -52,7 +17,7 @@ def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path):
 
 
 def test_two_processes_hold_equal_averages_and_those_of_the_joined_batch(tmp_path):
-    first, second = ranks("ddp", tmp_path)
+    first, second = ranks(RUNS, "ddp", tmp_path)
     assert equal(first["plain"], second["plain"])
     for result in (first, second):  # of BatchNorm's raw statistics each process has its own, as in any DDP
         for key in ("running_mean", "running_var"):
@@ -73,7 +38,7 @@ def test_two_processes_hold_equal_averages_and_those_of_the_joined_batch(tmp_pat
 
 @pytest.mark.parametrize("files", ["distributed", "consolidated"])
 def test_sharded_weights_are_averaged_shard_by_shard(tmp_path, files):
-    first, second = ranks("sharded", tmp_path / files)
+    first, second = ranks(RUNS, "sharded", tmp_path / files)
     assert equal(first["whole"]["averages"], second["whole"]["averages"])
     assert equal(first["resumed"]["averages"], first["whole"]["averages"])
     assert equal(first["resumed"]["net"], first["whole"]["net"])

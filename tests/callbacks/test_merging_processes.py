@@ -1,52 +1,20 @@
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import merging_runs
 import pytest
 import torch
 from averaging_nets import equal, fit, loader
+from processes import killed, ranks
 from safetensors.torch import load_file
 
 from lightning_objectives.merging import wsm_coefficients
 
 pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
-RUNS = Path(merging_runs.__file__)
-
-
-def start(run, directory):
-    path = os.pathsep.join([str(RUNS.parents[2]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([sys.executable, str(RUNS), run, str(directory)], env=environment, start_new_session=True)
-
-
-def ranks(run, directory):
-    """What two processes wrote; both are ended after a minute."""
-    directory.mkdir(exist_ok=True)
-    process = start(run, directory)
-    try:
-        assert process.wait(timeout=60) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+RUNS = merging_runs.__file__
 
 
 def test_a_training_that_was_killed_keeps_its_snapshots(tmp_path):
-    process = start("killed", tmp_path)
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "ready").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    last = max(tmp_path.glob("*.ckpt"))
+    last = killed(RUNS, "killed", tmp_path, directory=tmp_path)
     assert last.name == "epoch=1.ckpt"
     assert not list((tmp_path / "merge").glob("merged*"))
     resumed = merging_runs.single(tmp_path, last)
@@ -57,7 +25,7 @@ def test_a_training_that_was_killed_keeps_its_snapshots(tmp_path):
 
 
 def test_two_processes_agree_on_the_merge_and_it_is_that_of_the_joined_batch(tmp_path):
-    first, second = ranks("ddp", tmp_path)
+    first, second = ranks(RUNS, "ddp", tmp_path)
     assert equal(first, second)
     assert "val/wsm/nll" in first["logged"]
     assert Path(first["path"]) == tmp_path / "merge" / "merged.ckpt"
@@ -72,7 +40,7 @@ def test_two_processes_agree_on_the_merge_and_it_is_that_of_the_joined_batch(tmp
 
 
 def test_shards_are_merged_as_the_whole(tmp_path):
-    first, second = ranks("sharded", tmp_path)
+    first, second = ranks(RUNS, "sharded", tmp_path)
     assert equal(first, second)
     alone, _ = fit(data=loader(batch_size=8))
     for name, value in alone.state_dict().items():
