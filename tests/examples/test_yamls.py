@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from data_files import write_cifar, write_fashion_mnist, write_image_folders
 from lightning.pytorch import Trainer
@@ -11,8 +12,15 @@ from lightning.pytorch import Trainer
 from lightning_objectives import cli
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))  # the examples are imported by the paths that their files name
+from examples.existing_project.model import Digits  # noqa: E402  # it is found there
+from examples.image_classifier import ImageClassifier  # noqa: E402
+
 EXAMPLES = ROOT / "examples"
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+    pytest.mark.filterwarnings("ignore:`Digits.configure_optimizers` will be overridden"),
+]
 BRIEF = ["--trainer.max_steps=2", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
 BRIEF += ["--trainer.num_sanity_val_steps=0", "--trainer.enable_progress_bar=false"]
 BRIEF += ["--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
@@ -29,6 +37,8 @@ def run(monkeypatch):
 
     def run(path, *overrides):
         files = dict.fromkeys([path.parent / "baseline.yaml", path])  # once, where it is the baseline itself
+        if path.stem in ("wsm", "all"):
+            overrides += ("--trainer.callbacks.every_n_steps=1",)  # of the last callback: two steps, two snapshots
         cli.main(["fit", *(f"--config={file}" for file in files), *BRIEF, *overrides])
         return trainers[-1]
 
@@ -43,6 +53,21 @@ def ids(folder):
     return pytest.mark.parametrize("path", of(folder), ids=lambda path: path.stem)
 
 
+def save_teacher(folder):
+    """A file as teacher.yaml leaves it, of an untrained net."""
+    net: L.LightningModule
+    if folder == "digits":
+        net = Digits(width=64)
+    else:
+        model, classes, channels = {
+            "fashion_mnist": ("resnet18", 10, 1), "cifar10": ("resnet50", 10, 3), "cifar100": ("resnet50", 100, 3)
+        }[folder]
+        net = ImageClassifier(model, classes, in_chans=channels, small_images=folder != "fashion_mnist")
+    path = Path("runs") / folder / "teacher.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": net.state_dict(), "hyper_parameters": dict(net.hparams)}, path)
+
+
 def check(trainer, path):
     """It trained, it measured, and what the file adds is there beside the baseline's callbacks."""
     assert trainer.global_step == 2
@@ -52,6 +77,15 @@ def check(trainer, path):
     added = {line.rpartition(".")[2] for line in path.read_text().split("\n") if ".callbacks." in line}
     assert added <= names
     assert all(p.isfinite().all() for p in trainer.lightning_module.parameters() if isinstance(p, torch.Tensor))
+    if path.stem in ("dual_head_kd", "all"):
+        assert trainer.callback_metrics["train/dualhead"] > 0
+    if path.stem in ("wsm", "all"):
+        folder = Path("runs") / path.parent.name / "wsm"
+        assert len(list(folder.glob("*.safetensors"))) == 2
+        merged = torch.load(folder / "merged.ckpt", weights_only=True)["state_dict"]
+        assert merged.keys() == trainer.lightning_module.state_dict().keys()
+        rates = {group["lr"] for group in trainer.optimizers[0].param_groups}
+        assert len(rates) == 1
 
 
 @ids("digits")
