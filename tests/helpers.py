@@ -1,10 +1,24 @@
 """Small modules and data for the tests."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+MODEL = Path(__file__).parents[1] / "examples" / "existing_project" / "model.py"
+
+
+def digits():
+    """The class of the example's project, from its own file."""
+    spec = importlib.util.spec_from_file_location("model", MODEL)
+    sys.modules["model"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Digits
 
 
 def data(n=24, classes=3, seed=0, dtype=torch.float32):

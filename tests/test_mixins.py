@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Net, equal, fit, loader, trainer
+from helpers import Net, digits, equal, fit, loader, trainer
 
 from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.callbacks import (
@@ -16,8 +16,10 @@ from lightning_objectives.callbacks import (
     MergeCheckpoints,
     MultiSampleDropoutCallback,
     ReweightSamples,
+    WSMCallback,
 )
 from lightning_objectives.callbacks.base import callbacks_of
+from lightning_objectives.data import DigitsDataModule
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.merging import WSM
 from lightning_objectives.mixins import (
@@ -194,3 +196,46 @@ def test_a_merge_from_the_mixin_is_that_of_the_callback():
     assert equal(mixed, called)
     first, second = (torch.load(callback.path, weights_only=True)["state_dict"] for callback in (brought, mine))
     assert equal(dict(first), dict(second))
+
+
+def test_all_five_on_an_existing_class_train_as_the_callbacks_do():
+    Digits = digits()  # a class
+
+    def wide():
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(7)
+            return Digits(width=4)
+
+    class Five(WSMMixin, DualHeadKDMixin, BEMAMixin, LossReweightingMixin, MultiSampleDropoutMixin, Digits):
+        def configure_teacher(self):
+            return wide()
+
+        def configure_bema(self):
+            return BEMA(lag=5)
+
+        def configure_multi_sample_dropout(self):
+            return MultiSampleDropout(num_samples=3)
+
+        def configure_wsm_snapshots(self):
+            return {"last": 2, "every_n_steps": 2}
+
+    def run(cls, *callbacks):
+        L.seed_everything(0, verbose=False)
+        net, runner = cls(width=2), trainer(*callbacks)
+        runner.fit(net, datamodule=DigitsDataModule(batch_size=400))
+        (merge,) = callbacks_of(runner, MergeCheckpoints)
+        return net, dict(torch.load(merge.path, weights_only=True)["state_dict"]), runner
+
+    mixed, merged, runner = run(Five)
+    called, expected, _ = run(
+        Digits,
+        MultiSampleDropoutCallback(num_samples=3),
+        LossReweightingCallback(),
+        AverageWeights(BEMA(lag=5)),
+        DualHeadKDCallback(teacher=wide()),
+        WSMCallback(last=2, every_n_steps=2),
+    )
+    assert equal(mixed, called)
+    assert equal(merged, expected)
+    assert not equal(merged, dict(mixed.state_dict()))
+    assert {"train/dualhead", "train/max_weight"} <= set(runner.callback_metrics)

@@ -1,7 +1,7 @@
 """Modules of other people, unedited, with everything plugged in."""
 
+import copy
 import hashlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -13,31 +13,25 @@ import lightning as L
 import pytest
 import timm
 import torch
-from helpers import trainer
+from helpers import MODEL, digits, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos import LightningTransformer
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.callbacks import (
     AverageWeights,
+    DualHeadKDCallback,
     LogMetrics,
     LossReweightingCallback,
     MultiSampleDropoutCallback,
     RestoreRandomState,
+    WSMCallback,
 )
+from lightning_objectives.callbacks.base import callbacks_of
 from lightning_objectives.data import DigitsDataModule
-
-MODEL = Path(__file__).parents[1] / "examples" / "existing_project" / "model.py"
-
-
-def digits():
-    """The class of the example's project, from its own file."""
-    spec = importlib.util.spec_from_file_location("model", MODEL)
-    sys.modules["model"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Digits
 
 
 def everything(*, head=True, unit="sample"):
@@ -47,6 +41,67 @@ def everything(*, head=True, unit="sample"):
         AverageWeights([BEMA(), EMA(decay=0.9), SWA()]),
         RestoreRandomState(),
     ]
+
+
+def five(teacher):
+    """The five systems together, in an order that is not that of the step."""
+    return [
+        WSMCallback(last=2, every_n_steps=2),
+        AverageWeights([BEMA(), EMA(decay=0.9)]),
+        LossReweightingCallback(temperature=0.4),
+        MultiSampleDropoutCallback(num_samples=4),
+        DualHeadKDCallback(teacher=teacher),
+        LogMetrics(weights=["raw", "average"]),
+    ]
+
+
+def check_five(runner, net, names):
+    """Each of the five was at work, and the module is as it was found, but for the values of its weights."""
+    logged = runner.callback_metrics
+    assert {"val/raw/nll", "val/ema/top1", "val/nll"} <= set(logged)
+    assert logged["train/dualhead"] > 0
+    assert logged["train/max_weight"] > 1
+    assert set(net.state_dict()) == names
+    (merge,) = callbacks_of(runner, WSMCallback)
+    files = [merge.path.with_name(f"step={runner.global_step - back}.safetensors") for back in (2, 0)]
+    assert set(merge.path.parent.glob("*.safetensors")) == set(files)
+    merged = torch.load(merge.path, weights_only=True)
+    assert merged["state_dict"].keys() == names
+    snapshots = [load_file(file) for file in files]
+    for name, parameter in net.named_parameters():  # 1-sqrt: the older has the share sqrt(1/2), the newer the rest
+        expected = 0.5**0.5 * snapshots[0][name] + (1 - 0.5**0.5) * snapshots[1][name]
+        torch.testing.assert_close(merged["state_dict"][name], expected)
+        assert parameter.isfinite().all()
+    return merged["state_dict"]
+
+
+def test_the_five_together_on_the_example(tmp_path):
+    net, teacher = digits()(width=2), digits()(width=4)
+    names, taught = set(net.state_dict()), copy.deepcopy(teacher.state_dict())
+    runner = trainer(*five(teacher), default_root_dir=tmp_path)
+    runner.fit(net, datamodule=DigitsDataModule(batch_size=400))
+    merged = check_five(runner, net, names)
+    assert not net.classifier._forward_hooks
+    assert "forward" not in vars(net.classifier)
+    assert same(taught, teacher.state_dict()), "the teacher is not trained, its statistics neither"
+    plain = digits()(width=2)
+    plain.load_state_dict(merged, strict=True)
+
+
+def test_the_five_together_on_a_classification_routine_from_pypi(tmp_path):
+    from torch_uncertainty.routines import ClassificationRoutine
+
+    images, target = torch.randn(16, 3, 32, 32), torch.arange(16) % 4
+    batches = DataLoader(TensorDataset(images, target), batch_size=8)
+    network = timm.create_model("test_resnet", num_classes=4)
+    teacher = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 4))
+    recipe = torch.optim.SGD(network.parameters(), lr=0.01)
+    routine = ClassificationRoutine(network, num_classes=4, loss=nn.CrossEntropyLoss(), optim_recipe=recipe)
+    names = set(routine.state_dict())
+    runner = trainer(*five(teacher), default_root_dir=tmp_path)
+    runner.fit(routine, batches, batches)
+    check_five(runner, routine, names)
+    assert "val/cls/Acc" in runner.callback_metrics
 
 
 def test_the_example_is_not_touched():

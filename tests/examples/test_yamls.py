@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from data_files import write_cifar, write_fashion_mnist, write_image_folders
 from lightning.pytorch import Trainer
@@ -12,7 +13,11 @@ from lightning_objectives import cli
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+    pytest.mark.filterwarnings("ignore:`Digits.configure_optimizers` will be overridden"),
+    pytest.mark.filterwarnings("error:The learning rate varied"),  # under a merge it must be constant
+]
 BRIEF = ["--trainer.max_steps=2", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
 BRIEF += ["--trainer.num_sanity_val_steps=0", "--trainer.enable_progress_bar=false"]
 BRIEF += ["--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
@@ -29,6 +34,11 @@ def run(monkeypatch):
 
     def run(path, *overrides):
         files = dict.fromkeys([path.parent / "baseline.yaml", path])  # once, where it is the baseline itself
+        teacher = path.parent / "teacher.yaml"
+        if path.stem in ("dual_head_kd", "all") and teacher.exists():
+            run(teacher, *overrides)
+        if path.stem in ("wsm", "all"):
+            overrides += ("--trainer.callbacks.every_n_steps=1",)  # of the last callback: two steps, two snapshots
         cli.main(["fit", *(f"--config={file}" for file in files), *BRIEF, *overrides])
         return trainers[-1]
 
@@ -52,6 +62,13 @@ def check(trainer, path):
     added = {line.rpartition(".")[2] for line in path.read_text().split("\n") if ".callbacks." in line}
     assert added <= names
     assert all(p.isfinite().all() for p in trainer.lightning_module.parameters() if isinstance(p, torch.Tensor))
+    if path.stem in ("dual_head_kd", "all"):
+        assert trainer.callback_metrics["train/dualhead"] > 0
+    if path.stem in ("wsm", "all"):
+        folder = Path("runs") / path.parent.name / "wsm"
+        assert len(list(folder.glob("*.safetensors"))) == 2
+        merged = torch.load(folder / "merged.ckpt", weights_only=True)["state_dict"]
+        assert merged.keys() == trainer.lightning_module.state_dict().keys()
 
 
 @ids("digits")
@@ -74,14 +91,17 @@ def test_cifar(run, path, tmp_path, monkeypatch):
     small = ["--data.init_args.batch_size=2", "--data.init_args.num_workers=0", "--data.init_args.val_fraction=0.5"]
     check(run(path, f"--data.init_args.data_dir={tmp_path}", *small), path)
     if path.stem == "teacher":
-        saved = torch.load("runs/cifar100/teacher.ckpt", weights_only=True)
+        saved = torch.load(f"runs/{path.parent.name}/teacher.ckpt", weights_only=True)
         assert saved["hyper_parameters"]["model"] == "resnet50"
         assert saved["state_dict"]["model.conv1.weight"].shape == (64, 3, 3, 3)
 
 
 @pytest.mark.slow
 @ids("imagenet")
-def test_imagenet(run, path, tmp_path):
+def test_imagenet(run, path, tmp_path, monkeypatch):
+    create = timm.create_model
+    untrained = {"pretrained": False}  # in the place of a download
+    monkeypatch.setattr(timm, "create_model", lambda name, **settings: create(name, **settings | untrained))
     write_image_folders(tmp_path, classes=2)
     small = ["--data.init_args.batch_size=2", "--data.init_args.num_workers=0", "--data.init_args.image_size=32"]
     check(run(path, f"--data.init_args.data_dir={tmp_path}", *small, "--trainer.precision=32-true"), path)
