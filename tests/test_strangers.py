@@ -2,8 +2,6 @@
 
 import copy
 import hashlib
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ import torch
 from helpers import MODEL, digits, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos import LightningTransformer
+from processes import killed
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -209,15 +208,8 @@ def same(a, b):
 
 @pytest.mark.processes
 def test_killed_in_an_epoch_and_resumed_it_ends_to_the_bit(tmp_path):
-    child = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, "PYTHONPATH": "tests"})
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "ready").exists():
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    assert max(tmp_path.glob("*.ckpt")).name == "epoch=1.ckpt"
+    last = killed(__file__, tmp_path, directory=tmp_path)
+    assert last.name == "epoch=1.ckpt"
 
     resumed = run(tmp_path / "resumed", ckpt_path=tmp_path / "epoch=1.ckpt")
     whole = run(tmp_path / "whole")
