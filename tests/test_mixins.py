@@ -3,7 +3,6 @@
 import lightning as L
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import Net, digits, equal, fit, loader, trainer
 
 from lightning_objectives.averaging import BEMA, EMA
@@ -178,7 +177,6 @@ def test_a_loss_called_by_name():
             return self.objective_loss(logits, y)
 
     assert equal(fit(net=Own)[0], fit(LossReweightingCallback())[0])
-    assert F is not None
 
 
 def test_a_merge_from_the_mixin_is_that_of_the_callback():

@@ -83,7 +83,9 @@ def test_bema_in_a_run_is_the_formula_over_its_path():
 @pytest.mark.parametrize("settings", [{"rule": EMA(decay=0.0)}, {"rule": EMA(), "start_step": 99}])
 def test_zero_strength_is_the_untouched_run_to_the_bit(settings):
     reference = plain(net=NormNet(), val=True)
-    net, _ = fit(AverageWeights(**settings), net=NormNet(), val=True)
+    averages = AverageWeights(**settings)
+    net, _ = fit(averages, net=NormNet(), val=True)
+    assert averages.state_dict()["steps"] == 8  # it did run
     assert equal(net, reference)
     assert equal(net.seen, reference.seen)
 

@@ -98,7 +98,8 @@ def test_raw_weights_are_measured_with_raw_statistics(buffers):
 
 def test_logging_changes_no_weight():
     plain, _ = fit(net=lambda: Net(dropout=0.5), val=loader())
-    measured, _ = fit(LogMetrics(weights=["average"]), net=lambda: Net(dropout=0.5), val=loader())
+    measured, runner = fit(LogMetrics(weights=["average"]), net=lambda: Net(dropout=0.5), val=loader())
+    assert "val/nll" in runner.callback_metrics
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), measured.parameters()))
 
 
@@ -159,14 +160,17 @@ class Predicts(Net):
 )
 def test_what_cannot_be_measured_is_refused(net, callback, message):
     net = net()
-    extra = [AverageWeights(EMA())] if "weights" in repr(callback.weights) or callback.weights else []
+    extra = [AverageWeights(EMA())] if callback.weights else []
     with pytest.raises(ValueError, match=message):
         fit(*extra, callback, net=net, val=loader())
     assert "validation_step" not in vars(net)
 
 
 def test_the_second_criterion_and_other_metrics():
-    close(fit(LogMetrics(which=0), net=Twice, val=loader())[1].callback_metrics, {})
+    net, runner = fit(LogMetrics(which=0), net=Twice, val=loader())
+    close(runner.callback_metrics, reference(net))
+    _, turned = fit(LogMetrics(which=1), net=Twice, val=loader())
+    assert turned.callback_metrics["val/nll"] != runner.callback_metrics["val/nll"]  # of the negated logits
     metrics = torchmetrics.MetricCollection({"mse": torchmetrics.MeanSquaredError()})
     _, runner = fit(LogMetrics(metrics), net=Regression, val=loader())
     assert "val/mse" in runner.callback_metrics

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import Net, equal, fit
+from helpers import equal, fit
 
 from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.callbacks import (
@@ -65,4 +65,3 @@ def test_a_teacher_is_required():
 def test_the_settings_are_checked_by_their_owner():
     with pytest.raises(ValueError, match=r"decay=2 must be in \[0, 1\)"):
         EMACallback(decay=2)
-    assert Net().automatic_optimization

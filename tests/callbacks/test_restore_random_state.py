@@ -1,5 +1,6 @@
 import random
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -106,3 +107,23 @@ def test_a_checkpoint_saved_on_an_exception_waits_for_nobody(monkeypatch):
     callback = RestoreRandomState()
     callback.on_exception(None, None, RuntimeError())
     assert len(callback.state_dict()["ranks"]) == 1
+
+
+def test_keeping_the_states_moves_none_of_them(tmp_path):
+    """The weights of an untouched run, with draws of shuffling and dropout, to the bit."""
+
+    def run(name, *callbacks):
+        saver = ModelCheckpoint(tmp_path / name, save_top_k=-1)
+        net, _ = helpers.fit(
+            *callbacks,
+            saver,
+            net=lambda: helpers.Net(dropout=0.5),
+            train=helpers.loader(shuffle=True),
+            enable_checkpointing=True,
+        )
+        return net, torch.load(saver.best_model_path, weights_only=True)
+
+    plain, _ = run("plain")
+    kept, file = run("kept", RestoreRandomState())
+    assert any("RestoreRandomState" in key for key in file["callbacks"])  # it did run
+    assert helpers.equal(plain, kept)
