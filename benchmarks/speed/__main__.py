@@ -35,7 +35,8 @@ def measure(row: str, *, tiny: bool, device: str, threads: int, out: Path) -> Pa
     if hasattr(module, "run"):
         module.run(bench)
     else:  # a script of its own, which gives its table as dictionaries
-        made = module.main()
+        smallest = {"rounds": 1, "memory": False} if tiny else {}
+        made = module.main(**smallest)
         bench.figures(row, list(made[0]), [list(line.values()) for line in made])
     command = f"python -m benchmarks.speed {row}" + (f" --device {device}" if device != "cpu" else "")
     result = provenance(bench, command) | {"load_before": load, "seconds": round(perf_counter() - start, 1)}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.speed._memory import apart
 from benchmarks.timing import Times, interleaved
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,6 @@ _LIBRARIES = (
 @dataclass(frozen=True)
 class Target:
     """What is promised of a table: ``of`` against ``over``, as a ratio of medians or a difference of seconds; or ``of`` alone, in seconds."""
-
 
     of: str
     over: str
@@ -134,6 +134,13 @@ class Bench:
         print(f"\n{self.row}: {name}\n  " + " | ".join(columns))
         for row in kept:
             print("  " + " | ".join(str(value) for value in row))
+
+    def apart(self, function: str, *, threads: int | None = None, **settings: Any) -> Any:
+        """Call ``module:function`` in a process of its own; in this one where all is tiny."""
+        if self.tiny:
+            module, _, name = function.partition(":")
+            return getattr(importlib.import_module(module), name)(**settings)
+        return apart(function, threads or self.threads, **settings)
 
     def note(self, text: str) -> None:
         """Something that the page must say."""

@@ -76,6 +76,7 @@ def compare_fits(
     targets: Sequence[Target] = (),
     blank: Sequence[str] = (),
     wrap: Mapping[str, Callable[[], L.LightningModule]] | None = None,
+    unwrap: Sequence[str] = (),
 ) -> None:
     """Fit with each variant's callbacks in turn; a repeat is the median step of one fit.
 
@@ -92,6 +93,7 @@ def compare_fits(
         targets: what is promised.
         blank: variants that could not be run.
         wrap: other modules for some of the variants.
+        unwrap: the variants that get the item alone of a batch with an index.
     """
     if bench.tiny:
         steps, repeats, skip = 3, 1, 1
@@ -103,7 +105,8 @@ def compare_fits(
             clock = Clock(bench.device, skip)
             trainer = trainer_for([clock, *variants[key]()], steps + 1, bench.device)
             made = (wrap or {}).get(key, module)()
-            data = torch.utils.data.DataLoader(Same(batch, steps + 1), batch_size=None)
+            given = batch.item if key in unwrap else batch
+            data = torch.utils.data.DataLoader(Same(given, steps + 1), batch_size=None)
             gc.collect()
             gc.disable()
             try:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.speed._bench import Bench, Target
-from benchmarks.speed._memory import apart, resident
+from benchmarks.speed._memory import resident
 from benchmarks.speed._nets import Classifier, seeded, small_cnn
 from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.averaging._averages import Averages
@@ -78,9 +78,7 @@ def variants(
     }
     blank = []
     for name, library in PEERS.items():
-        if library == "trl" and bench.peer("trl.trainer.callbacks") is None:
-            blank.append(name)
-        elif bench.peer(library) is None:
+        if (library == "trl" and bench.peer("trl.trainer.callbacks") is None) or bench.peer(library) is None:
             blank.append(name)
         else:
             runs[name] = peer(name, network, make)
@@ -189,12 +187,13 @@ def memory(bench: Bench) -> None:
         if PEERS.get(name) is None or name.split()[0] not in {peer.split()[0] for peer in bench.absent}:
             library = "trl.trainer.callbacks" if name.startswith("TRL") else PEERS.get(name, "torch")
             if bench.peer(library) is not None:
-                found.append((name, apart(f"{__name__}:kept", 1, name=name)))
+                found.append((name, bench.apart(f"{__name__}:kept", threads=1, name=name)))
     bench.figures("memory that is kept, in copies of the weights (resnet50)", ["", "copies"], found)
 
 
 def kept(name: str) -> float:
     """Bytes that a variant holds after its second update, in copies of resnet50's weights."""
+
     def make() -> nn.Module:
         return timm.create_model("resnet50")
 

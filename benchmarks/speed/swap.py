@@ -11,7 +11,7 @@ import timm
 import torch
 
 from benchmarks.speed._bench import Bench, Target
-from benchmarks.speed._memory import apart, peak_of
+from benchmarks.speed._memory import peak_of, resident
 from benchmarks.speed._nets import Classifier, seeded, small_cnn
 from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.averaging._averages import Averages
@@ -27,7 +27,7 @@ def run(bench: Bench) -> None:
         bench.measure("resnet50, in and out", runs, limit=LIMIT, targets=[Target(OURS, LIMIT, 1.1)], repeats=21)
     if bench.tiny:
         return
-    found = [(name, *apart(f"{__name__}:held", 1, name=name)) for name in (OURS, "BEMA", "Lightning")]
+    found = [(name, *bench.apart(f"{__name__}:held", threads=1, name=name)) for name in (OURS, "BEMA", "Lightning")]
     bench.figures(
         "memory of the second swap, in copies of the weights (resnet50)",
         ["", "at most, on the way", "kept afterwards, by both swaps"],
@@ -84,8 +84,6 @@ def held(name: str) -> tuple[float, float]:
     size = sum(p.nbytes for p in network.parameters())
     both = theirs(network) if name == "Lightning" else ours(network, EMA() if name == "EMA" else BEMA())
     with torch.no_grad():
-        from benchmarks.speed._memory import resident
-
         before = resident()
         both()
         after = resident()

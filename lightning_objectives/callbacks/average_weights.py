@@ -214,7 +214,7 @@ class AverageWeights(Callback):
         """Let the primary average stand in the module, in the validations of a fit."""
         averages = self._averages
         if averages is not None and self._fitting and self.primary and averages.updates:
-            averages.swap_in(self.names[0])
+            averages.swap_in(self.names[0], exchange=True)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Put the raw weights back."""

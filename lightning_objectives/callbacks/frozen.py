@@ -52,7 +52,6 @@ class Frozen:
     def _keep(self, head: nn.Module, args: tuple[Any, ...]) -> None:
         self._features = args[0]
 
-    @torch.no_grad()
     def __call__(self, inputs: Tensor, dtype: torch.dtype) -> Answer:
         """Ask: ``dtype`` is that of the user's module."""
         dtype = inputs.dtype if inputs.is_floating_point() else dtype
@@ -60,9 +59,13 @@ class Frozen:
             self.network.to(device=inputs.device, dtype=dtype)
         self.network.eval()
         try:
-            return Answer(logits_of(self.network(self._translated(inputs))), self._features)
+            with torch.inference_mode():
+                logits = logits_of(self.network(self._translated(inputs)))
+            features = self._features
         finally:
             self._features = None
+        # Copies outside of the inference mode are plain tensors, which losses may keep for their backward pass.
+        return Answer(logits.clone(), None if features is None else features.clone())
 
     def _tensors(self) -> list[Tensor]:
         return [*self.network.parameters(), *self.network.buffers()]
