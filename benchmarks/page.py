@@ -14,12 +14,13 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md
 HEAD = """# Performance
 
 What each part costs beside its peers and beside what the hardware allows. This page is made of the files in
-`benchmarks/results` alone, which hold every repeat: `make bench` measures anew, `make bench-peers` makes the environment
-of the peers first, `python -m benchmarks.speed ROW` measures one row and `python -m benchmarks.page` writes this page.
+`benchmarks/results` alone, which hold every repeat: `make bench` measures anew, `make bench-peers` makes the
+environment of the peers first, `python -m benchmarks.speed ROW` measures one row and `python -m benchmarks.page` writes
+this page.
 
 Times travel badly, ratios well: the variants of a table ran in turn in one process, or in turn in processes of their
-own, and the ratios are those of their medians, to the variant named *limit*. "CPU" is the ratio of the processor time of
-all threads, which other work on the machine disturbs less. What could not be run is blank.
+own, and the ratios are those of their medians, to the variant named *limit*. "CPU" is the ratio of the processor time
+of all threads, which other work on the machine disturbs less. What could not be run is blank.
 """
 ORDER = (
     "ema_update trainer_step swap seam merging merging_blocks distillation multi_sample_dropout large_vocabulary "
@@ -49,8 +50,8 @@ def _unmeasured(rows: list[dict[str, Any]]) -> list[str]:
         told.append(f"Not measured yet: {', '.join(f'`{name}`' for name in missing)}.\n")
     if all(row["device"] == "cpu" for row in rows):
         told.append(
-            "**Nothing here was measured on a GPU.** The rows take `--device cuda`, time with events and count what the "
-            "allocator gives out; that path has not been run.\n"
+            "**Nothing here was measured on a GPU.** The rows take `--device cuda`, time with events and count what "
+            "the allocator gives out; that path has not been run.\n"
         )
     return told
 
@@ -114,8 +115,8 @@ def _where(row: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {row['versions'][name]}" for name in ["python", *used])
     revision = row["revision"][:10] + (" with changes" if row["modified"] else "")
     return (
-        f"<small>`{row['command']}`, {row['date'][:10]}, revision {revision}; {row['machine']}, {row['threads']} threads, "
-        f"load {row['load_before'][0]} before; {versions}.</small>\n"
+        f"<small>`{row['command']}`, {row['date'][:10]}, revision {revision}; {row['machine']}, "
+        f"{row['threads']} threads, load {row['load_before'][0]} before; {versions}.</small>\n"
     )
 
 

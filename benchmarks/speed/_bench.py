@@ -27,7 +27,7 @@ _LIBRARIES = (
 
 @dataclass(frozen=True)
 class Target:
-    """What is promised of a table: ``of`` against ``over``, as a ratio of medians or a difference of seconds; or ``of`` alone, in seconds."""
+    """What is promised of a table: ``of`` against ``over``, as a ratio of medians or a difference; or ``of`` alone."""
 
     of: str
     over: str

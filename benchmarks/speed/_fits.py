@@ -4,6 +4,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any
@@ -33,7 +34,7 @@ class Clock(L.Callback):
 
     def steps(self) -> tuple[float, float]:
         """The median step, on the wall and of the process."""
-        found = ([b - a for a, b in zip(clock, clock[1:])][self.skip :] for clock in (self.wall, self.cpu))
+        found = ([b - a for a, b in pairwise(clock)][self.skip :] for clock in (self.wall, self.cpu))
         wall, cpu = (median(seconds) for seconds in found)
         return wall, cpu
 

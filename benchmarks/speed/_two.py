@@ -1,4 +1,4 @@
-"""The step of a DDP training in one or two processes over gloo, with an average and without: seconds, as a last line."""
+"""The step of a DDP training in one or two processes over gloo, with an average and without: its seconds, printed."""
 
 import os
 import socket

@@ -1,9 +1,9 @@
 """The gradient alignment of dual-head distillation: how many times the backbone is gone through backwards.
 
 The released code asks for the gradients of both losses, projects, and goes backwards once more for the sum: three. Ours
-asks for both, finds how much of each loss makes the same sum, and leaves one backward pass to Lightning, which strategies,
-gradient scalers and accumulation know: three too. Two would do, if the gradients were handed over without a pass; they
-would then be seen by none of these. The passes are counted at the first layer of the backbone.
+asks for both, finds how much of each loss makes the same sum, and leaves one backward pass to Lightning, which
+strategies, gradient scalers and accumulation know: three too. Two would do, if the gradients were handed over without a
+pass; they would then be seen by none of these. The passes are counted at the first layer of the backbone.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """A step with all five plugged in, and what is left over the sum of its parts.
 
-Each is also plugged in alone: what all five add is compared with the sum of what each adds. The profile is that of steps
-with all five; operators by the time that they take themselves.
+Each is also plugged in alone: what all five add is compared with the sum of what each adds. The profile is that of
+steps with all five; operators by the time that they take themselves.
 """
 
 import tempfile
@@ -50,8 +50,8 @@ def run(bench: Bench) -> None:
         bench.figures("added to the step, ms", ["", "ms"], rows)
         profiled(bench, variants[ALL], batch)
     bench.note(
-        "What all five add beyond the sum is what they do to each other: the weighted loss is taken over 8 stacks of the "
-        "head. What they share, the one pipeline of the step, is in each part once and in the whole once."
+        "What all five add beyond the sum is what they do to each other: the weighted loss is taken over 8 stacks of "
+        "the head. What they share, the one pipeline of the step, is in each part once and in the whole once."
     )
 
 

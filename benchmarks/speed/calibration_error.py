@@ -1,7 +1,7 @@
 """The calibration error of a million rows of a hundred classes.
 
-The limit is one `max` over the classes, without which no top label is known. Then what the value is worth at the scale of
-pixels, where sums in float32 stop growing.
+The limit is one `max` over the classes, without which no top label is known. Then what the value is worth at the scale
+of pixels, where sums in float32 stop growing.
 """
 
 import torch

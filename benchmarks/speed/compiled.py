@@ -1,8 +1,8 @@
 """Steps of compiled modules: graphs, breaks and recompiles under each callback.
 
 The network is compiled (`torch.compile(network)`), or the whole training step is. Counted by dynamo over six steps, and
-again over the last three, where nothing may be compiled any more. The backend is `eager`: what is counted is the capture,
-which no backend changes; the time of a step is taken with `inductor`.
+again over the last three, where nothing may be compiled any more. The backend is `eager`: what is counted is the
+capture, which no backend changes; the time of a step is taken with `inductor`.
 """
 
 from collections.abc import Callable, Sequence

@@ -102,9 +102,11 @@ def peer(name: str, network: nn.Module, make: Callable[[], nn.Module]) -> Callab
         theirs = ModelEmaV3(network, decay=0.999)
         return lambda: theirs.update(network)
     if name == "ema-pytorch":
-        from ema_pytorch import EMA as Theirs
+        import ema_pytorch
 
-        ema = Theirs(network, beta=0.999, min_value=0.999, update_after_step=0, update_every=1, use_foreach=True)
+        ema = ema_pytorch.EMA(
+            network, beta=0.999, min_value=0.999, update_after_step=0, update_every=1, use_foreach=True
+        )
         return ema.update
     if name == "torch-ema":
         from torch_ema import ExponentialMovingAverage
@@ -146,8 +148,7 @@ def bfloat16(bench: Bench) -> None:
         with torch.no_grad():
             net.weight.fill_(1.0)
             if name == "EMA":
-                kept = Averages(net, {"ema": EMA()})
-                update: Callable[[], object] = lambda kept=kept: kept.update(1)
+                update = averages(net, {"ema": EMA()})
             else:
                 update = peer(name, net, network)
             update()

@@ -1,8 +1,8 @@
 """Cross entropy behind a large vocabulary: 4096 tokens x 768 -> 50,257 words, float32, forward and backward.
 
 Each variant is a process of its own. The limit is the three matrix products. The package has no loss of this kind:
-torch's own, in chunks, is what to use, and is measured here beside the others. Two bfloat16 lines show what the value of
-torch's mean is worth there.
+torch's own, in chunks, is what to use, and is measured here beside the others. Two bfloat16 lines show what the value
+of torch's mean is worth there.
 """
 
 import torch

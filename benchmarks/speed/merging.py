@@ -2,8 +2,8 @@
 
 Each variant is a process of its own: the seconds are those of the work without the imports, the memory what is resident
 and stands in no file (anonymous), at most, above what the imports took. The limit reads all bytes and keeps none. Files
-are hot (read before) or cold (put out of the page cache first, where the system allows it; a cache of the host may still
-serve them). Ours writes the merged file as well; mergekit too; the others leave a dictionary in memory.
+are hot (read before) or cold (put out of the page cache first, where the system allows it; a cache of the host may
+still serve them). Ours writes the merged file as well; mergekit too; the others leave a dictionary in memory.
 """
 
 import os

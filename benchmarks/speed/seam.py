@@ -1,8 +1,8 @@
 """The training step that plug-ins take, with nothing to do.
 
-`LossBasedReweighting(temperature=inf)` is a method that is never active: the step is taken, and the criterion left as it
-is. The difference to no callback is what the seam costs, the 0.7 ms step of the MLP being nearly nothing but calls. An
-average of the weights needs no criterion, and must leave the module's step alone.
+`LossBasedReweighting(temperature=inf)` is a method that is never active: the step is taken, and the criterion left as
+it is. The difference to no callback is what the seam costs, the 0.7 ms step of the MLP being nearly nothing but calls.
+An average of the weights needs no criterion, and must leave the module's step alone.
 """
 
 from collections.abc import Callable, Sequence
