@@ -147,10 +147,7 @@ def bfloat16(bench: Bench) -> None:
         net = network()
         with torch.no_grad():
             net.weight.fill_(1.0)
-            if name == "EMA":
-                update = averages(net, {"ema": EMA()})
-            else:
-                update = peer(name, net, network)
+            update = averages(net, {"ema": EMA()}) if name == "EMA" else peer(name, net, network)
             update()
             net.weight.fill_(1.1015625)
             for _ in range(updates - 1):

@@ -3,7 +3,8 @@
 Each variant is a process of its own: the seconds are those of the work without the imports, the memory what is resident
 and stands in no file (anonymous), at most, above what the imports took. The limit reads all bytes and keeps none. Files
 are hot (read before) or cold (put out of the page cache first, where the system allows it; a cache of the host may
-still serve them). Ours writes the merged file as well; mergekit too; the others leave a dictionary in memory.
+still serve them). Ours writes the merged file as well; mergekit too; the others leave a dictionary in memory. The rate
+is promised for cold files, where the disk is the limit.
 """
 
 import os
@@ -99,13 +100,13 @@ def compare(bench: Bench, place: Path, kind: str, suffix: str, cold: bool, repea
             blank = ["mergekit-pytorch, with its start"]
     bench.keep(title, times, limit=READ, blank=blank)
     one = size / len(files)
-    rate = (min(times[READ].wall)) / (min(times[OURS].wall))
+    rate, least = min(times[READ].wall) / min(times[OURS].wall), 0.9 if suffix == "safetensors" else 0.8
     bench.figures(
         f"{title}: memory",
         ["", "anonymous MiB at most", "in models"],
         [(name, peaks[name] / 2**20, peaks[name] / one) for name in names],
         targets=[
-            (f"{title}: rate of the read-only one (best of each)", rate, ">=", 0.9 if suffix == "safetensors" else 0.8),
+            *([(f"{title}: rate of reading only", rate, ">=", least)] if cold else []),
             (f"{title}: anonymous memory, in models", peaks[OURS] / one, "<=", 1.1),
         ],
     )

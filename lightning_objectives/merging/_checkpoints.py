@@ -12,6 +12,9 @@ from lightning_objectives.kinds import Merge
 from lightning_objectives.merging._files import Source, in_order
 from lightning_objectives.merging._writing import OF_AVERAGES, OF_TRAINING, write_like
 
+_PIECE = 2**18
+"""Elements that are added up at once."""
+
 
 def merge_checkpoints(
     files: Iterable[str | Path],
@@ -81,15 +84,24 @@ def merge_checkpoints(
 
 
 def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float]) -> Tensor:
-    """The merge of one tensor, in the newest's type: added up in float32 at least, as differences to the newest."""
+    """The merge of one tensor, in the newest's type: added up in float32 at least, as differences to the newest.
+
+    It is added up piece by piece, so that each byte of the files is read once and the rest stays in the cache.
+    """
     newest = sources[-1].tensor(name)
     if not (newest.is_floating_point() or newest.is_complex()):
         return newest
     wide = newest.dtype if newest.dtype.itemsize >= 4 else torch.float32
-    anchor = newest.to(wide)
-    total = anchor.clone()
-    for source, share in zip(sources[:-1], shares):
-        older = source.tensor(name).to(wide)
-        if not torch.equal(older, anchor):  # infinities of a mask, say, have no difference
-            total.add_(older - anchor, alpha=share)
+    older = [source.tensor(name) for source in sources[:-1]]
+    total = newest.to(wide, copy=True)
+    if all(tensor.is_contiguous() for tensor in (total, newest, *older)):
+        columns = [tensor.view(-1).split(_PIECE) for tensor in (total, newest, *older)]
+    else:
+        columns = [(tensor,) for tensor in (total, newest, *older)]
+    for part, anchor, *others in zip(*columns):
+        anchor = anchor.to(wide)
+        for other, share in zip(others, shares):
+            other = other.to(wide)
+            if not torch.equal(other, anchor):  # infinities of a mask, say, have no difference
+                part.add_(other - anchor, alpha=share)
     return total.to(newest.dtype)
