@@ -48,8 +48,8 @@ class AverageWeights(Callback):
 
     When to use: see the rules. Cost: the rule's memory and one pass over the weights per update; at validation weights
     and average change places, so that no further copy is in memory, but for a rule whose average is computed when it is
-    read, and for weights of other types or devices than the average's. Interactions: what a validation itself writes to
-    the weights is written to the average. a metric that is monitored is the average's; the training itself never sees it.
+    read, and for weights of other types or devices than the average's. Interactions: a metric that is monitored is the
+    average's; the training itself never sees it. What a validation writes to the weights is written to the average.
 
     Example:
         >>> from lightning_objectives.averaging import BEMA, EMA
