@@ -6,6 +6,7 @@ strategies, gradient scalers and accumulation know: three too. Two would do, if 
 pass; they would then be seen by none of these. The passes are counted at the first layer of the backbone.
 """
 
+from functools import partial
 from typing import Any
 
 import timm
@@ -35,7 +36,7 @@ def run(bench: Bench) -> None:
     for name, step in runs.items():
         count = [0]
         first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
-        handle = first.register_forward_hook(lambda m, a, out, count=count: out.register_hook(lambda g: _add(count)))
+        handle = first.register_forward_hook(partial(_count, count))
         step()
         handle.remove()
         peak = None if bench.tiny else bench.apart(f"{__name__}:peak", threads=1, name=name) / 2**20
@@ -48,8 +49,11 @@ def run(bench: Bench) -> None:
     )
 
 
-def _add(count: list[int]) -> None:
-    count[0] += 1
+def _count(count: list[int], layer: nn.Module, inputs: Any, output: Tensor) -> None:
+    def gone_through(gradient: Tensor) -> None:
+        count[0] += 1
+
+    output.register_hook(gone_through)
 
 
 def _made(tiny: bool) -> tuple[nn.Module, tuple[Tensor, Tensor]]:

@@ -64,8 +64,7 @@ class Frozen:
             features = self._features
         finally:
             self._features = None
-        # Copies outside of the inference mode are plain tensors, which losses may keep for their backward pass.
-        return Answer(logits.clone(), None if features is None else features.clone())
+        return Answer(_plain(logits), None if features is None else _plain(features))
 
     def _tensors(self) -> list[Tensor]:
         return [*self.network.parameters(), *self.network.buffers()]
@@ -82,6 +81,11 @@ class Frozen:
         shape = (-1, *[1] * (inputs.dim() - 2))
         translated: Tensor = inputs * factor.to(inputs).view(shape) + shift.to(inputs).view(shape)
         return translated
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """What losses may keep for their backward pass, as no tensor of the inference mode can be."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _affine(data: Normalization, network: Normalization) -> tuple[Tensor, Tensor]:

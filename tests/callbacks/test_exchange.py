@@ -47,7 +47,7 @@ def test_no_copy_of_the_model_is_made_while_an_average_stands_in_it():
     raw = {name: p.detach().clone() for name, p in net.named_parameters()}
     average = [tensor.clone() for tensor in averages.states["ema"].slots["average"]]
     averages.swap_in("ema", exchange=True)
-    assert [held.data_ptr() for held in averages.journal.held.values()] == shadows
+    assert [averages.journal.held[name].data_ptr() for name in averages.names] == shadows
     assert equal(average, [p.detach() for p in net.parameters()])
     assert equal(averages.weights("raw"), raw)
     assert equal(averages.state_dict()["raw"], raw)
