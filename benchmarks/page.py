@@ -35,6 +35,9 @@ def page(results: Path) -> str:
     parts = [HEAD, *_unmeasured(rows), "## Targets\n", _targets(rows)]
     for row in rows:
         parts += [f"## {row['title']}\n", row["text"] + "\n", *[_table(row, table) for table in row["tables"]]]
+        if busy(row):
+            loads = f"{row['load_before'][0]} before and {row['load'][0]} after"
+            parts.append(f"**The machine was busy (load {loads}): do not rely on these times and ratios.**\n")
         parts += [f"{note}\n" for note in row["notes"]]
         if row["absent"]:
             told = "; ".join(f"{name} ({_code(why)})" for name, why in row["absent"].items())
@@ -61,9 +64,7 @@ def _targets(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         for table in row["tables"]:
             for words, target, measured, kept in promises(table):
-                lines.append(
-                    f"| {row['title']} | {words}: {target} | {measured} | {'kept' if kept else '**missed**'} |"
-                )
+                lines.append(f"| {row['title']} | {words}: {target} | {measured} | {_verdict(row, kept)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +109,15 @@ def _table(row: dict[str, Any], table: dict[str, Any]) -> str:
         lines.append(f"| {shown} | {_time(median(seconds))} | {_time(low)} to {_time(high)} | {ratio} | {cpu} |")
     lines += [f"| {key} | | | | |" for key in table["blank"]]
     return name + "\n" + "\n".join(lines) + "\n"
+
+
+def busy(row: dict[str, Any]) -> bool:
+    """Whether more ran on the machine than the row and what stood before it: its times are then no judges."""
+    return max(row["load_before"][0], row["load"][0]) > row["threads"] + 0.75
+
+
+def _verdict(row: dict[str, Any], kept: bool) -> str:
+    return "not judged: busy machine" if busy(row) else "kept" if kept else "**missed**"
 
 
 def _where(row: dict[str, Any]) -> str:

@@ -49,10 +49,6 @@ def run(bench: Bench) -> None:
         rows += [("left over", 1e3 * (together - sum(added.values())))]
         bench.figures("added to the step, ms", ["", "ms"], rows)
         profiled(bench, variants[ALL], batch)
-    bench.note(
-        "What all five add beyond the sum is what they do to each other: the weighted loss is taken over 8 stacks of "
-        "the head. What they share, the one pipeline of the step, is in each part once and in the whole once."
-    )
 
 
 def five(folder: str) -> dict[str, Callable[[], Any]]:

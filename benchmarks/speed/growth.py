@@ -51,7 +51,6 @@ def run(bench: Bench) -> None:
         )
     if not small:
         processes(bench)
-        bench.note("Between 1M and 300M weights the cache ends: the smallest sizes are faster for each byte.")
 
 
 def grow(

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from benchmarks.page import PAGE, RESULTS, page, promises
+from benchmarks.page import PAGE, RESULTS, busy, page, promises
 from benchmarks.speed.__main__ import measure, names
 from benchmarks.timing import interleaved
 
@@ -73,3 +73,28 @@ def test_variants_take_turns_and_the_order_rotates():
     times = interleaved(runs, repeats=2, warmup=1)
     assert called == [*"abc", *"bca", *"cab"]
     assert [len(times[name].wall) for name in "abc"] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"), [(0.1, 2.4, False), (2.1, 2.0, False), (9.0, 2.0, True), (0.0, 5.0, True)]
+)
+def test_a_busy_machine_is_no_judge(tmp_path, before, after, found):
+    told = {
+        "title": "T",
+        "text": "",
+        "notes": [],
+        "absent": {},
+        "row": "t",
+        "command": "c",
+        "date": "2026-01-01T",
+        "device": "cpu",
+    }
+    told |= {"revision": "r", "modified": False, "machine": "m", "threads": 2, "versions": {"python": "3"}}
+    told |= {"load_before": [before], "load": [after]}
+    told["tables"] = [{"name": "n", "columns": ["", "x"], "rows": [["a", 1.0]], "promised": [["x", 2.0, "<=", 1.0]]}]
+    assert busy(told) is found
+    (tmp_path / "t.json").write_text(json.dumps(told))
+    text = page(tmp_path)
+    assert ("not judged: busy machine" in text) is found
+    assert ("**missed**" in text) is not found
+    assert ("The machine was busy" in text) is found
