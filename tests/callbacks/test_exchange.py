@@ -107,3 +107,23 @@ def test_a_module_that_is_cast_while_an_average_stands_in_it():
     averages.swap_out()
     torch.testing.assert_close(net.weight.detach(), raw.double(), rtol=0, atol=0)
     torch.testing.assert_close(averages.weights("ema")["weight"], average.double(), rtol=0, atol=0)
+
+
+def test_another_average_on_top_of_one_that_changed_places():
+    net = nn.Linear(3, 2)
+    averages = Averages(net, {"ema": EMA(decay=0.5), "bema": BEMA(bias_power=0.0)})
+    for _ in range(2):
+        with torch.no_grad():
+            net.weight += 1
+        averages.update(1)
+    raw = net.weight.detach().clone()
+    ema, bema = (averages.weights(name)["weight"].clone() for name in ("ema", "bema"))
+    assert not torch.equal(ema, bema)
+    averages.swap_in("ema", exchange=True)
+    with averages.applied("bema"):
+        assert torch.equal(net.weight, bema)
+        assert torch.equal(averages.weights("ema")["weight"], ema)
+    assert torch.equal(net.weight, ema)
+    averages.swap_out()
+    assert torch.equal(net.weight, raw)
+    assert torch.equal(averages.weights("ema")["weight"], ema)
