@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -55,6 +55,9 @@ class AverageWeights(Callback):
         >>> callback.names
         ('bema', 'ema', 'ema_2')
     """
+
+    zero: ClassVar = {"start_step": 10**9}
+    leaves_training_alone = True
 
     def __init__(
         self,

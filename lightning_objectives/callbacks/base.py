@@ -1,20 +1,43 @@
 """What every callback of this package is: a Callback under both names of Lightning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from zipfile import is_zipfile
 
 from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives.kinds import Method
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback as Callback
+    from lightning.pytorch import Callback as _Both
 else:
     # A project on `pytorch_lightning` has a Trainer that knows another class of the same name: be both.
     names = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name)]
-    Callback = type("Callback", tuple(import_module(name).Callback for name in names), {"__module__": __name__})
+    _Both = type("_Both", tuple(import_module(name).Callback for name in names), {"__module__": __name__})
+
+
+class Callback(_Both):
+    """What the callbacks of this package say of themselves, to be held to it by ``testing.conformance``."""
+
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Settings with which a training of a few steps shows it at work, where the defaults do not."""
+    zero: ClassVar[Mapping[str, Any]] = {}
+    """Settings, kept under their names, at which it changes nothing; without any, methods that are not active."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """The names of the callbacks without which it has nothing to do."""
+    leaves_training_alone: ClassVar[bool] = False
+    """Whether the weights go the same way in training as without it."""
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """The conditions that it refuses at setup, and why; the error says so."""
+
+    def unsupported(self) -> dict[str, str]:
+        """The conditions that it, or a method of its, refuses with these settings, and why."""
+        placed = [m for value in vars(self).values() for m in (value if isinstance(value, list) else [value])]
+        theirs = {n: why for m in placed if isinstance(m, Method) for n, why in m.unsupported.items()}
+        return {**self.refuses, **theirs}
+
 
 C = TypeVar("C")
 CARRIED = "module:"

@@ -47,6 +47,8 @@ class Calibrate(Callback):
         TemperatureScaling(min_temperature=0.01, max_temperature=100.0)
     """
 
+    leaves_training_alone = True
+
     def __init__(
         self,
         calibrator: Calibrator,

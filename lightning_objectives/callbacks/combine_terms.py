@@ -26,6 +26,7 @@ class CombineTerms(StepCallback):
     """
 
     place = "combination"
+    beside = ("AddRegularizer",)
 
     combination: nn.Module | Callable[..., Tensor]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -54,6 +54,7 @@ class Distill(StepCallback):
     """
 
     place = "term"
+    zero: ClassVar = {"weight": 0.0}
 
     distillation: nn.Module | Callable[..., Tensor]
     _: KW_ONLY

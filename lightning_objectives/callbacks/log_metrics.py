@@ -69,6 +69,8 @@ class LogMetrics(Callback):
         ('raw', 'average')
     """
 
+    leaves_training_alone = True
+
     def __init__(
         self,
         metrics: Metric | MetricCollection | None = None,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning
 import torch
@@ -66,6 +66,10 @@ class MergeCheckpoints(Callback):
         >>> MergeCheckpoints(WSM(), last=4, every_n_steps=100, start_step=1000).path is None
         True
     """
+
+    example: ClassVar = {"last": 2, "every_n_steps": 2}
+    zero: ClassVar = {"start_step": 10**9}
+    leaves_training_alone = True
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ class RestoreRandomState(Callback):
         ['cuda', 'numpy', 'python', 'torch']
     """
 
+    leaves_training_alone = True
+
     def __init__(self) -> None:
         super().__init__()
         self._loaded: list[dict[str, Any]] | None = None
