@@ -1,25 +1,23 @@
 """The callback of the merges."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_objectives.averaging._recalibrate import recalibrate, trained_norms
+from lightning_objectives.averaging._recalibrate import trained_norms
+from lightning_objectives.callbacks._merged import new_folder, recalibrated, save_merged
 from lightning_objectives.callbacks._optimizer_steps import OptimizerSteps, varied
-from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
-from lightning_objectives.callbacks._whole_state import copied, persistent, standing_in
+from lightning_objectives.callbacks._training_pass import check_training_data
+from lightning_objectives.callbacks._whole_state import copied, persistent
 from lightning_objectives.callbacks._window import Window
 from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of
 from lightning_objectives.callbacks.ranks import on_rank_zero, refuse_flat_shards
 from lightning_objectives.kinds import Merge
-from lightning_objectives.merging._writing import replaced
 
 _STATE = "MergeCheckpoints"
 """What the keys of the states begin with, those of subclasses too."""
@@ -188,7 +186,7 @@ class MergeCheckpoints(Callback):
         if loaded is None:
             others = [callback._window for callback in callbacks_of(trainer, MergeCheckpoints)]
             taken = [other.folder for other in others if other is not None]
-            window.folder = on_rank_zero(trainer, lambda: _new_folder(window.folder, taken))
+            window.folder = on_rank_zero(trainer, lambda: new_folder(window.folder, taken))
         else:
             self._steps = loaded["steps"]
             missing = on_rank_zero(trainer, lambda: window.missing(loaded["window"]))
@@ -242,11 +240,8 @@ class MergeCheckpoints(Callback):
             )
             return
         merged = self._merge(trainer, window)
-        with standing_in(pl_module, merged):
-            state = {key: _on_cpu(value) for key, value in pl_module.state_dict().items()}
-        checkpoint = self._checkpoint(trainer, pl_module, state)
         path = window.folder / "merged.ckpt"
-        on_rank_zero(trainer, lambda: _save(checkpoint, path))
+        save_merged(trainer, pl_module, merged, path)
         self.path = path
         rank_zero_info(f"The merge of the steps {window.steps} is in {path}")
 
@@ -262,29 +257,9 @@ class MergeCheckpoints(Callback):
             )
         merged = on_rank_zero(trainer, lambda: window.merge(self.method))
         if self.buffers == "recalibrate":
-            module, norms = self._module, self._norms or trained_norms(self._module)
-            with standing_in(module, merged):
-                recalibrate(module, norms, lambda: joint_pass(trainer, module, norms))
-                found = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
-                live = persistent(module).items()
-                merged |= {name: tensor.to("cpu", copy=True) for name, tensor in live if id(tensor) in found}
+            norms = self._norms or trained_norms(self._module)
+            merged = recalibrated(trainer, self._module, merged, norms)
         return merged
-
-    def _checkpoint(self, trainer: Any, module: Any, state: dict[str, Any]) -> dict[str, Any]:
-        """What Lightning writes with ``save_weights_only``, and what the module's own class adds to it."""
-        checkpoint = {
-            "epoch": trainer.current_epoch,
-            "global_step": trainer.global_step,
-            "pytorch-lightning_version": lightning.__version__,
-            "state_dict": state,
-        }
-        if module.hparams:
-            if getattr(module, "_hparams_name", None):
-                checkpoint[module.CHECKPOINT_HYPER_PARAMS_NAME] = module._hparams_name
-            checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = dict(module.hparams)
-        # The class's: on this instance an average may stand in its way, to put itself into the checkpoint.
-        type(module).on_save_checkpoint(module, checkpoint)
-        return checkpoint
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the hooks off."""
@@ -333,25 +308,3 @@ class MergeCheckpoints(Callback):
         """Go on from a state when the training starts."""
         if self._fitting and state_dict:
             self._loaded = state_dict
-
-
-def _new_folder(wanted: Path, taken: Sequence[Path]) -> Path:
-    """Make a folder that was not there, or was empty, and return it."""
-    folder, version = wanted, 0
-    while folder in taken or (folder.exists() and any(folder.iterdir())):
-        version += 1
-        folder = wanted.with_name(f"{wanted.name}-v{version}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _on_cpu(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach()
-    return (value.full_tensor() if hasattr(value, "full_tensor") else value).to("cpu", copy=True)
-
-
-def _save(checkpoint: dict[str, Any], path: Path) -> None:
-    with replaced(path) as temporary:
-        torch.save(checkpoint, temporary)
