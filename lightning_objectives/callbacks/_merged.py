@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_objectives.averaging._recalibrate import recalibrate
@@ -14,6 +14,30 @@ from lightning_objectives.callbacks._training_pass import joint_pass
 from lightning_objectives.callbacks._whole_state import persistent, standing_in
 from lightning_objectives.callbacks.ranks import on_rank_zero
 from lightning_objectives.merging._writing import replaced
+
+
+class Evaluated:
+    """The newest merge that was evaluated, and of which steps it is."""
+
+    def __init__(self, merged: Mapping[str, Tensor] | None = None, steps: Sequence[int] = ()) -> None:
+        self.merged = dict(merged or {})
+        self.steps = list(steps)
+        self._placed: dict[str, Tensor] = {}
+
+    def placed(self, module: nn.Module) -> dict[str, Tensor]:
+        """The floating tensors where those of the module are, and in their types."""
+        if not self._placed:
+            live = persistent(module)
+            self._placed = {
+                key: value.to(live[key].device, live[key].dtype)
+                for key, value in self.merged.items()
+                if value.is_floating_point() or value.is_complex()
+            }
+        return self._placed
+
+    def free(self) -> None:
+        """Forget what was placed."""
+        self._placed = {}
 
 
 def recalibrated(
