@@ -104,19 +104,20 @@ class RunningSum:
         """Add what the module holds now, if this step is one of the plan; all ranks take part."""
         if step not in self._shares or step in self.steps:
             return
-        self.entries.append({"step": step, "rates": dict(rates)})
-        so_far = math.fsum(self._shares[taken] for taken in self.steps)
+        entries, before = [*self.entries, {"step": step, "rates": dict(rates)}], self._means
+        self.entries, self._means = [], {}  # or an interruption could leave, and save, a sum to which half was added
+        so_far = math.fsum(self._shares[entry["step"]] for entry in entries)
         rate = self._shares[step] / so_far if so_far else 1.0
         means: dict[str, Tensor] = {}
         for name, tensor in self._tensors().items():
             if hasattr(tensor, "to_local"):
                 tensor = whole(local(tensor), tensor)
             if self.writes:
-                means[name] = _mixed(self._means.get(name), tensor.detach(), rate, name)
-        if self._means and means.keys() != self._means.keys():
-            changed = sorted(means.keys() ^ self._means.keys())
+                means[name] = _mixed(before.get(name), tensor.detach(), rate, name)
+        if before and means.keys() != before.keys():
+            changed = sorted(means.keys() ^ before.keys())
             raise ValueError(f"keep='sum': {changed} came, went or were tied between two snapshots. Use keep='files'.")
-        self._means = means
+        self.entries, self._means = entries, means
 
     def _tensors(self) -> dict[str, Tensor]:
         """The live ones, tied ones under their first name."""

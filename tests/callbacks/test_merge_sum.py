@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_objectives.averaging import EMA
-from lightning_objectives.callbacks import AverageWeights, MergeCheckpoints, WSMCallback
+from lightning_objectives.callbacks import AverageWeights, MergeCheckpoints, WSMCallback, _running_sum
 from lightning_objectives.callbacks._running_sum import RunningSum, planned
 from lightning_objectives.kinds import Merge
 from lightning_objectives.merging import WSM
@@ -398,6 +398,28 @@ def test_a_network_that_changes(tmp_path, change, message):
     change(module)
     with pytest.raises(ValueError, match=message):
         total.take(2, {})
+
+
+def test_an_interruption_leaves_no_half_of_a_snapshot_in_the_sum(tmp_path, monkeypatch):
+    module, mixed = nn.Linear(2, 2), _running_sum._mixed
+    total = RunningSum(tmp_path, module, WSM(), [1, 2, 3], every_n_steps=1, after=0, writes=True)
+    total.take(1, {})
+    nn.init.zeros_(module.weight)
+
+    def interrupted(mean, value, rate, name):
+        if name == "bias":
+            raise KeyboardInterrupt
+        return mixed(mean, value, rate, name)
+
+    monkeypatch.setattr(_running_sum, "_mixed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        total.take(2, {})
+    monkeypatch.undo()
+    assert (total.state_dict()["entries"], total.state_dict()["means"]) == ([], {})
+    total.take(3, {})
+    with pytest.warns(UserWarning, match=r"with those of \[3\] in the sum"):
+        assert total.ended(3)
+    assert equal(total.merge(), dict(module.state_dict()))
 
 
 def test_what_is_equal_in_all_snapshots_stays_so_to_the_bit(tmp_path):
