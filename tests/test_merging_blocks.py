@@ -1,6 +1,7 @@
 """The benchmark of the snapshots runs; what it measures is no matter here."""
 
 import pytest
+
 from benchmarks.speed import merging_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -162,13 +162,12 @@ def main(*, rounds: int = 5, memory: bool = True) -> list[dict[str, Any]]:
         rows.append({"what": name, **amounts, "cpu in copies": its_cpu / cpu})
     bytes_of_copy = sum(tensor.nbytes for tensor in persistent(Idle()).values())
     spawn = multiprocessing.get_context("spawn")  # what one form has left to the allocator would hide the other
-    for name, keep, waits in (
-        ("memory, keep='files', snapshots far apart", "files", True),
-        ("memory, keep='files', one after the other", "files", False),
-        ("memory, keep='sum'", "sum", False),
-    ):
-        if not memory:
-            break
+    forms = {
+        "memory, keep='files', snapshots far apart": ("files", True),
+        "memory, keep='files', one after the other": ("files", False),
+        "memory, keep='sum'": ("sum", False),
+    }
+    for name, (keep, waits) in forms.items() if memory else ():
         with spawn.Pool(1) as pool:
             most = pool.apply(peak, (keep, waits, 8))
         amounts = {"amount": most / 1e6, "unit": "MB", "in copies": most / bytes_of_copy}
