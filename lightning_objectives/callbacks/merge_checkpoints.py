@@ -61,7 +61,8 @@ class MergeCheckpoints(Callback):
 
     When to use: see the methods. Cost: a copy of the weights in the CPU's memory for each snapshot, at most three at a
     time; ``last`` files, and a few more; their merge in memory at the end. With ``keep="sum"``: one copy in float32, in
-    the CPU's memory and, from the first of these snapshots on, in each checkpoint.
+    the CPU's memory and, from the first of these snapshots on, in each checkpoint. Either way the merge takes three
+    copies while it is written.
     Interactions: the learning rate must be constant in the window, or a warning comes; a primary average stays what is
     validated and left in the module, and has no part in the merge.
 
