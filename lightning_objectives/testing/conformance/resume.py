@@ -79,12 +79,12 @@ def saved(checkpoint: Path, root: Path) -> dict[str, Any]:
     return dict(_moved(kept, str(root.resolve())))
 
 
-def files(root: Path, *, but: str) -> dict[str, Any]:
+def files(root: Path, *, but: tuple[str, ...]) -> dict[str, Any]:
     """What lies in a directory, by path; torch's own files by content, since they also hold their name."""
     found = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root)
-        if path.is_file() and name.parts[0] != but:
+        if path.is_file() and name.parts[0] not in but:
             torchs = path.suffix in (".ckpt", ".pt", ".pth")
             content = torch.load(path, weights_only=True) if torchs else path.read_bytes()
             found[str(name)] = _moved(content, str(root.resolve()))
