@@ -156,7 +156,7 @@ def warm_up(root):
     report = root / "modules"
 
     def work(_):
-        for row in exemplars():
+        for row in exemplars()[-2:]:  # those of all callbacks together
             train(row.name, root / row.name.replace(" ", "-"), lambda *_: None)
         report.write_text("\n".join(sys.modules))
 

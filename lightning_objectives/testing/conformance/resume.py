@@ -1,4 +1,4 @@
-"""What trainings that are interrupted and resumed need: a loader that goes on, and a comparison of all that they left."""
+"""What trainings that are interrupted and resumed need: a loader that goes on, and what two of them left, compared."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

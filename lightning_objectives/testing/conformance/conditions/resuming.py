@@ -18,7 +18,8 @@ from lightning_objectives.testing.conformance.resume import difference, files, s
 
 _EPOCHS = 3
 _EVERY_EPOCH: dict[str, Any] = {}
-_EVERY_BATCH = {"every_n_train_steps": 1}
+_EVERY_BATCH: dict[str, Any] = {"every_n_train_steps": 1}
+_LIGHTNING_ITSELF_THEN_IT: tuple[list[Any] | None, ...] = ([], None)
 
 
 def resumed_at_an_epochs_end(trial: Trial) -> None:
@@ -27,7 +28,7 @@ def resumed_at_an_epochs_end(trial: Trial) -> None:
     To the bit: weights, losses, states of the optimizer and of every callback, and the files beside them.
     """
     batches = len(trial.case.loader())
-    for callbacks in ([], None):  # first Lightning itself
+    for callbacks in _LIGHTNING_ITSELF_THEN_IT:
         whole = _train(trial, _EVERY_EPOCH, callbacks)
         for epoch in range(1, _EPOCHS):
             _require_uninterrupted(trial, whole, _train(trial, _EVERY_EPOCH, callbacks, stops=[epoch * batches + 1]))
@@ -36,7 +37,7 @@ def resumed_at_an_epochs_end(trial: Trial) -> None:
 def resumed_within_an_epoch(trial: Trial) -> None:
     """The same from the middle of an epoch, with a data loader that keeps its place."""
     batches = len(trial.case.loader())
-    for callbacks in ([], None):
+    for callbacks in _LIGHTNING_ITSELF_THEN_IT:
         whole = _train(trial, _EVERY_BATCH, callbacks)
         for stop in (batches - 1, batches + 1):
             _require_uninterrupted(trial, whole, _train(trial, _EVERY_BATCH, callbacks, stops=[stop]))
@@ -46,7 +47,7 @@ def resumed_twice(trial: Trial) -> None:
     """Interrupted, resumed, interrupted again and resumed: the uninterrupted training, to the bit."""
     batches = len(trial.case.loader())
     whole = _train(trial, _EVERY_BATCH)
-    _require_uninterrupted(trial, whole, _train(trial, _EVERY_BATCH, stops=[batches - 1, 2 * batches + 1]))
+    _require_uninterrupted(trial, whole, _train(trial, _EVERY_BATCH, stops=[batches - 1, 2 * batches - 1]))
 
 
 def resumed_from_last(trial: Trial) -> None:
@@ -221,6 +222,8 @@ def _require_uninterrupted(trial: Trial, whole: _Done, resumed: _Done) -> None:
     trial.require(0 < len(resumed.run.losses) < len(whole.run.losses), "it must train the rest, and only that.")
     sentence = f"{who} must end as the uninterrupted training."
     trial.require_same(whole.run, _full(whole.run, resumed.run), sentence)
+    other = difference(resumed.run.trainer.callback_metrics, whole.run.trainer.callback_metrics)
+    trial.require(not other, f"{sentence} What they logged last differs in {other}.")
     other = difference(resumed.saved, whole.saved)
     trial.require(not other, f"{sentence} What they saved last differs in {other}.")
     other = difference(files(resumed.root, but=("checkpoints",)), files(whole.root, but=("checkpoints",)))
