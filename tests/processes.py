@@ -12,12 +12,12 @@ import torch
 PACKAGE = str(Path(__file__).parents[1])
 
 
-def start(script, *words):
+def start(script, *words, **pipes):
     """``python script words``, in a process group of its own."""
     path = os.pathsep.join([PACKAGE, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, script, *map(str, words)]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
 def ranks(script, run, directory):

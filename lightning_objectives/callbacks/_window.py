@@ -1,5 +1,6 @@
 """The newest snapshots of a training, as files."""
 
+import re
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ class Window:
         self.entries = [entry for entry in state["entries"] if entry["file"] not in missing][-self.last :]
         self._left = list(state["left"])
         self._saved = [[entry["file"] for entry in state["entries"]]]
+        if self.writes:
+            _delete_unfinished(self.folder)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -134,3 +137,10 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 
 def _delete(path: Path) -> None:
     path.unlink(missing_ok=True)
+
+
+def _delete_unfinished(folder: Path) -> None:
+    """What a process that was killed had begun to write; a training that goes on is alone in its folder."""
+    for path in folder.glob(".*.tmp*"):
+        if re.fullmatch(r"\.(step=\d+\.safetensors|merged\.ckpt)\.\d+\.\d+\.tmp\.\w+", path.name):
+            _delete(path)
