@@ -17,7 +17,7 @@ from lightning_objectives.callbacks._training_pass import check_training_data, j
 from lightning_objectives.callbacks._whole_state import copied, persistent, standing_in
 from lightning_objectives.callbacks._window import Window
 from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of
-from lightning_objectives.callbacks.ranks import on_rank_zero, refuse_flat_shards
+from lightning_objectives.callbacks.ranks import on_rank_zero
 from lightning_objectives.kinds import Merge
 from lightning_objectives.merging._writing import replaced
 
@@ -164,8 +164,8 @@ class MergeCheckpoints(Callback):
             return
         self._detach()
         self._clear()
+        super().setup(trainer, pl_module, stage)
         self._fitting = True
-        refuse_flat_shards(trainer, "MergeCheckpoints")
         if self.evaluate:
             from lightning_objectives.callbacks.log_metrics import LogMetrics  # which imports this file
 
