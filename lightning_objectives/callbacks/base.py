@@ -39,9 +39,13 @@ class Callback(_Both):
 
     def unsupported(self) -> dict[str, str]:
         """The conditions that it, or a method of its, refuses with these settings, and why."""
-        placed = [m for value in vars(self).values() for m in (value if isinstance(value, list) else [value])]
-        theirs = {n: why for m in placed if isinstance(m, Method) for n, why in m.unsupported.items()}
+        theirs = {name: why for method in self.placed() for name, why in method.unsupported.items()}
         return {**self.refuses, **theirs}
+
+    def placed(self) -> list[Method]:
+        """The methods that it was given."""
+        given = [m for value in vars(self).values() for m in (value if isinstance(value, list) else [value])]
+        return [method for method in given if isinstance(method, Method)]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse to train under a strategy that is not supported.
