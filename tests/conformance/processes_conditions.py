@@ -1,5 +1,7 @@
 """The conditions of several processes, and what is trained under them."""
 
+import copy
+import pickle
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
@@ -29,9 +32,19 @@ def data(count=33, shape=(3, 2, 2)):
     return TensorDataset(x, torch.randint(3, (count,), generator=generator))
 
 
-def doubled(**settings):
+class Wrong(Classifier):
+    """Large logits, hence gradients that are worth clipping."""
+
+    def __init__(self):
+        super().__init__()
+        self.double()
+        with torch.no_grad():
+            self.fc.weight *= 5
+
+
+def doubled():
     """float64 throughout; with 33 samples, batches of 6, 6 and 5 on each of two processes, one sample given twice."""
-    return Case(**{"module": lambda: Classifier().double(), "data": data, "batch_size": 6, **settings})
+    return Case(module=Wrong, data=data, batch_size=6)
 
 
 def by_ddp(**settings):
@@ -156,6 +169,10 @@ class Sharing:
 def ddp(trial, sharing):
     """Two processes, 33 samples of which one is given twice."""
     sharing.laws(trial, "ddp", **by_ddp())
+    if dist.get_rank() == 0:
+        file = sharing.directory / "saved" / str(trial.plug_in) / "ddp.pt"
+        file.parent.mkdir(parents=True)
+        torch.save(sharing.runs["ddp"].weights, file)
 
 
 def ddp_find_unused_parameters(trial, sharing):
@@ -241,7 +258,7 @@ class Loaded(L.Callback):
         self.callbacks = callbacks
 
     def on_train_start(self, trainer, pl_module):
-        self.states = flat([callback.state_dict() for callback in self.callbacks])
+        self.states = copy.deepcopy(flat([callback.state_dict() for callback in self.callbacks]))
 
 
 def save_on_two_load_on_one(trial, directory):
@@ -259,6 +276,28 @@ def save_on_two_load_on_one(trial, directory):
     found = {f"/states{k}": v for k, v in probe.states.items() if int(k.split("/")[1]) not in local}
     other = [name for name in found if differing({name: saved.get(name)}, {name: found[name]})]
     trial.require(not other, f"what two processes saved must be what one loads, but these differ: {other}.")
+
+
+class Pickled(_MultiProcessingLauncher):
+    """Gives each process what a spawned one gets, a pickled copy of everything, without its imports."""
+
+    def _wrapping_function(self, process_idx, trainer, function, args, kwargs, return_queue, global_states=None):
+        copied = pickle.loads(pickle.dumps((self, trainer, function, args, kwargs)))
+        launcher, *rest = copied
+        super(Pickled, launcher)._wrapping_function(process_idx, *rest, return_queue, global_states)
+
+
+class Spawned(DDPStrategy):
+    def _configure_launcher(self):
+        self._launcher = Pickled(self, start_method="fork")
+
+
+def ddp_spawn(trial, directory):
+    """Processes that get everything pickled: the weights that come back are those of `ddp`, to the bit."""
+    run = trial.fit(**{**by_ddp(), "strategy": lambda: Spawned(timeout=PATIENCE)})
+    expected = torch.load(directory / "saved" / str(trial.plug_in) / "ddp.pt", weights_only=True)
+    other = differing(expected, run.weights)
+    trial.require(not other, f"spawned, it must be the training under ddp, but {other} differ.")
 
 
 class Even(L.LightningModule):

@@ -9,10 +9,11 @@ import socket
 import sys
 import time
 import traceback
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
-from processes_conditions import CONDITIONS, Ranked, Sharing, doubled, joined, save_on_two_load_on_one
+from processes_conditions import CONDITIONS, Ranked, Sharing, ddp_spawn, doubled, joined, save_on_two_load_on_one
 
 from lightning_objectives.testing.conformance import Condition, every_method, exemplars, outcome
 
@@ -76,11 +77,10 @@ def pair(directory, rank):
 def one(directory):
     """What one process makes of the files of two."""
 
-    def check(trial):
-        save_on_two_load_on_one(trial, directory)
-
-    check.__name__ = save_on_two_load_on_one.__name__
-    cells = [tried(plug_in, check) for plug_in in rows(exemplars())]
+    cells = []
+    for condition in (save_on_two_load_on_one, ddp_spawn):
+        check = wraps(condition)(partial(condition, directory=directory))
+        cells += [tried(plug_in, check) for plug_in in rows(exemplars())]
     (directory / "one.json").write_text(json.dumps(cells))
 
 
