@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+PATIENCE = float(os.environ.get("PATIENCE", "90"))
+"""Seconds for a run; a machine that is shared needs more."""
 PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -20,15 +22,20 @@ def start(script, *words, **pipes):
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
-def ranks(script, run, directory):
-    """What the two processes of ``run`` wrote; a run that hangs is killed after a minute and a half."""
+def finished(script, run, directory):
+    """Wait for all processes of ``run``; one that hangs is killed after a minute and a half."""
     directory.mkdir(exist_ok=True)
     process = start(script, run, directory)
     try:
-        assert process.wait(timeout=90) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def ranks(script, run, directory):
+    """What the two processes of ``run`` wrote."""
+    finished(script, run, directory)
     return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

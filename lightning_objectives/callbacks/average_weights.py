@@ -13,7 +13,6 @@ from lightning_objectives.averaging._averages import Averages, Buffers, Journal,
 from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
 from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints
 from lightning_objectives.callbacks.patch import Patch
-from lightning_objectives.callbacks.ranks import refuse_flat_shards
 from lightning_objectives.kinds import Rule
 
 _STATE = "AverageWeights"
@@ -160,8 +159,8 @@ class AverageWeights(Callback):
             return
         self._detach()
         self._clear()
+        super().setup(trainer, pl_module, stage)
         self._fitting = True
-        refuse_flat_shards(trainer, "AverageWeights")
         primaries = [callback for callback in callbacks_of(trainer, AverageWeights) if callback.primary]
         if len(primaries) > 1:
             raise ValueError(

@@ -46,17 +46,10 @@ class Extras:
         self._loaded: list[dict[str, Any]] = []
 
     def build(self, modules: Mapping[str, nn.Module], head: nn.Module | None) -> None:
-        """Add the modules that have parameters as a child of the user's module.
-
-        Raises:
-            ValueError: the strategy shards parameters, where unsharded extras would let the ranks diverge.
-        """
+        """Add the modules that have parameters as a child of the user's module."""
         modules = {name: module for name, module in modules.items() if next(module.parameters(), None) is not None}
         if not modules:
             return
-        strategy = type(self.module.trainer.strategy).__name__
-        if strategy in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
-            raise ValueError(f"{list(modules)} would add parameters, which {strategy} would not shard: use ddp.")
         self.head = head
         self.container = _Container(modules)
         setattr(self.module, NAME, self.container)

@@ -12,6 +12,10 @@ from lightning_objectives.callbacks.evaluation import EvaluationSteps, Where
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.metrics import default_metrics
 
+_GATHERED = {
+    "fsdp2": "weights= repeats the forward pass with other weights than those that FSDP2 gathers; leave it out"
+}
+
 
 class Measured:
     """The metrics of one epoch, by name and data loader."""
@@ -94,8 +98,13 @@ class LogMetrics(Callback):
         self._steps: EvaluationSteps | None = None
         self._measured = Measured(metrics)
 
+    def unsupported(self) -> dict[str, str]:
+        """Other weights are not sharded as the module's are."""
+        return (_GATHERED if self.weights else {}) | super().unsupported()
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the evaluation steps."""
+        super().setup(trainer, pl_module, stage)
         self._restore()
         self._trainer = trainer
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)

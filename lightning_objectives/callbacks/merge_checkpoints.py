@@ -16,7 +16,7 @@ from lightning_objectives.callbacks._running_sum import RunningSum, refuse_manua
 from lightning_objectives.callbacks._training_pass import check_training_data
 from lightning_objectives.callbacks._window import Window
 from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of
-from lightning_objectives.callbacks.ranks import on_rank_zero, refuse_flat_shards
+from lightning_objectives.callbacks.ranks import on_rank_zero
 from lightning_objectives.kinds import Merge
 
 _STATE = "MergeCheckpoints"
@@ -159,8 +159,8 @@ class MergeCheckpoints(Callback):
             return
         self._detach()
         self._clear()
+        super().setup(trainer, pl_module, stage)
         self._fitting = True
-        refuse_flat_shards(trainer, "MergeCheckpoints")
         if self.keep == "sum":
             refuse_manual_steps(pl_module)
         if self.evaluate:

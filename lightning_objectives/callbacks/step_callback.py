@@ -11,6 +11,10 @@ from lightning_objectives.callbacks.base import Callback
 from lightning_objectives.callbacks.step import Pipeline
 from lightning_objectives.kinds import Method, signals_of
 
+_UNSHARDED = {
+    "fsdp2": "it adds parameters, which would not be sharded, so that the ranks would diverge; use DDPStrategy"
+}
+
 
 @dataclass(eq=False, kw_only=True)
 class StepCallback(Callback):
@@ -49,8 +53,18 @@ class StepCallback(Callback):
         """Whether anything is touched at this optimizer step."""
         return self.method.active(step=step) if isinstance(self.method, Method) else True
 
+    @property
+    def adds_parameters(self) -> bool:
+        """Whether the method has parameters, or will have, that are trained with the module's."""
+        return isinstance(self.method, nn.Module) and next(self.method.parameters(), None) is not None
+
+    def unsupported(self) -> dict[str, str]:
+        """Parameters beside the module's are not sharded by FSDP2, and the ranks would diverge."""
+        return (_UNSHARDED if self.adds_parameters else {}) | super().unsupported()
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Register with the pipeline of the module."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             Pipeline.of(trainer, pl_module).add(self)
 

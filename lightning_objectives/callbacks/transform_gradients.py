@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -10,8 +10,6 @@ from torch import Tensor
 
 from lightning_objectives.callbacks.base import Callback
 from lightning_objectives.kinds import GradientTransform
-
-_SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
 class TransformGradients(Callback):
@@ -39,6 +37,12 @@ class TransformGradients(Callback):
         (OrthogonalGradient(min_dims=2), ComponentwiseGradClip(max_norm=0.5))
     """
 
+    refuses: ClassVar = {
+        **Callback.refuses,
+        "fsdp2": "a rank holds only a shard of each gradient, of which norms and products would be wrong; use "
+        "DDPStrategy",
+    }
+
     def __init__(self, transform: GradientTransform | Sequence[GradientTransform]) -> None:
         transforms = (transform,) if isinstance(transform, GradientTransform) else tuple(transform)
         if not transforms or not all(isinstance(t, GradientTransform) for t in transforms):
@@ -54,12 +58,7 @@ class TransformGradients(Callback):
         if stage != "fit":
             return
         self._names, self._states, self._loaded = [], [], None
-        refused = _SHARDED & {cls.__name__ for cls in type(trainer.strategy).__mro__}
-        if refused:
-            raise ValueError(
-                f"TransformGradients cannot work under {refused.pop()}: a rank holds only a shard of each gradient, of "
-                "which norms and products would be wrong. Use DDPStrategy."
-            )
+        super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the optimizer; begin, or go on from what was loaded."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -22,6 +23,11 @@ class WrapHead(StepCallback):
     """
 
     place = "head"
+    refuses: ClassVar = {
+        **StepCallback.refuses,
+        "fsdp2": "the loss goes through the stacks, past the output by whose gradient the head's weights are gathered; "
+        "use DDPStrategy",
+    }
 
     wrapper: nn.Module | Callable[..., Tensor]
 
