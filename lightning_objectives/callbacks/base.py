@@ -29,6 +29,8 @@ class Callback(_Both):
     """The names of the callbacks without which it has nothing to do."""
     leaves_training_alone: ClassVar[bool] = False
     """Whether the weights go the same way in training as without it."""
+    draws: ClassVar[bool] = False
+    """Whether its methods may draw from the global random stream, so that the user's own draws are other ones."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """The conditions that it refuses at setup, and why; the error says so."""
 

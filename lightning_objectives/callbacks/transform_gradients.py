@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -38,6 +38,11 @@ class TransformGradients(Callback):
         >>> TransformGradients([OrthogonalGradient(), ComponentwiseGradClip(max_norm=0.5)]).transforms
         (OrthogonalGradient(min_dims=2), ComponentwiseGradClip(max_norm=0.5))
     """
+
+    refuses: ClassVar = {
+        "several_optimizers": "the gradients of the others' parameters would be changed at each of their steps",
+        "lbfgs": "it evaluates the loss many times a step and needs its own gradient each time",
+    }
 
     def __init__(self, transform: GradientTransform | Sequence[GradientTransform]) -> None:
         transforms = (transform,) if isinstance(transform, GradientTransform) else tuple(transform)
@@ -83,16 +88,16 @@ class TransformGradients(Callback):
     def _check(self, trainer: Any) -> None:
         if len(trainer.optimizers) > 1:
             raise ValueError(
-                f"TransformGradients works with one optimizer, not with {len(trainer.optimizers)}: the gradients of "
-                "the others' parameters would be changed at each of their steps."
+                f"TransformGradients works with one optimizer, not with {len(trainer.optimizers)}: "
+                f"{self.refuses['several_optimizers']}."
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         for optimizer in (getattr(o, "optimizer", o) for o in trainer.optimizers):
             name = type(optimizer).__name__
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ValueError(
-                    f"TransformGradients cannot work with {name}, which evaluates the loss many times a step and "
-                    "needs its own gradient each time. Use an optimizer that steps once."
+                    f"TransformGradients cannot work with {name}: {self.refuses['lbfgs']}. Use an optimizer that "
+                    "steps once."
                 )
             if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
                 raise ValueError(

@@ -22,6 +22,7 @@ class WrapHead(StepCallback):
     """
 
     place = "head"
+    draws = True
 
     wrapper: nn.Module | Callable[..., Tensor]
 
