@@ -69,7 +69,8 @@ class TransformGradients(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the optimizer; begin, or go on from what was loaded."""
         self._check(trainer)
-        params = dict(pl_module.named_parameters())
+        # torch.compile's prefix is no part of a name: what is saved resumes with and without compilation
+        params = {name.replace("_orig_mod.", ""): p for name, p in pl_module.named_parameters()}
         self._names = list(params)
         self._states = [transform.init(list(params.values())) for transform in self.transforms]
         if self._loaded is None:

@@ -14,7 +14,7 @@ from lightning_objectives.testing.conformance.variants import holds, variant
 
 
 def hooks_of_the_user(trial: Trial) -> None:
-    """Hooks on the head and on the module: they see what they see without the plug-in, and stay."""
+    """Hooks on the module and on its linear layers: they see what they see without the plug-in, and stay."""
     calls: list[str] = []
 
     def hook(module: Any) -> None:
@@ -22,7 +22,8 @@ def hooks_of_the_user(trial: Trial) -> None:
         for number, part in enumerate(parts):
             part.register_forward_pre_hook(lambda *_, n=number: calls.append(f"before {n}"))
             part.register_forward_hook(lambda *_, n=number: calls.append(f"after {n}"))
-        parts[-1].register_full_backward_hook(lambda *_: calls.append("backward"))
+        if len(parts) > 2:  # the loss need not pass through the output of the last one, a head that is wrapped
+            parts[1].register_full_backward_pre_hook(lambda *_: calls.append("backward"))
 
     module = variant(trial.case.module, prepare=hook)
     counts: list[dict[str, int]] = []

@@ -24,12 +24,12 @@ from lightning_objectives.testing.conformance.variants import (
 
 def a_net_of_configure_model(trial: Trial) -> None:
     """The network is built in ``configure_model``: the training is that of one built in the constructor."""
-    _built_late(trial, "configure_model", lambda self: None)
+    _built_late(trial, "configure_model")
 
 
 def a_net_of_setup(trial: Trial) -> None:
     """The network is built in the module's own ``setup``, after that of the callbacks."""
-    _built_late(trial, "setup", lambda self, stage: None)
+    _built_late(trial, "setup")
 
 
 def lazy_modules(trial: Trial) -> None:
@@ -47,7 +47,7 @@ def lazy_modules(trial: Trial) -> None:
 
 def tied_weights(trial: Trial) -> None:
     """Two layers share their weight, and still do after the training."""
-    _, run = holds(own(trial, _Tied))
+    _, run = holds(own(trial, variant(_Tied, loud)))
     backbone: Any = run.module.backbone
     same = backbone[1].weight is backbone[3].weight
     trial.require(same, "weights that were tied must stay tied.")
@@ -150,13 +150,13 @@ def sync_batch_norm(trial: Trial) -> None:
 # -- how
 
 
-def _built_late(trial: Trial, hook: str, otherwise: Callable[..., Any]) -> None:
+def _built_late(trial: Trial, hook: str) -> None:
     def methods(user: Any) -> dict[str, Any]:
-        def build(self: Any, *args: Any) -> Any:
+        def build(self: Any, **given: Any) -> Any:
             for name, child in self.held.items():
                 setattr(self, name, child)
             self.held.clear()
-            return getattr(user, hook)(self, *args)
+            return getattr(user, hook)(self, **given)
 
         return {hook: build}
 

@@ -13,6 +13,7 @@ from lightning_objectives.testing.conformance.variants import (
     Probe,
     counters,
     holds,
+    loud,
     sgd,
     step_of,
     variant,
@@ -30,7 +31,7 @@ def accumulation(trial: Trial) -> None:
     """
     batches = len(trial.case.loader())
     window = next(n for n in range(2, batches + 2) if batches % n)
-    module = variant(trial.case.module, _loud)  # or a transform of great gradients would find none
+    module = variant(trial.case.module, loud)  # or a transform of great gradients would find none
     _, run = holds(trial, module=module, accumulate_grad_batches=window)
     as_many = trial.fit(module=module, limit_train_batches=-(-batches // window))
     taken = as_many.trainer.global_step
@@ -220,14 +221,6 @@ def _clipped(trial: Trial, size: Callable[[torch.Tensor], torch.Tensor], **setti
         sizes and max(sizes) <= _CLIP * 1.001, f"gradients of at most {_CLIP} were asked for, not of {sizes}."
     )
     trial.require(max(sizes) > _CLIP * 0.99, f"gradients must be clipped, not made smaller, but they are {sizes}.")
-
-
-def _loud(user: Any) -> dict[str, Any]:
-    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
-        loss = step_of(user)(self, batch, batch_idx)
-        return {**loss, "loss": 10 * loss["loss"]} if isinstance(loss, dict) else 10 * loss
-
-    return {"training_step": training_step, **sgd(lr=0.01)(user)}
 
 
 def _by_hand(*, optimizers: int) -> Methods:
