@@ -8,7 +8,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.base import Callback, callbacks_of
-from lightning_objectives.callbacks.evaluation import EvaluationSteps, Where
+from lightning_objectives.callbacks.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.metrics import default_metrics
 
@@ -93,6 +93,10 @@ class LogMetrics(Callback):
         self.target = target
         self._steps: EvaluationSteps | None = None
         self._measured = Measured(metrics)
+
+    def unsupported(self) -> dict[str, str]:
+        """What the default metrics cannot measure; metrics that were given are the user's choice."""
+        return {**super().unsupported(), **({"binary_cross_entropy": NO_CHOICE} if self.metrics is None else {})}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the evaluation steps."""

@@ -246,7 +246,12 @@ class Pipeline:
         if len(self._calls) - 1 != (self.option("which") or 0):
             return call.value()
         self.caught_calls += 1
-        self._value = self._objective(call)
+        try:
+            self._value = self._objective(call)
+        except ValueError as error:
+            if self._verified or self.option("which") is not None:
+                raise
+            raise ValueError(f"{error} If another criterion of this step is meant, say which=1, 2, ...") from error
         return self._value
 
     def _objective(self, call: Call) -> Tensor:

@@ -15,8 +15,8 @@ class WrapHead(StepCallback):
 
     The user's code sees the mean of the stacks as the head's output. What it does to it on the way to the criterion is
     repeated on each stack: casts, shapes, selections, a temperature, a link function; anything else is refused by name.
-    Validation, testing and prediction are the plain model's. No gradient passes through that mean: backward hooks on the
-    head itself are not called, those on its parameters and on all layers before it are.
+    Validation, testing and prediction are the plain model's. No gradient passes through that mean: backward hooks of
+    the head itself are not called, those of its parameters and of all layers before it are.
 
     Args:
         wrapper: the method, ``(features, head) -> (M, N, ...)``.

@@ -208,7 +208,7 @@ class MixesTheSecond(Acts):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         while self.on and not isinstance(batch, torch.Tensor):
-            batch = list(batch.values())[0] if isinstance(batch, dict) else batch[0]
+            batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
         if self.on:
             batch.mul_(0.5)
 

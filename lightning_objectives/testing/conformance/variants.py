@@ -107,16 +107,19 @@ def norms_of(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
 
 
-def eval_norms(user: Any) -> dict[str, Any]:
-    """BatchNorm stays in eval mode."""
+def frozen_norms(make: Make) -> Make:
+    """The same module, which keeps its BatchNorm in eval mode."""
 
-    def train(self: Any, mode: bool = True) -> Any:
-        user.train(self, mode)
-        for norm in norms_of(self):
-            norm.eval()
-        return self
+    def methods(user: Any) -> dict[str, Any]:
+        def train(self: Any, mode: bool = True) -> Any:
+            user.train(self, mode)
+            for norm in norms_of(self):
+                norm.eval()
+            return self
 
-    return {"train": train}
+        return {"train": train}
+
+    return variant(make, methods, lambda module: module.train())
 
 
 def sgd(*, lr: float = 0.1, **settings: Any) -> Methods:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import Trial
-from lightning_objectives.testing.conformance.variants import holds, variant
+from lightning_objectives.testing.conformance.variants import Make, holds, variant
 
 
 def hooks_of_the_user(trial: Trial) -> None:
@@ -53,10 +53,10 @@ def a_state_dict_that_drops_keys(trial: Trial) -> None:
 
     module = variant(trial.case.module, methods)
     holds(trial, module=module)
-    torch.manual_seed(0)
-    keys, _ = list(module().state_dict()), _saved_and_resumed(trial, module)
-    saved = list(_saved(trial.fit(module=module, max_epochs=1))["state_dict"])
-    trial.require(saved == keys, f"a checkpoint must have the keys {keys}, not {saved}.")
+    keys = list(module().state_dict())
+    for checkpoint in _saved_and_resumed(trial, module):
+        saved = list(checkpoint["state_dict"])
+        trial.require(saved == keys, f"a checkpoint must have the keys {keys}, not {saved}.")
 
 
 def train_in_a_hook(trial: Trial) -> None:
@@ -102,31 +102,28 @@ def an_on_save_checkpoint_of_the_user(trial: Trial) -> None:
         return {"on_save_checkpoint": on_save_checkpoint, "on_load_checkpoint": on_load_checkpoint}
 
     module = variant(trial.case.module, methods)
-    checkpoint = _saved_and_resumed(trial, module)
     keys = list(trial.case.module().state_dict())
-    trial.require(checkpoint["mine"] == keys, f"the user's hook must see the keys {keys}, not {checkpoint['mine']}.")
-    trial.require(loaded == [keys], "the user's hook must be called when a training goes on.")
-    kept = checkpoint["state_dict"].keys() == {*keys, "added"}
-    trial.require(kept, f"the file must have what the user added, but holds {list(checkpoint['state_dict'])}.")
+    for checkpoint in _saved_and_resumed(trial, module):
+        trial.require(checkpoint.get("mine") == keys, f"the user's hook must see {keys}, not {checkpoint.get('mine')}.")
+        kept = checkpoint["state_dict"].keys() == {*keys, "added"}
+        trial.require(kept, f"the file must have what the user added, but holds {list(checkpoint['state_dict'])}.")
+    trial.require(loaded == [keys, keys], "the user's hook must be called when a training goes on.")
 
 
 # -- how
 
 
-def _saved(run: Run) -> dict[str, Any]:
-    path = Path(run.trainer.default_root_dir) / "a.ckpt"
-    run.trainer.save_checkpoint(path)
-    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
-    return checkpoint
-
-
-def _saved_and_resumed(trial: Trial, module: Any) -> dict[str, Any]:
-    run = trial.fit(module=module, max_epochs=1)
-    checkpoint = _saved(run)
-    resumed = trial.fit(module=module, ckpt_path=Path(run.trainer.default_root_dir) / "a.ckpt")
-    batches = len(resumed.losses)
-    trial.require(batches == len(run.losses), f"it must go on after {len(run.losses)} batches, not train {batches}.")
-    return checkpoint
+def _saved_and_resumed(trial: Trial, module: Make) -> list[dict[str, Any]]:
+    """The checkpoints that are written during a training of an epoch and after it; a training goes on from each."""
+    keeps = ModelCheckpoint(save_last=True, save_top_k=0)
+    run = trial.fit([*trial.make(), keeps], module=module, max_epochs=1, enable_checkpointing=True)
+    after = Path(run.trainer.default_root_dir) / "after.ckpt"
+    run.trainer.save_checkpoint(after)
+    for path in (keeps.last_model_path, after):
+        resumed = trial.fit(module=module, ckpt_path=path)
+        batches, before = len(resumed.losses), len(run.losses)
+        trial.require(batches == before, f"it must go on after {before} batches for as many, not train {batches}.")
+    return [torch.load(path, weights_only=True) for path in (keeps.last_model_path, after)]
 
 
 class _Seen(list[Any]):

@@ -12,8 +12,9 @@ from torch import nn
 from lightning_objectives.testing.conformance.case import CLASSES, Classifier
 from lightning_objectives.testing.conformance.check import Trial
 from lightning_objectives.testing.conformance.variants import (
-    eval_norms,
+    frozen_norms,
     holds,
+    loud,
     norms_of,
     own,
     variant,
@@ -61,7 +62,7 @@ def frozen_weights(trial: Trial) -> None:
         for parameter in parameters[: len(parameters) // 2]:
             parameter.requires_grad_(False)
 
-    module = variant(trial.case.module, prepare=freeze)
+    module = variant(trial.case.module, loud, freeze)
     torch.manual_seed(0)
     before = module()
     start = {name: p.detach().clone() for name, p in before.named_parameters() if not p.requires_grad}
@@ -105,7 +106,7 @@ def frozen_batch_norm(trial: Trial) -> None:
     """BatchNorm that is kept in eval mode: its statistics stay what they were."""
     torch.manual_seed(0)
     start = trial.case.module()
-    _, run = holds(trial, module=variant(trial.case.module, eval_norms))
+    _, run = holds(trial, module=frozen_norms(trial.case.module))
     for before, after in zip(norms_of(start), norms_of(run.module)):
         trial.require(not after.training, "a BatchNorm that its user keeps in eval mode must stay in it.")
         still = all(torch.equal(a, b) for a, b in zip(before.buffers(), after.buffers()))

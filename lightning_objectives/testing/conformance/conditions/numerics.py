@@ -15,7 +15,7 @@ from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import REFUSALS, Trial
 from lightning_objectives.testing.conformance.variants import (
     Probe,
-    eval_norms,
+    frozen_norms,
     holds,
     require_finite,
     sgd,
@@ -53,7 +53,7 @@ def random_draws(trial: Trial) -> None:
 
 
 def great_logits(trial: Trial) -> None:
-    """Logits of about ten thousand: the losses and the weights stay finite."""
+    """Logits of about ten thousand: losses and weights stay finite. Where all is saturated, losses may be the same."""
 
     def methods(user: Any) -> dict[str, Any]:
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,13 +61,13 @@ def great_logits(trial: Trial) -> None:
 
         return {"forward": forward, **sgd(lr=1e-10)(user)}
 
-    _, run = holds(trial, module=variant(trial.case.module, methods))
+    _, run = holds(trial, module=variant(trial.case.module, methods), acts=False)
     _require_finite_losses(trial, run)
 
 
 def a_batch_of_one(trial: Trial) -> None:
     """Batches of one sample: all stays finite. What compares the samples of a batch may have nothing to do."""
-    module = variant(trial.case.module, eval_norms)
+    module = frozen_norms(trial.case.module)
     one = Trial(trial.plug_in, replace(trial.case, batch_size=1))
     _, run = holds(one, module=module, acts=False, limit_train_batches=4, limit_val_batches=4)
     _require_finite_losses(trial, run)
