@@ -34,13 +34,16 @@ class Callback(_Both):
     """The names of the callbacks without which it has nothing to do."""
     leaves_training_alone: ClassVar[bool] = False
     """Whether the weights go the same way in training as without it."""
+    draws: ClassVar[bool] = False
+    """Whether its methods may draw from the global random stream, so that the user's own draws are other ones."""
     refuses: ClassVar[Mapping[str, str]] = {"fsdp": _FLAT, "deepspeed": _FLAT}
-    """The conditions that it refuses at setup, and why; the error says so."""
+    """The conditions that it refuses at setup beside those of its bases, and why; the error says so."""
 
     def unsupported(self) -> dict[str, str]:
         """The conditions that it, or a method of its, refuses with these settings, and why."""
-        theirs = {name: why for method in self.placed() for name, why in method.unsupported.items()}
-        return {**self.refuses, **theirs}
+        told = [vars(cls).get("refuses", {}) for cls in reversed(type(self).__mro__)]
+        told += [method.unsupported for method in self.placed()]
+        return {name: why for refused in told for name, why in refused.items()}
 
     def placed(self) -> list[Method]:
         """The methods that it was given."""

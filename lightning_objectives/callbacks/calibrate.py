@@ -1,14 +1,14 @@
 """The callback of the calibrators."""
 
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives.callbacks.base import Callback
-from lightning_objectives.callbacks.evaluation import EvaluationSteps, Where
+from lightning_objectives.callbacks.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives.callbacks.log_metrics import Measured
 from lightning_objectives.callbacks.ranks import gather_rows
 from lightning_objectives.kinds import Calibrator
@@ -48,6 +48,7 @@ class Calibrate(Callback):
     """
 
     leaves_training_alone = True
+    refuses: ClassVar = {"binary_cross_entropy": NO_CHOICE}
 
     def __init__(
         self,

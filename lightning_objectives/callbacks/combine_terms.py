@@ -31,7 +31,7 @@ class CombineTerms(StepCallback):
 
     place = "combination"
     beside = ("AddRegularizer",)
-    refuses: ClassVar = {**StepCallback.refuses, "fsdp2": WHOLE_GRADIENTS}
+    refuses: ClassVar = {"fsdp2": WHOLE_GRADIENTS}
 
     combination: nn.Module | Callable[..., Tensor]
 

@@ -8,7 +8,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.base import Callback, callbacks_of
-from lightning_objectives.callbacks.evaluation import EvaluationSteps, Where
+from lightning_objectives.callbacks.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.metrics import default_metrics
 
@@ -99,8 +99,9 @@ class LogMetrics(Callback):
         self._measured = Measured(metrics)
 
     def unsupported(self) -> dict[str, str]:
-        """Other weights are not sharded as the module's are."""
-        return (_GATHERED if self.weights else {}) | super().unsupported()
+        """What the default metrics cannot measure, and other weights that are not sharded as the module's are."""
+        unmeasured = {"binary_cross_entropy": NO_CHOICE} if self.metrics is None else {}
+        return super().unsupported() | unmeasured | (_GATHERED if self.weights else {})
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the evaluation steps."""

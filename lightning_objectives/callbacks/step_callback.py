@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_objectives.callbacks.base import Callback
-from lightning_objectives.callbacks.step import Pipeline
+from lightning_objectives.callbacks.step import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Pipeline
 from lightning_objectives.kinds import Method, signals_of
 
 _UNSHARDED = {
@@ -24,10 +24,12 @@ class StepCallback(Callback):
         criterion: path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses.
         which: number of the criterion's call, from 0, where a step makes several that need a gradient.
         head: path of the network's head (``"model.fc"``), where it is not found or not the right one.
-        input: key or position of the network's inputs in the batch.
+        input: key or position of the network's inputs in the batch, or of the batch that holds them, where several
+            loaders give one each.
     """
 
     place: ClassVar[str]
+    refuses: ClassVar = {"manual_optimization": BY_HAND, "several_optimizers": BY_HAND, "dataloader_iter": DRAWN}
 
     criterion: str | None = None
     which: int | None = None
@@ -48,6 +50,11 @@ class StepCallback(Callback):
     def state_key(self) -> str:
         """One entry in the checkpoint for each method."""
         return f"{type(self).__name__}({self.method!r})"
+
+    def unsupported(self) -> dict[str, str]:
+        """What it refuses, a head that cannot be reached included, where it needs one."""
+        taken = self.place == "head" or not FROM_HEAD.isdisjoint(self.signals)
+        return {**super().unsupported(), **({"a_compiled_module": COMPILED} if taken else {})}
 
     def active(self, step: int) -> bool:
         """Whether anything is touched at this optimizer step."""

@@ -38,9 +38,10 @@ class TransformGradients(Callback):
     """
 
     refuses: ClassVar = {
-        **Callback.refuses,
         "fsdp2": "a rank holds only a shard of each gradient, of which norms and products would be wrong; use "
         "DDPStrategy",
+        "several_optimizers": "the gradients of the others' parameters would be changed at each of their steps",
+        "lbfgs": "it evaluates the loss many times a step and needs its own gradient each time",
     }
 
     def __init__(self, transform: GradientTransform | Sequence[GradientTransform]) -> None:
@@ -63,7 +64,8 @@ class TransformGradients(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the optimizer; begin, or go on from what was loaded."""
         self._check(trainer)
-        params = dict(pl_module.named_parameters())
+        # torch.compile's prefix is no part of a name: what is saved resumes with and without compilation
+        params = {name.replace("_orig_mod.", ""): p for name, p in pl_module.named_parameters()}
         self._names = list(params)
         self._states = [transform.init(list(params.values())) for transform in self.transforms]
         if self._loaded is None:
@@ -82,16 +84,16 @@ class TransformGradients(Callback):
     def _check(self, trainer: Any) -> None:
         if len(trainer.optimizers) > 1:
             raise ValueError(
-                f"TransformGradients works with one optimizer, not with {len(trainer.optimizers)}: the gradients of "
-                "the others' parameters would be changed at each of their steps."
+                f"TransformGradients works with one optimizer, not with {len(trainer.optimizers)}: "
+                f"{self.refuses['several_optimizers']}."
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         for optimizer in (getattr(o, "optimizer", o) for o in trainer.optimizers):
             name = type(optimizer).__name__
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ValueError(
-                    f"TransformGradients cannot work with {name}, which evaluates the loss many times a step and "
-                    "needs its own gradient each time. Use an optimizer that steps once."
+                    f"TransformGradients cannot work with {name}: {self.refuses['lbfgs']}. Use an optimizer that "
+                    "steps once."
                 )
             if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
                 raise ValueError(
