@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lightning_objectives.callbacks.combine_terms import flat_gradients, whole_gradients
+from lightning_objectives.callbacks.extras import COPIED
 from lightning_objectives.callbacks.frozen import Answer, Frozen, Normalization
 from lightning_objectives.callbacks.load_network import load_network
 from lightning_objectives.callbacks.logit_cache import LogitCache, fingerprint
@@ -94,6 +95,10 @@ class Distill(StepCallback):
     @property
     def _own_head(self) -> bool:
         return isinstance(self.method, Distillation) and self.method.builds_head
+
+    def unsupported(self) -> dict[str, str]:
+        """Copies of the module, where there is a head to add."""
+        return {**super().unsupported(), **({"beside_weight_averaging": COPIED} if self._own_head else {})}
 
     # -- before the training -------------------------------------------------------------------------------------------
 

@@ -1,9 +1,11 @@
 """The callback of the merges."""
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, ClassVar, Literal
 
 import lightning
@@ -43,7 +45,8 @@ class MergeCheckpoints(Callback):
         buffers: ``average`` merges floating buffers as the weights, ``recalibrate`` also re-estimates BatchNorm's
             statistics by an epoch of forward passes, ``module(inputs)``, for each merge.
         directory: where the files go; by default the folder ``merge`` in the logger's, or the trainer's, directory. A
-            fit that begins anew takes a folder that is not there yet: ``merge-v1``, ``merge-v2``, ...
+            fit that begins anew takes a folder that is not there yet: ``merge-v1``, ``merge-v2``, ... Under
+            ``fast_dev_run`` the files are written elsewhere, and deleted.
 
     Raises:
         ValueError: a setting outside its range; at setup: ``evaluate`` without a callback that logs it, or a strategy
@@ -109,6 +112,8 @@ class MergeCheckpoints(Callback):
         self._optimizers: OptimizerSteps | None = None
         self._module: Any = None
         self._writes = False
+        self._scratch: Path | None = None
+        """Where a trial run (``fast_dev_run``) writes, which is deleted."""
         self._steps = 0
         self._norms: list[Any] = []
         self._merged: dict[str, Tensor] = {}
@@ -125,6 +130,7 @@ class MergeCheckpoints(Callback):
         blank: dict[str, Any] = {
             "path": None,
             "_window": None,
+            "_scratch": None,
             "_optimizers": None,
             "_module": None,
             "_norms": [],
@@ -189,7 +195,9 @@ class MergeCheckpoints(Callback):
         loaded, self._loaded = self._loaded, None
         default = Path(trainer.log_dir or trainer.default_root_dir) / "merge"
         window = Window(Path(self.directory or default).absolute(), last=self.last, writes=self._writes)
-        if loaded is None:
+        if trainer.fast_dev_run:
+            window.folder = self._scratch = on_rank_zero(trainer, lambda: Path(mkdtemp(prefix="merge-")))
+        elif loaded is None:
             others = [callback._window for callback in callbacks_of(trainer, MergeCheckpoints)]
             taken = [other.folder for other in others if other is not None]
             window.folder = on_rank_zero(trainer, lambda: _new_folder(window.folder, taken))
@@ -251,6 +259,8 @@ class MergeCheckpoints(Callback):
         checkpoint = self._checkpoint(trainer, pl_module, state)
         path = window.folder / "merged.ckpt"
         on_rank_zero(trainer, lambda: _save(checkpoint, path))
+        if self._scratch is not None:
+            return
         self.path = path
         rank_zero_info(f"The merge of the steps {window.steps} is in {path}")
 
@@ -306,6 +316,9 @@ class MergeCheckpoints(Callback):
             self._optimizers = None
         if self._window is not None:
             self._window.close()
+        if self._scratch is not None and self._writes:
+            shutil.rmtree(self._scratch)
+        self._scratch = None
         self._fitting = False
 
     # Checkpoints.
