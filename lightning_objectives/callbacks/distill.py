@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lightning_objectives.callbacks.combine_terms import WHOLE_GRADIENTS, flat_gradients
+from lightning_objectives.callbacks.extras import COPIED
 from lightning_objectives.callbacks.frozen import Answer, Frozen, Normalization
 from lightning_objectives.callbacks.load_network import load_network
 from lightning_objectives.callbacks.logit_cache import LogitCache, fingerprint
@@ -101,9 +102,10 @@ class Distill(StepCallback):
         return self._own_head or super().adds_parameters
 
     def unsupported(self) -> dict[str, str]:
-        """Where the method compares gradients, they must be whole."""
+        """Where it compares gradients, they must be whole; where it adds a head, the module must not be copied."""
         combines = isinstance(self.method, Distillation) and self.method.combination() is not None
-        return ({"fsdp2": WHOLE_GRADIENTS} if combines else {}) | super().unsupported()
+        whole = {"fsdp2": WHOLE_GRADIENTS} if combines else {}
+        return whole | super().unsupported() | ({"beside_weight_averaging": COPIED} if self._own_head else {})
 
     # -- before the training -------------------------------------------------------------------------------------------
 

@@ -1,9 +1,11 @@
 """The callback of the merges."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -44,7 +46,8 @@ class MergeCheckpoints(Callback):
             is added by its share. The sum wants the last step to be known beforehand: ``max_epochs`` or ``max_steps``,
             and automatic optimization. Steps that a gradient scaler skips count there.
         directory: where the files go; by default the folder ``merge`` in the logger's, or the trainer's, directory. A
-            fit that begins anew takes a folder that is not there yet: ``merge-v1``, ``merge-v2``, ...
+            fit that begins anew takes a folder that is not there yet: ``merge-v1``, ``merge-v2``, ... Under
+            ``fast_dev_run`` the files are written elsewhere, and deleted.
 
     Raises:
         ValueError: a setting outside its range; at setup: ``evaluate`` without a callback that logs it, or a strategy
@@ -122,6 +125,9 @@ class MergeCheckpoints(Callback):
         self._window: Window | RunningSum | None = None
         self._optimizers: OptimizerSteps | None = None
         self._module: Any = None
+        self._writes = False
+        self._scratch: Path | None = None
+        """Where a trial run (``fast_dev_run``) writes, which is deleted."""
         self._steps = 0
         self._norms: list[Any] = []
         self._evaluated = Evaluated()
@@ -131,7 +137,7 @@ class MergeCheckpoints(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what another process gets, has the settings and begins anew.
-        blank = dict.fromkeys(("path", "_window", "_optimizers", "_module", "_loaded"))
+        blank = dict.fromkeys(("path", "_window", "_scratch", "_optimizers", "_module", "_loaded"))
         return {**vars(self), **blank, "_norms": [], "_evaluated": Evaluated(), "_fitting": False}
 
     # What is evaluated.
@@ -189,6 +195,10 @@ class MergeCheckpoints(Callback):
         taken = [other.folder for other in others if other is not None]
         common: dict[str, Any] = {"last": self.last, "state": loaded and loaded["window"]}
         common["folder"] = lambda: on_rank_zero(trainer, lambda: new_folder(wanted, taken))
+        if trainer.fast_dev_run:
+            self._writes = trainer.is_global_zero
+            self._scratch = on_rank_zero(trainer, lambda: Path(mkdtemp(prefix="merge-")))
+            common["folder"] = lambda: self._scratch
         if self.keep == "sum":
             common |= {"every_n_steps": self.every_n_steps, "start_step": self.start_step}
             self._window = RunningSum.begun(trainer, pl_module, self.method, **common)
@@ -241,6 +251,8 @@ class MergeCheckpoints(Callback):
         merged = self._merge(trainer, window)
         path = window.folder / "merged.ckpt"
         save_merged(trainer, pl_module, merged, path)
+        if self._scratch is not None:
+            return
         self.path = path
         rank_zero_info(f"The merge of the steps {window.steps} is in {path}")
 
@@ -269,6 +281,9 @@ class MergeCheckpoints(Callback):
             self._optimizers = None
         if isinstance(self._window, Window):
             self._window.close()
+        if self._scratch is not None and self._writes:
+            shutil.rmtree(self._scratch)
+        self._scratch = None
         self._fitting = False
 
     # Checkpoints.

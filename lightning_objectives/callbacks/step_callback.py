@@ -52,9 +52,10 @@ class StepCallback(Callback):
         return f"{type(self).__name__}({self.method!r})"
 
     def unsupported(self) -> dict[str, str]:
-        """What it refuses, a head that cannot be reached included, where it needs one."""
+        """A head that cannot be reached, where it needs one; parameters that FSDP2 would not shard."""
         taken = self.place == "head" or not FROM_HEAD.isdisjoint(self.signals)
-        return {**super().unsupported(), **({"a_compiled_module": COMPILED} if taken else {})}
+        unsharded = _UNSHARDED if self.adds_parameters else {}
+        return unsharded | super().unsupported() | ({"a_compiled_module": COMPILED} if taken else {})
 
     def active(self, step: int) -> bool:
         """Whether anything is touched at this optimizer step."""
@@ -64,10 +65,6 @@ class StepCallback(Callback):
     def adds_parameters(self) -> bool:
         """Whether the method has parameters, or will have, that are trained with the module's."""
         return isinstance(self.method, nn.Module) and next(self.method.parameters(), None) is not None
-
-    def unsupported(self) -> dict[str, str]:
-        """Parameters beside the module's are not sharded by FSDP2, and the ranks would diverge."""
-        return (_UNSHARDED if self.adds_parameters else {}) | super().unsupported()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Register with the pipeline of the module."""

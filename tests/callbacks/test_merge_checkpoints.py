@@ -450,3 +450,13 @@ def test_it_does_nothing_outside_of_a_fit():
     trainer(callback).validate(Net(), loader(), verbose=False)
     assert callback.names == ()
     assert not Path("merge").exists()
+
+
+def test_a_trial_run_merges_and_leaves_no_files(tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    callback = MergeCheckpoints(WSM(), last=2, every_n_steps=1, directory=tmp_path / "merge")
+    fit(callback, fast_dev_run=2)
+    assert callback.path is None
+    assert not list(tmp_path.rglob("*.safetensors")) + list(tmp_path.rglob("*.ckpt"))
+    assert not list((tmp_path / "scratch").glob("merge-*"))
