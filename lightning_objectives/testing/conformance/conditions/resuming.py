@@ -158,6 +158,7 @@ class _Done:
 
     run: Run
     root: Path
+    plain: bool = False
 
     @property
     def saved(self) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def _train(
         _until(trial, root, saving, callbacks, stop, ckpt_path=start)
         start = ckpt_path or _newest(root)
     made = trial.make() if callbacks is None else callbacks
-    return _Done(_fit(trial, root, saving, made, ckpt_path=start, seed=99 if stops else 0), root)
+    return _Done(_fit(trial, root, saving, made, ckpt_path=start, seed=99 if stops else 0), root, not made)
 
 
 def _until(
@@ -223,7 +224,7 @@ def _full(whole: Run, resumed: Run) -> Run:
 
 
 def _require_uninterrupted(trial: Trial, whole: _Done, resumed: _Done) -> None:
-    who = "resumed, it" if trial.plug_in.make(trial.case) and whole.run.callbacks else "without it, Lightning itself"
+    who = "without it, Lightning itself, resumed," if whole.plain else "resumed, it"
     trial.require(0 < len(resumed.run.losses) < len(whole.run.losses), "it must train the rest, and only that.")
     sentence = f"{who} must end as the uninterrupted training."
     trial.require_same(whole.run, _full(whole.run, resumed.run), sentence)
