@@ -438,7 +438,7 @@ class Averages:
             raise ValueError(f"The state holds the averages {list(averages)}, but the rules are {list(self.rules)}.")
         restore(self.network, state["raw"])
         self._steps_of.clear()
-        self.steps, self.start = state["steps"], state["start"]
+        self.steps, self.start = int(state["steps"]), int(state["start"])
         self.statistics, self.statistics_step = dict(state["statistics"]), state["statistics_step"]
         self.states = {}
         if not averages:
@@ -464,7 +464,7 @@ class Averages:
                     slot: [_fitting(tensors[key], sources[key], key).clone() for key in sources if key in saved]
                     for slot, tensors in averages[name]["slots"].items()
                 }
-                self.states[name] = AverageState(slots, averages[name]["updates"])
+                self.states[name] = AverageState(slots, int(averages[name]["updates"]))
         self._collect()
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """The newest snapshots of a training, as files."""
 
+import re
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from lightning_objectives.callbacks._background import Background
 from lightning_objectives.callbacks._optimizer_steps import Rates
 from lightning_objectives.kinds import Merge
 from lightning_objectives.merging._checkpoints import merged_tensor
-from lightning_objectives.merging._files import in_order
+from lightning_objectives.merging._files import Source, in_order
 from lightning_objectives.merging._writing import replaced, write_safetensors
 
 
@@ -83,9 +84,25 @@ class Window:
         return {"entries": list(self.entries), "left": list(self._left), "folder": str(self.folder)}
 
     @staticmethod
+    def check(state: Mapping[str, Any]) -> None:
+        """See that a state names nothing but snapshots of its own folder, since those that leave the window are deleted.
+
+        Raises:
+            ValueError: it names something else, or is of another form.
+        """
+        folder = Path(state["folder"])
+        named = [(f"step={int(entry['step'])}.safetensors", entry["file"]) for entry in state["entries"]]
+        named += [(Path(file).name, file) for file in state["left"]]
+        for name, file in named:
+            if Path(file) != folder / name or not re.fullmatch(r"step=\d+\.safetensors", name):
+                raise ValueError(f"{file!r} is no snapshot in {str(folder)!r}, such as step=100.safetensors")
+        if not all(isinstance(entry["rates"], dict) for entry in state["entries"]):
+            raise ValueError("its snapshots come without learning rates")
+
+    @staticmethod
     def missing(state: Mapping[str, Any]) -> list[str]:
-        """The files of a state that are not there any more."""
-        return [entry["file"] for entry in state["entries"] if not Path(entry["file"]).is_file()]
+        """The files of a state that are not there any more, or that are damaged."""
+        return [entry["file"] for entry in state["entries"] if not _opens(entry["file"])]
 
     def load_state_dict(self, state: Mapping[str, Any], *, missing: Container[str] = ()) -> None:
         """Go on with the snapshots of a state, but for those that are missing."""
@@ -93,6 +110,14 @@ class Window:
         self.entries = [entry for entry in state["entries"] if entry["file"] not in missing][-self.last :]
         self._left = list(state["left"])
         self._saved = [[entry["file"] for entry in state["entries"]]]
+
+
+def _opens(file: str) -> bool:
+    try:
+        Source(file)
+    except ValueError:
+        return False
+    return True
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -16,10 +16,17 @@ from lightning_objectives.callbacks._optimizer_steps import OptimizerSteps, vari
 from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
 from lightning_objectives.callbacks._whole_state import copied, persistent, standing_in
 from lightning_objectives.callbacks._window import Window
-from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of
+from lightning_objectives.callbacks.base import (
+    CARRIED,
+    Callback,
+    callbacks_of,
+    name_unreadable_checkpoints,
+    read_as_before,
+    taking,
+)
 from lightning_objectives.callbacks.ranks import on_rank_zero, refuse_flat_shards
 from lightning_objectives.kinds import Merge
-from lightning_objectives.merging._writing import replaced
+from lightning_objectives.merging._writing import replaced, write_torch
 
 _STATE = "MergeCheckpoints"
 """What the keys of the states begin with, those of subclasses too."""
@@ -161,6 +168,7 @@ class MergeCheckpoints(Callback):
         self._detach()
         self._clear()
         self._fitting = True
+        name_unreadable_checkpoints(trainer)
         refuse_flat_shards(trainer, "MergeCheckpoints")
         if self.evaluate:
             from lightning_objectives.callbacks.log_metrics import LogMetrics  # which imports this file
@@ -190,12 +198,14 @@ class MergeCheckpoints(Callback):
             taken = [other.folder for other in others if other is not None]
             window.folder = on_rank_zero(trainer, lambda: _new_folder(window.folder, taken))
         else:
-            self._steps = loaded["steps"]
+            with taking(self.state_key, trainer):
+                self._steps = int(loaded["steps"])
+                window.check(loaded["window"])
             missing = on_rank_zero(trainer, lambda: window.missing(loaded["window"]))
             window.load_state_dict(loaded["window"], missing=missing)
             if missing:
                 rank_zero_warn(
-                    f"{len(missing)} snapshots of the checkpoint are not there any more: {missing}. The merge goes on "
+                    f"{len(missing)} snapshots of the checkpoint are not there any more, or damaged: {missing}. The merge goes on "
                     f"with those of the steps {window.steps}, and is made of fewer until {self.last} are there again."
                 )
         self._window = window
@@ -290,11 +300,13 @@ class MergeCheckpoints(Callback):
         """Take the hooks off."""
         if stage == "fit":
             self._detach()
+            read_as_before(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Take the hooks off; the snapshots stay."""
         if self._fitting:
             self._detach()
+            read_as_before(trainer)
 
     def _detach(self) -> None:
         if self._optimizers is not None:
@@ -354,4 +366,4 @@ def _on_cpu(value: Any) -> Any:
 
 def _save(checkpoint: dict[str, Any], path: Path) -> None:
     with replaced(path) as temporary:
-        torch.save(checkpoint, temporary)
+        write_torch(temporary, checkpoint)

@@ -1,6 +1,6 @@
 """The callback of the gradient transforms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints, read_as_before, taking
 from lightning_objectives.kinds import GradientTransform
 
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
@@ -54,12 +54,21 @@ class TransformGradients(Callback):
         if stage != "fit":
             return
         self._names, self._states, self._loaded = [], [], None
+        name_unreadable_checkpoints(trainer)
         refused = _SHARDED & {cls.__name__ for cls in type(trainer.strategy).__mro__}
         if refused:
             raise ValueError(
                 f"TransformGradients cannot work under {refused.pop()}: a rank holds only a shard of each gradient, of "
                 "which norms and products would be wrong. Use DDPStrategy."
             )
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the strategy as it was."""
+        read_as_before(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the strategy as it was."""
+        read_as_before(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the optimizer; begin, or go on from what was loaded."""
@@ -69,7 +78,8 @@ class TransformGradients(Callback):
         self._states = [transform.init(list(params.values())) for transform in self.transforms]
         if self._loaded is None:
             return
-        states, names = self._loaded["states"], self._loaded["names"]
+        with taking(self.state_key, trainer):
+            states, names = _checked(self._loaded, self._states)
         if any(states) and names != self._names:
             other = sorted(set(names) ^ set(self._names))[:5]
             raise ValueError(
@@ -129,3 +139,11 @@ class TransformGradients(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state when the training starts."""
         self._loaded = state_dict or None
+
+
+def _checked(loaded: Mapping[str, Any], fresh: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The states and names of a checkpoint, which must have the slots of new states."""
+    states, names = list(loaded["states"]), list(loaded["names"])
+    if [set(state) for state in states] != [set(state) for state in fresh]:
+        raise ValueError(f"its slots are {[sorted(s) for s in states]}, not {[sorted(s) for s in fresh]}")
+    return states, names
