@@ -85,7 +85,7 @@ class Window:
 
     @staticmethod
     def check(state: Mapping[str, Any]) -> None:
-        """See that a state names nothing but snapshots of its own folder, since those that leave the window are deleted.
+        """See that a state names only snapshots of its own folder, since those that leave the window are deleted.
 
         Raises:
             ValueError: it names something else, or is of another form.

@@ -68,8 +68,8 @@ def _load(inner: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> An
         not isinstance(found[part], form) for part, form in forms.items() if part in found
     ):
         raise ValueError(
-            f"The checkpoint {path} is none of Lightning's: it has no 'state_dict', or parts of another form. Nothing was loaded; for weights "
-            "alone use module.load_state_dict(torch.load(path, weights_only=True))."
+            f"The checkpoint {path} is none of Lightning's: it has no 'state_dict', or parts of another form. "
+            "Nothing was loaded; for weights alone use module.load_state_dict(torch.load(path, weights_only=True))."
         )
     return found
 
@@ -84,8 +84,9 @@ def taking(key: str, trainer: Any = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what was saved may be of any form, and each form fails in its own way
+        file = f" {trainer.ckpt_path}" if getattr(trainer, "ckpt_path", None) else ""
         raise ValueError(
-            f"The checkpoint {getattr(trainer, 'ckpt_path', None) or ''} holds a state of {key} that cannot be taken: it is damaged, or of "
+            f"The checkpoint{file} holds a state of {key} that cannot be taken: it is damaged, or of "
             f"another network or version ({type(error).__name__}: {error}). Use another checkpoint, or go on without "
             "this callback."
         ) from error

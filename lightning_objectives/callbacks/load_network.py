@@ -62,7 +62,8 @@ def read(file: str | Path) -> dict[str, Any]:
     except Exception as error:  # each format has its own ways to say that a file is bad
         raise ValueError(
             f"The file of weights {str(file)!r} cannot be read: it is damaged, or holds objects, which would run code "
-            f"when loaded. Save a plain state dict, or safetensors.{hint(path)} ({type(error).__name__}: {str(error)[:200]})"
+            f"when loaded. Save a plain state dict, or safetensors.{hint(path)} "
+            f"({type(error).__name__}: {str(error)[:200]})"
         ) from error
     if not isinstance(found, dict):
         raise ValueError(f"The file of weights {str(file)!r} holds a {type(found).__name__}, not a state dict.")

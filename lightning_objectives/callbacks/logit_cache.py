@@ -119,8 +119,8 @@ class LogitCache:
         """Read what all the ranks, and earlier trainings, have written.
 
         Raises:
-            ValueError: a file is damaged, of another teacher, or of another number of logits. Nothing of it, or of those
-                behind it, is taken then.
+            ValueError: a file is damaged, of another teacher, or of another number of logits. Nothing of it
+                is taken then.
         """
         for file in sorted(self.directory.glob("logits-*.safetensors")):
             try:

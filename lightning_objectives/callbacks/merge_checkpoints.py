@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -205,8 +204,8 @@ class MergeCheckpoints(Callback):
             window.load_state_dict(loaded["window"], missing=missing)
             if missing:
                 rank_zero_warn(
-                    f"{len(missing)} snapshots of the checkpoint are not there any more, or damaged: {missing}. The merge goes on "
-                    f"with those of the steps {window.steps}, and is made of fewer until {self.last} are there again."
+                    f"{len(missing)} snapshots of the checkpoint are not there any more, or damaged: {missing}. The "
+                    f"merge goes on with those of the steps {window.steps}, and is made of fewer until {self.last} are there again."
                 )
         self._window = window
         return window

@@ -39,7 +39,9 @@ def merge_checkpoints(
 
     Raises:
         ValueError: a file that is truncated or damaged, of another network, of an unknown step, or that could run code
-            when read; weights that are NaN, or infinite in some of the files only. In every case there is no output file, and one that was there before is untouched.
+            when read; weights that are NaN, or infinite in some of the files only. In every case there
+            is no output file, and one that was there before is untouched.
+        OSError: the disk is full, say; with the same promise.
 
     Floating tensors are added up in float32 (float64 where they are), as differences to the newest, so that what is
     equal in all files stays so to the bit; the others (integers, counters) are the newest's. The result has the

@@ -32,7 +32,7 @@ OF_AVERAGES = ("current_model_state", "averaging_state")
 
 @contextmanager
 def temporary(beside: Path, suffix: str) -> Iterator[Path]:
-    """A hidden path in the same folder, of which no file is left, nor, after an error, a folder that was made for it."""
+    """A hidden path in the same folder, of which no file is left; after an error no folder either, made for it."""
     made = [folder for folder in beside.parents if not folder.exists()]
     beside.parent.mkdir(parents=True, exist_ok=True)
     path = beside.with_name(f".{beside.name}.{os.getpid()}.{threading.get_ident()}.tmp{suffix}")
@@ -78,8 +78,9 @@ def write_torch(path: Path, contents: Any) -> None:
         try:
             torch.save(contents, file)
         except RuntimeError as error:
-            cause = error.__context__
-            raise cause if isinstance(cause, OSError) else error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def write_like(

@@ -147,6 +147,16 @@ def trace(module):
     }
 
 
+def unless_refused(call, path, *errors):
+    """What a call gives, or None where it refuses a file by name."""
+    try:
+        return call()
+    except errors or ValueError as error:
+        if str(path.name) not in str(error):
+            raise
+        return None
+
+
 def drawn(examples, run):
     """Call ``run(draw)`` with ``examples`` draws, always the same ones; it returns what was drawn, to be counted."""
     seen = []

@@ -6,7 +6,7 @@ import struct
 import lightning as L
 import pytest
 import torch
-from corruptions import DRAWN, EXAMPLES, HIDDEN, REPLACED, contents, drawn, nothing_left, unreadable
+from corruptions import DRAWN, EXAMPLES, HIDDEN, REPLACED, contents, drawn, nothing_left, unless_refused, unreadable
 from safetensors.torch import load_file, save_file
 
 from lightning_objectives.cli import main
@@ -63,11 +63,7 @@ def test_damage(tmp_path, suffix, damage):
     def run(draw):
         paths[1].write_bytes(DRAWN[damage](whole, draw))
         before = contents(tmp_path)
-        try:
-            merge_checkpoints(paths, WSM(shape="linear"), out)
-        except ValueError as error:
-            assert paths[1].name in str(error)
-        else:
+        if unless_refused(lambda: merge_checkpoints(paths, WSM(shape="linear"), out), paths[1]):
             found = read(out)
             out.unlink()
             form = {key: (value.dtype, value.shape) for key, value in found.items()}

@@ -6,7 +6,7 @@ import struct
 import lightning as L
 import pytest
 import torch
-from corruptions import DRAWN, EXAMPLES, HIDDEN, REPLACED, drawn, nothing_left, trace, unreadable
+from corruptions import DRAWN, EXAMPLES, HIDDEN, REPLACED, drawn, nothing_left, trace, unless_refused, unreadable
 from helpers import Net, equal, fit, loader, trainer
 from safetensors.torch import save_file
 from torch import nn
@@ -64,12 +64,9 @@ def test_damage(tmp_path, name, damage):
 
     def run(draw):
         path.write_bytes(DRAWN[damage](whole, draw))
-        try:
-            with nothing_left(tmp_path):
-                found = load_network(net(), path)
-        except ValueError as error:
-            assert name in str(error)
-        else:
+        with nothing_left(tmp_path):
+            found = unless_refused(lambda: load_network(net(), path), path)
+        if found is not None:
             # Files with checksums are read as they were written, or not at all; others may have other values.
             assert equal(found, right) or name in ("old.pt", "a.safetensors")
             assert all(not value.isnan().any() for value in found.state_dict().values())
@@ -194,7 +191,7 @@ def test_the_sizes_of_a_timm_network(tmp_path, kind):
     torch.save({"head.weight": SIZES[kind]}, tmp_path / "a.pt")
     with (
         nothing_left(tmp_path),
-        pytest.raises(ValueError, match="a.pt.* does not fit|could not be built with the sizes"),
+        pytest.raises(ValueError, match=r"a.pt.* does not fit|could not be built with the sizes"),
     ):
         load_network("timm:test_vit", tmp_path / "a.pt")
 
@@ -251,7 +248,7 @@ def test_a_training_with_a_bad_teacher_leaves_no_trace(tmp_path, damage):
     before = trace(module)
     distill = Distill(VanillaKD(), teacher=Net(), teacher_weights=str(file))
     runner = trainer(distill)
-    with nothing_left(tmp_path), pytest.raises(ValueError, match="teacher.pt"):
+    with nothing_left(tmp_path), pytest.raises(ValueError, match=r"teacher\.pt"):
         runner.fit(module, loader())
     assert trace(module) == before
     assert not vars(runner.strategy).get("load_checkpoint")
