@@ -12,12 +12,12 @@ import torch
 PACKAGE = str(Path(__file__).parents[1])
 
 
-def start(script, *words):
-    """``python script words``, in a process group of its own."""
+def start(script, *words, **settings):
+    """``python script words``, in a process group of its own; ``settings`` are those of Popen."""
     path = os.pathsep.join([PACKAGE, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, script, *map(str, words)]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(command, env=environment, start_new_session=True, **settings)
 
 
 def ranks(script, run, directory):

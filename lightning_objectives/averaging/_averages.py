@@ -459,7 +459,10 @@ class Averages:
         # The order of the slots is that of the names, which joined parameters come last in.
         self._parameters = {name: p for name, p in self._parameters.items() if name not in new}
         with torch.inference_mode(False):
-            for name in self.rules:
+            for name, rule in self.rules.items():
+                asked, found = set(rule.init([torch.zeros(1)]).slots), set(averages[name]["slots"])
+                if asked != found:
+                    raise ValueError(f"The state of {rule} has the slots {sorted(found)}, not {sorted(asked)}.")
                 slots = {
                     slot: [_fitting(tensors[key], sources[key], key).clone() for key in sources if key in saved]
                     for slot, tensors in averages[name]["slots"].items()

@@ -308,6 +308,11 @@ class AverageWeights(Callback):
         ours = {key: state for key, state in states.items() if str(key).removeprefix(CARRIED).startswith(_STATE)}
         for key, state in ours.items():
             with taking(key, trainer):
+                averaged = {name for average in state["averages"].values() for name in average["slots"]["average"]}
+                if state["raw"] and averaged - state["raw"].keys():
+                    raise ValueError(
+                        f"there are averages of {sorted(averaged - state['raw'].keys())}, but no raw weights"
+                    )
                 restore(pl_module, state["raw"])
         if ours and not ours.keys() & {self.state_key, CARRIED + self.state_key}:
             rank_zero_warn(

@@ -142,8 +142,24 @@ class TransformGradients(Callback):
 
 
 def _checked(loaded: Mapping[str, Any], fresh: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The states and names of a checkpoint, which must have the slots of new states."""
+    """The states and names of a checkpoint.
+
+    Raises:
+        ValueError: the states are of other slots or forms than new ones.
+    """
     states, names = list(loaded["states"]), list(loaded["names"])
-    if [set(state) for state in states] != [set(state) for state in fresh]:
-        raise ValueError(f"its slots are {[sorted(s) for s in states]}, not {[sorted(s) for s in fresh]}")
+    if len(states) != len(fresh) or not all(map(_alike, states, fresh)):
+        raise ValueError(f"its states are not of the form of new ones, {[list(state) for state in fresh]}")
     return states, names
+
+
+def _alike(value: Any, new: Any) -> bool:
+    """Whether two states are of one form; what is empty or None in a new one may have become anything."""
+    if isinstance(new, Mapping):
+        return isinstance(value, Mapping) and value.keys() == new.keys() and all(_alike(value[k], new[k]) for k in new)
+    if isinstance(new, (list, tuple)):
+        same = isinstance(value, (list, tuple)) and (not new or len(value) == len(new))
+        return same and all(map(_alike, value, new))
+    if isinstance(new, Tensor):
+        return isinstance(value, Tensor) and value.shape == new.shape
+    return new is None or isinstance(value, (type(new), int) if isinstance(new, (int, float)) else type(new))

@@ -68,14 +68,15 @@ MADE = {
 """The callbacks by name, and one that brings modules of its own."""
 
 
-def train():
-    return DataLoader(with_index(data()), batch_size=8)
+def train(name):
+    """A cache knows the samples by their index."""
+    return DataLoader(with_index(data()) if name == "Distill" else data(), batch_size=8)
 
 
-def run(name, net, *, epochs, ckpt_path=None, more=()):
-    """Train in the working directory; the trainer comes back though the training may not."""
-    runner = trainer(*MADE[name](), *more, max_epochs=epochs)
-    return runner, lambda: runner.fit(net, train(), loader(seed=1), ckpt_path=ckpt_path)
+def run(name, net, *, epochs, ckpt_path=None):
+    """A trainer, and what starts its training in the working directory."""
+    runner = trainer(*MADE[name](), max_epochs=epochs)
+    return runner, lambda: runner.fit(net, train(name), loader(seed=1), ckpt_path=ckpt_path)
 
 
 def checkpoint(name, path):
@@ -83,5 +84,5 @@ def checkpoint(name, path):
     L.seed_everything(0, verbose=False)
     saver = L.pytorch.callbacks.ModelCheckpoint(path.parent, filename=path.stem, enable_version_counter=False)
     runner = trainer(*MADE[name](), saver, max_epochs=1, enable_checkpointing=True)
-    runner.fit(Net(), train(), loader(seed=1))
+    runner.fit(Net(), train(name), loader(seed=1))
     return path

@@ -13,7 +13,10 @@ from lightning_objectives.data import CIFAR10DataModule, CIFAR100DataModule, Fas
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CIFAR = {10: (CIFAR10DataModule, "cifar-10-batches-py/data_batch_1"), 100: (CIFAR100DataModule, "cifar-100-python/train")}
+CIFAR = {
+    10: (CIFAR10DataModule, "cifar-10-batches-py/data_batch_1"),
+    100: (CIFAR100DataModule, "cifar-100-python/train"),
+}
 # An archive that is no file, or of another format, is one of these by its checksum.
 PICKLES = {
     **{kind: make for kind, make in REPLACED.items() if kind != "directory"},
