@@ -140,7 +140,8 @@ class Extras:
         for position, name in extra.items():
             entry = loaded.pop(name, None) or optimizer.state.get(params[position])
             if entry:
-                _check_entry(name, entry, params[position])
+                if not isinstance(entry, Mapping):
+                    raise ValueError(f"{name} has the state {entry!r:.100}, which no optimizer keeps")
                 state["state"][position] = entry
         return state
 
@@ -156,16 +157,6 @@ class Extras:
     def _load(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
         inner(checkpoint)
         self._loaded = checkpoint.get(NAME, [])
-
-
-def _check_entry(name: str, entry: Mapping[str, Any], parameter: Tensor) -> None:
-    for key, value in entry.items():
-        if not isinstance(value, (Tensor, int, float)) or (
-            isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape
-        ):
-            raise ValueError(
-                f"{key} of {name} is {value!r:.100}, which no optimizer keeps for {tuple(parameter.shape)}"
-            )
 
 
 def _optimizers(configured: Any) -> Iterator[Optimizer]:

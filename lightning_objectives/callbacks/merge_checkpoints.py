@@ -205,7 +205,8 @@ class MergeCheckpoints(Callback):
             if missing:
                 rank_zero_warn(
                     f"{len(missing)} snapshots of the checkpoint are not there any more, or damaged: {missing}. The "
-                    f"merge goes on with those of the steps {window.steps}, and is made of fewer until {self.last} are there again."
+                    f"merge goes on with those of the steps {window.steps}, and is made of fewer until {self.last} are "
+                    "there again."
                 )
         self._window = window
         return window

@@ -147,11 +147,11 @@ def trace(module):
     }
 
 
-def unless_refused(call, path, *errors):
+def unless_refused(call, path, errors=(ValueError,)):
     """What a call gives, or None where it refuses a file by name."""
     try:
         return call()
-    except errors or ValueError as error:
+    except errors as error:
         if str(path.name) not in str(error):
             raise
         return None

@@ -47,7 +47,7 @@ def resumed(name, path, *, lightning=()):
     plain()
     before = trace(net)
     runner, fit = run(name, net, epochs=2, ckpt_path=path)
-    done = unless_refused(lambda: fit() or True, path, ValueError, *lightning)
+    done = unless_refused(lambda: fit() or True, path, (ValueError, *lightning))
     assert trace(net) == before
     assert not any(isinstance(value, Patch) for value in vars(runner.strategy).values())
     assert contents(path.parent) == before_files
@@ -158,7 +158,9 @@ def ours(frame, name):
 @pytest.mark.parametrize("name", STATEFUL)
 def test_states_of_another_form(saved, name, change):
     frame = torch.load(saved, weights_only=True)
-    paths = [path for path in leaves(ours(frame, name)) if path not in [("callbacks",), ("objective_modules",)]]
+    # What an optimizer keeps for a parameter is its own to judge, as without this package.
+    tops = [("callbacks",), ("objective_modules",)]
+    paths = [p for p in leaves(ours(frame, name)) if p not in tops and not (p[0] == "objective_modules" and p[3:])]
 
     def one(draw):
         changed = copy.deepcopy(frame)
@@ -166,7 +168,7 @@ def test_states_of_another_form(saved, name, change):
         torch.save(changed, saved)
         resumed(name, saved)
 
-    drawn(EXAMPLES // 4, one)
+    drawn(EXAMPLES // 6, one)
 
 
 WHOLE = {
@@ -188,7 +190,7 @@ def test_another_checkpoint(saved, name, kind):
     try:
         assert resumed(name, saved) is None
     except RuntimeError as error:
-        assert kind in ("more classes", "names of another network")  # noqa: PT017  # said of some kinds only
+        assert kind in ("more classes", "names of another network")  # said of some kinds only
         assert "loading state_dict for Net" in str(error)  # noqa: PT017
 
 
@@ -209,7 +211,7 @@ def test_snapshots(saved, name, damage):
         else:
             REPLACED[damage](files[0])
         net = Net()
-        runner, fit = run(name, net, epochs=1, ckpt_path=saved)  # nothing is left to train but to merge
+        _, fit = run(name, net, epochs=1, ckpt_path=saved)  # nothing is left to train but to merge
         Path("merge/merged.ckpt").unlink(missing_ok=True)
         if unless_refused(lambda: fit() or True, files[0]):
             merged = torch.load("merge/merged.ckpt", weights_only=True)["state_dict"]
