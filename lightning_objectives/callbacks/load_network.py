@@ -55,6 +55,7 @@ def read(file: str | Path) -> dict[str, Any]:
         why = "is a directory: give a file in it" if path.is_dir() else "does not exist"
         raise ValueError(f"The file of weights {str(file)!r} {why}.")
     try:
+        path.open("rb").close()  # of what may not be opened safetensors says that it is missing
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         check_sums(path)

@@ -124,9 +124,14 @@ class LogitCache:
         """
         for file in sorted(self.directory.glob("logits-*.safetensors")):
             try:
+                file.open("rb").close()  # of what may not be opened safetensors says that it is missing
                 with safe_open(file, framework="pt") as opened:
                     label = dict(opened.metadata() or {})
                     rows = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no dictionary
+            except OSError as error:
+                raise ValueError(
+                    f"{str(file)!r} cannot be read ({error}): delete it, or give another directory."
+                ) from error
             except Exception as error:  # safetensors has its own
                 raise ValueError(f"{str(file)!r} is damaged ({error}): delete it.{hint(file)}") from error
             wrong = [name for name, value in self._label().items() if label.get(name) != value]

@@ -50,6 +50,7 @@ class Source:
 
     def _open_safetensors(self) -> None:
         try:
+            self.path.open("rb").close()  # of what may not be opened safetensors says that it is missing
             file: Any = safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ValueError(

@@ -66,7 +66,7 @@ def test_damage(tmp_path, top_k, damage):
 def test_something_else_in_its_place(tmp_path, kind):
     path = write(tmp_path)
     REPLACED[kind](path)
-    refused(path, "is damaged")
+    refused(path, "is damaged|cannot be read")
 
 
 def test_a_file_that_is_missing_is_made_anew(tmp_path):
@@ -80,7 +80,7 @@ def test_no_permission():
     with unreadable() as folder:
         path = write(folder)
         path.chmod(0)
-        refused(path, "is damaged .*Permission denied")
+        refused(path, "cannot be read .*Permission denied")
 
 
 def test_code(tmp_path):

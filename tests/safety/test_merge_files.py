@@ -83,11 +83,12 @@ def test_something_else_in_its_place(tmp_path, suffix, kind):
     refused(paths, suffix=suffix)
 
 
-def test_no_permission():
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_no_permission(suffix):
     with unreadable() as folder:
-        paths = write(folder, ".pt")
+        paths = write(folder, suffix)
         paths[1].chmod(0)
-        refused(paths, "PermissionError")
+        refused(paths, "Permission denied", suffix=suffix)
 
 
 @pytest.mark.parametrize("where", HIDDEN)

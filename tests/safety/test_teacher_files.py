@@ -105,11 +105,12 @@ def test_the_wrong_suffix_is_said(tmp_path):
     refused(tmp_path / "a.ckpt", "call it .safetensors")
 
 
-def test_no_permission():
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_no_permission(suffix):
     with unreadable() as folder:
-        path = write(folder / "a.pt")
+        path = write(folder / f"a{suffix}")
         path.chmod(0)
-        refused(path, "PermissionError")
+        refused(path, "Permission denied")
 
 
 @pytest.mark.parametrize("where", HIDDEN)
