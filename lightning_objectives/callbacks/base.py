@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
 
+from torch import Tensor
+
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.merging._intact import check_sums, hint
 
@@ -64,8 +66,10 @@ def _load(inner: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> An
             f"({type(error).__name__}: {error})"
         ) from error
     forms = {"state_dict": Mapping, "callbacks": Mapping, "pytorch-lightning_version": str}
-    if not (isinstance(found, dict) and "state_dict" in found) or any(
-        not isinstance(found[part], form) for part, form in forms.items() if part in found
+    if (
+        not (isinstance(found, dict) and "state_dict" in found)
+        or any(not isinstance(found[part], form) for part, form in forms.items() if part in found)
+        or any(isinstance(state, Tensor) for state in found.get("callbacks", {}).values())
     ):
         raise ValueError(
             f"The checkpoint {path} is none of Lightning's: it has no 'state_dict', or parts of another form. "
@@ -85,6 +89,8 @@ def taking(key: str, trainer: Any = None) -> Iterator[None]:
         yield
     except Exception as error:  # what was saved may be of any form, and each form fails in its own way
         file = f" {trainer.ckpt_path}" if getattr(trainer, "ckpt_path", None) else ""
+        # Lightning keeps what it could not restore, and a later fit without a checkpoint would go on from it.
+        getattr(getattr(trainer, "_checkpoint_connector", None), "_loaded_checkpoint", {}).clear()
         raise ValueError(
             f"The checkpoint{file} holds a state of {key} that cannot be taken: it is damaged, or of "
             f"another network or version ({type(error).__name__}: {error}). Use another checkpoint, or go on without "
