@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_objectives import callbacks
 from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives.callbacks.restore_random_state import random_state, set_random_state
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -198,6 +199,16 @@ def test_another_checkpoint(saved, name, kind):
     except RuntimeError as error:
         assert kind in ("more classes", "names of another network")  # said of some kinds only
         assert "loading state_dict for Net" in str(error)  # noqa: PT017
+
+
+def test_random_states_are_put_back_whole_or_not_by_halves():
+    """The last of the generators has a state that is none: the first keeps its own."""
+    other = random_state()
+    before = torch.get_rng_state(), (torch.rand(3), torch.get_rng_state())[1]
+    with pytest.raises((TypeError, ValueError)):
+        set_random_state({**other, "torch": before[0], "python": (3, (1,), None)})
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert not torch.equal(*before)
 
 
 # The snapshots that a checkpoint tells of.
