@@ -1,6 +1,6 @@
 """The callback of the gradient transforms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -8,7 +8,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints, read_as_before, taking
 from lightning_objectives.kinds import GradientTransform
 
 
@@ -60,6 +60,15 @@ class TransformGradients(Callback):
             return
         self._names, self._states, self._loaded = [], [], None
         super().setup(trainer, pl_module, stage)
+        name_unreadable_checkpoints(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the strategy as it was."""
+        read_as_before(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the strategy as it was."""
+        read_as_before(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the optimizer; begin, or go on from what was loaded."""
@@ -70,7 +79,8 @@ class TransformGradients(Callback):
         self._states = [transform.init(list(params.values())) for transform in self.transforms]
         if self._loaded is None:
             return
-        states, names = self._loaded["states"], self._loaded["names"]
+        with taking(self.state_key, trainer):
+            states, names = _checked(self._loaded, self._states)
         if any(states) and names != self._names:
             other = sorted(set(names) ^ set(self._names))[:5]
             raise ValueError(
@@ -130,3 +140,27 @@ class TransformGradients(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state when the training starts."""
         self._loaded = state_dict or None
+
+
+def _checked(loaded: Mapping[str, Any], fresh: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The states and names of a checkpoint.
+
+    Raises:
+        ValueError: the states are of other slots or forms than new ones.
+    """
+    states, names = list(loaded["states"]), list(loaded["names"])
+    if len(states) != len(fresh) or not all(map(_alike, states, fresh)):
+        raise ValueError(f"its states are not of the form of new ones, {[list(state) for state in fresh]}")
+    return states, names
+
+
+def _alike(value: Any, new: Any) -> bool:
+    """Whether two states are of one form; what is empty or None in a new one may have become anything."""
+    if isinstance(new, Mapping):
+        return isinstance(value, Mapping) and value.keys() == new.keys() and all(_alike(value[k], new[k]) for k in new)
+    if isinstance(new, (list, tuple)):
+        same = isinstance(value, (list, tuple)) and (not new or len(value) == len(new))
+        return same and all(map(_alike, value, new))
+    if isinstance(new, Tensor):
+        return isinstance(value, Tensor) and value.shape == new.shape
+    return new is None or isinstance(value, (type(new), int) if isinstance(new, (int, float)) else type(new))

@@ -38,7 +38,7 @@ def validate_before_fit(trial: Trial) -> None:
 
 
 def stages_after_fit(trial: Trial) -> None:
-    """With the weights of the module, the best, the last or a file: on any trainer, the metrics of the file's weights."""
+    """With the module's weights, the best, the last or a file: on any trainer, the metrics of the file's weights."""
     run = _saved(trial)
     saver = next(c for c in run.trainer.callbacks if isinstance(c, ModelCheckpoint))
     left, last = run.weights, torch.load(saver.last_model_path, weights_only=True)["state_dict"]

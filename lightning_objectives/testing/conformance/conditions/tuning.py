@@ -20,7 +20,7 @@ _SEARCH = {"min_lr": 1e-4, "max_lr": 1e-1, "num_training": 3, "early_stop_thresh
 
 
 def lr_find(trial: Trial) -> None:
-    """``Tuner.lr_find`` before a fit: module and callbacks are as before, and its losses contain the step's objective."""
+    """``Tuner.lr_find`` before a fit: all is as before, and its losses contain the step's objective."""
     callbacks = trial.make()
     module = _made(trial)
     before, shape = flat(module.state_dict()), shape_of(module)
