@@ -13,11 +13,12 @@ from lightning_objectives.averaging._averages import Averages, Buffers, Journal,
 from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
 from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints
 from lightning_objectives.callbacks.patch import Patch
-from lightning_objectives.callbacks.ranks import refuse_flat_shards
 from lightning_objectives.kinds import Rule
 
 _STATE = "AverageWeights"
 """What the keys of the averages' states begin with, those of subclasses too."""
+_LIGHTNINGS = {"StochasticWeightAveraging", "WeightAveraging"}
+_ONE_IS_LEFT = "only one average can be validated, saved and left in the module"
 
 
 class AverageWeights(Callback):
@@ -39,8 +40,8 @@ class AverageWeights(Callback):
         primary: whether this average is validated, saved and left in the module.
 
     Raises:
-        ValueError: a setting outside its range; at setup: a second primary callback, or a strategy whose shards cannot
-            be averaged.
+        ValueError: a setting outside its range; at setup: a second primary callback, Lightning's own averages beside a
+            primary one, or a strategy whose shards cannot be averaged.
 
     Checkpoints: ``state_dict`` has the keys of the plain module and holds the average (the trained weights, before it
     has begun), so that the file loads without this package; the raw weights and the averages lie in this callback's
@@ -58,6 +59,10 @@ class AverageWeights(Callback):
 
     zero: ClassVar = {"start_step": 10**9}
     leaves_training_alone = True
+    refuses: ClassVar = {
+        "beside_stochastic_weight_averaging": _ONE_IS_LEFT,
+        "beside_weight_averaging": _ONE_IS_LEFT,
+    }
 
     def __init__(
         self,
@@ -151,6 +156,10 @@ class AverageWeights(Callback):
             raise RuntimeError("There are no averages yet: they begin with the training, in trainer.fit().")
         return self._averages
 
+    def unsupported(self) -> dict[str, str]:
+        """Another average beside a primary one."""
+        return super().unsupported() if self.primary else {}
+
     # The run.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -160,15 +169,26 @@ class AverageWeights(Callback):
             return
         self._detach()
         self._clear()
+        super().setup(trainer, pl_module, stage)
         self._fitting = True
-        refuse_flat_shards(trainer, "AverageWeights")
         primaries = [callback for callback in callbacks_of(trainer, AverageWeights) if callback.primary]
         if len(primaries) > 1:
             raise ValueError(
-                f"{len(primaries)} AverageWeights callbacks are primary, of {[p.names for p in primaries]}, but only "
-                "one average can be validated, saved and left in the module. Pass primary=False to the others."
+                f"{len(primaries)} AverageWeights callbacks are primary, of {[p.names for p in primaries]}, but "
+                f"{_ONE_IS_LEFT}. Pass primary=False to the others."
             )
+        if self.primary:
+            self._refuse_lightnings(trainer)
         self._patches.append(name_unreadable_checkpoints(trainer))
+
+    def _refuse_lightnings(self, trainer: Any) -> None:
+        for callback in trainer.callbacks:
+            found = _LIGHTNINGS & {cls.__name__ for cls in type(callback).__mro__}
+            if found:
+                raise ValueError(
+                    f"AverageWeights of {self.names} stands beside Lightning's {found.pop()}, but {_ONE_IS_LEFT}. "
+                    "Keep one of the two, or pass primary=False to AverageWeights."
+                )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin, or go on from what was loaded."""

@@ -18,6 +18,11 @@ else:
     _Both = type("_Both", tuple(import_module(name).Callback for name in names), {"__module__": __name__})
 
 
+STRATEGIES = {"FSDPStrategy": "fsdp", "DeepSpeedStrategy": "deepspeed", "ModelParallelStrategy": "fsdp2"}
+"""The conditions that strategies make, by the names of their classes, which both Lightnings share."""
+_FLAT = "it hides the parameters in flat shards; use ModelParallelStrategy (FSDP2) or DDPStrategy"
+
+
 class Callback(_Both):
     """What the callbacks of this package say of themselves, to be held to it by ``testing.conformance``."""
 
@@ -31,14 +36,32 @@ class Callback(_Both):
     """Whether the weights go the same way in training as without it."""
     draws: ClassVar[bool] = False
     """Whether its methods may draw from the global random stream, so that the user's own draws are other ones."""
-    refuses: ClassVar[Mapping[str, str]] = {}
-    """The conditions that it refuses at setup, and why; the error says so."""
+    refuses: ClassVar[Mapping[str, str]] = {"fsdp": _FLAT, "deepspeed": _FLAT}
+    """The conditions that it refuses at setup beside those of its bases, and why; the error says so."""
 
     def unsupported(self) -> dict[str, str]:
         """The conditions that it, or a method of its, refuses with these settings, and why."""
-        placed = [m for value in vars(self).values() for m in (value if isinstance(value, list) else [value])]
-        theirs = {n: why for m in placed if isinstance(m, Method) for n, why in m.unsupported.items()}
-        return {**self.refuses, **theirs}
+        told = [vars(cls).get("refuses", {}) for cls in reversed(type(self).__mro__)]
+        told += [method.unsupported for method in self.placed()]
+        return {name: why for refused in told for name, why in refused.items()}
+
+    def placed(self) -> list[Method]:
+        """The methods that it was given."""
+        given = [m for value in vars(self).values() for m in (value if isinstance(value, list) else [value])]
+        return [method for method in given if isinstance(method, Method)]
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse to train under a strategy that is not supported.
+
+        Raises:
+            ValueError: the strategy, and why.
+        """
+        if stage != "fit":
+            return
+        for strategy in type(trainer.strategy).__mro__:
+            why = self.unsupported().get(STRATEGIES.get(strategy.__name__, ""))
+            if why is not None:
+                raise ValueError(f"{type(self).__name__} cannot work under {strategy.__name__}: {why}.")
 
 
 C = TypeVar("C")

@@ -73,6 +73,7 @@ class Calibrate(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the evaluation steps."""
+        super().setup(trainer, pl_module, stage)
         self._restore()
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
         otherwise = "a calibrator needs logits of classes and a class a row"

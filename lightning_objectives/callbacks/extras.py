@@ -16,6 +16,7 @@ from lightning_objectives.callbacks.patch import Patch
 
 NAME = "objective_modules"
 """The name of the child that holds the extra modules, and of their entry in a checkpoint."""
+COPIED = "Lightning's WeightAveraging copies the module at setup, with or without the parameters that are added to it"
 
 
 class _Container(nn.ModuleDict):
@@ -49,14 +50,14 @@ class Extras:
         """Add the modules that have parameters as a child of the user's module.
 
         Raises:
-            ValueError: the strategy shards parameters, where unsharded extras would let the ranks diverge.
+            ValueError: Lightning averages the weights, and the order of the callbacks tells whether it copies these.
         """
         modules = {name: module for name, module in modules.items() if next(module.parameters(), None) is not None}
         if not modules:
             return
-        strategy = type(self.module.trainer.strategy).__name__
-        if strategy in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
-            raise ValueError(f"{list(modules)} would add parameters, which {strategy} would not shard: use ddp.")
+        bases = {cls.__name__ for callback in self.module.trainer.callbacks for cls in type(callback).__mro__}
+        if "WeightAveraging" in bases:
+            raise ValueError(f"{list(modules)} would add parameters, but {COPIED}. Use AverageWeights.")
         self.head = head
         self.container = _Container(modules)
         setattr(self.module, NAME, self.container)

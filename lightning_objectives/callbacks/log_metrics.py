@@ -12,6 +12,10 @@ from lightning_objectives.callbacks.evaluation import NO_CHOICE, EvaluationSteps
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.metrics import default_metrics
 
+_GATHERED = {
+    "fsdp2": "weights= repeats the forward pass with other weights than those that FSDP2 gathers; leave it out"
+}
+
 
 class Measured:
     """The metrics of one epoch, by name and data loader."""
@@ -95,11 +99,13 @@ class LogMetrics(Callback):
         self._measured = Measured(metrics)
 
     def unsupported(self) -> dict[str, str]:
-        """What the default metrics cannot measure; metrics that were given are the user's choice."""
-        return {**super().unsupported(), **({"binary_cross_entropy": NO_CHOICE} if self.metrics is None else {})}
+        """What the default metrics cannot measure, and other weights that are not sharded as the module's are."""
+        unmeasured = {"binary_cross_entropy": NO_CHOICE} if self.metrics is None else {}
+        return super().unsupported() | unmeasured | (_GATHERED if self.weights else {})
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the evaluation steps."""
+        super().setup(trainer, pl_module, stage)
         self._restore()
         self._trainer = trainer
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)

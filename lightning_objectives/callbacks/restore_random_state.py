@@ -39,6 +39,7 @@ class RestoreRandomState(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget what was loaded for another run."""
+        super().setup(trainer, pl_module, stage)
         self._loaded = None
         self._alone = False
         self._resumed = False

@@ -11,6 +11,10 @@ from lightning_objectives.callbacks.base import Callback
 from lightning_objectives.callbacks.step import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Pipeline
 from lightning_objectives.kinds import Method, signals_of
 
+_UNSHARDED = {
+    "fsdp2": "it adds parameters, which would not be sharded, so that the ranks would diverge; use DDPStrategy"
+}
+
 
 @dataclass(eq=False, kw_only=True)
 class StepCallback(Callback):
@@ -48,16 +52,23 @@ class StepCallback(Callback):
         return f"{type(self).__name__}({self.method!r})"
 
     def unsupported(self) -> dict[str, str]:
-        """What it refuses, a head that cannot be reached included, where it needs one."""
+        """A head that cannot be reached, where it needs one; parameters that FSDP2 would not shard."""
         taken = self.place == "head" or not FROM_HEAD.isdisjoint(self.signals)
-        return {**super().unsupported(), **({"a_compiled_module": COMPILED} if taken else {})}
+        unsharded = _UNSHARDED if self.adds_parameters else {}
+        return unsharded | super().unsupported() | ({"a_compiled_module": COMPILED} if taken else {})
 
     def active(self, step: int) -> bool:
         """Whether anything is touched at this optimizer step."""
         return self.method.active(step=step) if isinstance(self.method, Method) else True
 
+    @property
+    def adds_parameters(self) -> bool:
+        """Whether the method has parameters, or will have, that are trained with the module's."""
+        return isinstance(self.method, nn.Module) and next(self.method.parameters(), None) is not None
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Register with the pipeline of the module."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             Pipeline.of(trainer, pl_module).add(self)
 

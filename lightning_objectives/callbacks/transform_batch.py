@@ -28,7 +28,6 @@ class TransformBatch(StepCallback):
 
     place = "transform"
     refuses: ClassVar = {
-        **StepCallback.refuses,
         "binary_cross_entropy": "the mixed targets can only be put in the place of one class a row",
     }
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from lightning_objectives.callbacks.base import Callback
 from lightning_objectives.kinds import GradientTransform
 
-_SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
-
 
 class TransformGradients(Callback):
     """Changes the gradients before each optimizer step, by one method or by several, in their order.
@@ -40,6 +38,8 @@ class TransformGradients(Callback):
     """
 
     refuses: ClassVar = {
+        "fsdp2": "a rank holds only a shard of each gradient, of which norms and products would be wrong; use "
+        "DDPStrategy",
         "several_optimizers": "the gradients of the others' parameters would be changed at each of their steps",
         "lbfgs": "it evaluates the loss many times a step and needs its own gradient each time",
     }
@@ -59,12 +59,7 @@ class TransformGradients(Callback):
         if stage != "fit":
             return
         self._names, self._states, self._loaded = [], [], None
-        refused = _SHARDED & {cls.__name__ for cls in type(trainer.strategy).__mro__}
-        if refused:
-            raise ValueError(
-                f"TransformGradients cannot work under {refused.pop()}: a rank holds only a shard of each gradient, of "
-                "which norms and products would be wrong. Use DDPStrategy."
-            )
+        super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the optimizer; begin, or go on from what was loaded."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -24,6 +25,10 @@ class WrapHead(StepCallback):
 
     place = "head"
     draws = True
+    refuses: ClassVar = {
+        "fsdp2": "the loss goes through the stacks, past the output by whose gradient the head's weights are gathered; "
+        "use DDPStrategy",
+    }
 
     wrapper: nn.Module | Callable[..., Tensor]
 

@@ -34,7 +34,7 @@ class PlugIn:
         return all(callback.leaves_training_alone for callback in self.make(case))
 
     def unsupported(self, case: Case) -> dict[str, str]:
-        """The conditions that one of the callbacks, or its methods, refuses, and why; the first that does is heard."""
+        """The conditions that one of the callbacks, or its methods, refuses, and why the first of them does."""
         return {name: why for callback in reversed(self.make(case)) for name, why in callback.unsupported().items()}
 
     def __str__(self) -> str:
