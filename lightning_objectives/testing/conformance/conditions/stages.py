@@ -53,6 +53,7 @@ def stages_after_fit(trial: Trial) -> None:
                 expected[0]["val_loss"] == seen["val_loss"], f"the fit logged {seen}, its weights {expected}."
             )
         else:
+            assert saver.best_model_score is not None
             best = float(saver.best_model_score)
             trial.require(expected[0]["val_loss"] == best, f"the best is named {best}, but is {expected[0]}.")
         with_same = _both(trial, run.trainer, run.module, path)
