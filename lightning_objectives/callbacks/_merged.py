@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -13,7 +12,7 @@ from lightning_objectives.averaging._recalibrate import recalibrate
 from lightning_objectives.callbacks._training_pass import joint_pass
 from lightning_objectives.callbacks._whole_state import persistent, standing_in
 from lightning_objectives.callbacks.ranks import on_rank_zero
-from lightning_objectives.merging._writing import replaced
+from lightning_objectives.merging._writing import replaced, write_torch
 
 
 class Evaluated:
@@ -85,7 +84,7 @@ def _on_cpu(value: Any) -> Any:
 
 def _save(checkpoint: dict[str, Any], path: Path) -> None:
     with replaced(path) as temporary:
-        torch.save(checkpoint, temporary)
+        write_torch(temporary, checkpoint)
 
 
 def new_folder(wanted: Path, taken: Sequence[Path]) -> Path:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_objectives.averaging._shards import local, whole
-from lightning_objectives.callbacks._optimizer_steps import Rates
+from lightning_objectives.callbacks._optimizer_steps import Rates, varied
 from lightning_objectives.callbacks._whole_state import persistent
 from lightning_objectives.kinds import Merge
 
@@ -158,6 +158,17 @@ class RunningSum:
         entries = [dict(entry) for entry in self.entries]
         state = {"plan": self.plan, "after": self.after, "entries": entries, "folder": str(self.folder)}
         return {**state, "means": dict(self._means)}
+
+    @staticmethod
+    def check(state: Mapping[str, Any]) -> None:
+        """See that a state has the form of one.
+
+        Raises:
+            ValueError: it has not.
+        """
+        if not all(isinstance(mean, Tensor) for mean in state["means"].values()):
+            raise ValueError("'means' holds something else than tensors")
+        varied(entry["rates"] for entry in state["entries"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of the same plan."""

@@ -9,12 +9,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_objectives.callbacks._background import Background
-from lightning_objectives.callbacks._optimizer_steps import Rates
+from lightning_objectives.callbacks._optimizer_steps import Rates, varied
 from lightning_objectives.callbacks._whole_state import copied
 from lightning_objectives.callbacks.ranks import on_rank_zero
 from lightning_objectives.kinds import Merge
 from lightning_objectives.merging._checkpoints import merged_tensor
-from lightning_objectives.merging._files import in_order
+from lightning_objectives.merging._files import Source, in_order
 from lightning_objectives.merging._writing import replaced, write_safetensors
 
 
@@ -57,8 +57,8 @@ class Window:
         window.load_state_dict(state, missing=missing)
         if missing:
             rank_zero_warn(
-                f"{len(missing)} snapshots of the checkpoint are not there any more: {missing}. The merge goes on "
-                f"with those of the steps {window.steps}, and is made of fewer until {last} are there again."
+                f"{len(missing)} snapshots of the checkpoint are not there any more, or damaged: {missing}. The merge "
+                f"goes on with those of the steps {window.steps}, and is made of fewer until {last} are there again."
             )
         return window
 
@@ -115,9 +115,24 @@ class Window:
         return {"entries": list(self.entries), "left": list(self._left), "folder": str(self.folder)}
 
     @staticmethod
+    def check(state: Mapping[str, Any]) -> None:
+        """See that a state names only snapshots of its own folder, since those that leave the window are deleted.
+
+        Raises:
+            ValueError: it names something else, or is of another form.
+        """
+        folder = Path(state["folder"])
+        named = [(f"step={int(entry['step'])}.safetensors", entry["file"]) for entry in state["entries"]]
+        named += [(Path(file).name, file) for file in state["left"]]
+        for name, file in named:
+            if Path(file) != folder / name or not re.fullmatch(r"step=\d+\.safetensors", name):
+                raise ValueError(f"{file!r} is no snapshot in {str(folder)!r}, such as step=100.safetensors")
+        varied(entry["rates"] for entry in state["entries"])  # or they would fail where they are merged
+
+    @staticmethod
     def missing(state: Mapping[str, Any]) -> list[str]:
-        """The files of a state that are not there any more."""
-        return [entry["file"] for entry in state["entries"] if not Path(entry["file"]).is_file()]
+        """The files of a state that are not there any more, or that are damaged."""
+        return [entry["file"] for entry in state["entries"] if not _opens(entry["file"])]
 
     def load_state_dict(self, state: Mapping[str, Any], *, missing: Container[str] = ()) -> None:
         """Go on with the snapshots of a state, but for those that are missing."""
@@ -127,6 +142,14 @@ class Window:
         self._saved = [[entry["file"] for entry in state["entries"]]]
         if self.writes:
             _delete_unfinished(self.folder)
+
+
+def _opens(file: str) -> bool:
+    try:
+        Source(file)
+    except ValueError:
+        return False
+    return True
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_objectives.callbacks.base import taking
 from lightning_objectives.callbacks.patch import Patch
 
 NAME = "objective_modules"
@@ -101,9 +102,13 @@ class Extras:
         for number, optimizer in enumerate(self._optimizers):
             self._patches.append(Patch(optimizer, "state_dict", self._without))
             self._patches.append(
-                Patch(optimizer, "load_state_dict", lambda load, state, n=number: load(self._with(n, state)))
+                Patch(optimizer, "load_state_dict", lambda load, state, n=number: self._take(load, n, state))
             )
         return configured
+
+    def _take(self, load: Callable[..., Any], number: int, state: dict[str, Any]) -> None:
+        with taking(f"the optimizer, {NAME!r} included,", self.module.trainer):
+            load(self._with(number, state))
 
     def _names(self) -> dict[Tensor, str]:
         assert self.container is not None
@@ -136,6 +141,8 @@ class Extras:
         for position, name in extra.items():
             entry = loaded.pop(name, None) or optimizer.state.get(params[position])
             if entry:
+                if not isinstance(entry, Mapping):
+                    raise ValueError(f"{name} has the state {entry!r:.100}, which no optimizer keeps")
                 state["state"][position] = entry
         return state
 

@@ -17,7 +17,14 @@ from lightning_objectives.callbacks._optimizer_steps import OptimizerSteps, warn
 from lightning_objectives.callbacks._running_sum import RunningSum, refuse_manual_steps
 from lightning_objectives.callbacks._training_pass import check_training_data
 from lightning_objectives.callbacks._window import Window
-from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of
+from lightning_objectives.callbacks.base import (
+    CARRIED,
+    Callback,
+    callbacks_of,
+    name_unreadable_checkpoints,
+    read_as_before,
+    taking,
+)
 from lightning_objectives.callbacks.ranks import on_rank_zero
 from lightning_objectives.kinds import Merge
 
@@ -167,6 +174,7 @@ class MergeCheckpoints(Callback):
         self._clear()
         super().setup(trainer, pl_module, stage)
         self._fitting = True
+        name_unreadable_checkpoints(trainer)
         if self.keep == "sum":
             refuse_manual_steps(pl_module)
         if self.evaluate:
@@ -189,7 +197,11 @@ class MergeCheckpoints(Callback):
         self._module = pl_module
         loaded, self._loaded = self._loaded, None
         # Without a state of ours the count of the trainer is the best guess; it adds the optimizers up.
-        self._steps = loaded["steps"] if loaded else trainer.global_step // max(1, len(trainer.optimizers))
+        self._steps = trainer.global_step // max(1, len(trainer.optimizers))
+        if loaded:
+            with taking(self.state_key, trainer):
+                self._steps = int(loaded["steps"])
+                (RunningSum if self.keep == "sum" else Window).check(loaded["window"])
         wanted = Path(self.directory or Path(trainer.log_dir or trainer.default_root_dir) / "merge").absolute()
         others = [callback._window for callback in callbacks_of(trainer, MergeCheckpoints)]
         taken = [other.folder for other in others if other is not None]
@@ -269,11 +281,13 @@ class MergeCheckpoints(Callback):
         """Take the hooks off."""
         if stage == "fit":
             self._detach()
+            read_as_before(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Take the hooks off; the snapshots stay."""
         if self._fitting:
             self._detach()
+            read_as_before(trainer)
 
     def _detach(self) -> None:
         if self._optimizers is not None:

@@ -85,6 +85,11 @@ class Pipeline:
         return cls._all[module]
 
     @classmethod
+    def trainer_of(cls, member: Any) -> Any:
+        """The trainer of the pipeline that a callback is registered with, if with any."""
+        return next((pipeline.trainer for pipeline in cls._all.values() if member in pipeline.members), None)
+
+    @classmethod
     def detach_from(cls, module: Any) -> None:
         """Take back every patch, hook and extra module; does nothing where there is no pipeline."""
         pipeline = cls._all.pop(module, None)

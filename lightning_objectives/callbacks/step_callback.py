@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.callbacks.base import Callback, taking
 from lightning_objectives.callbacks.step import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Pipeline
 from lightning_objectives.kinds import Method, signals_of
 
@@ -90,4 +90,5 @@ class StepCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the method's state back."""
         if isinstance(self.method, nn.Module):
-            self.method.load_state_dict(state_dict)
+            with taking(self.state_key, Pipeline.trainer_of(self)):
+                self.method.load_state_dict(state_dict)

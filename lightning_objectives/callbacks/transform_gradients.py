@@ -1,6 +1,6 @@
 """The callback of the gradient transforms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -8,7 +8,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints, read_as_before, taking
 from lightning_objectives.kinds import GradientTransform
 
 
@@ -60,6 +60,15 @@ class TransformGradients(Callback):
             return
         self._names, self._states, self._loaded = [], [], None
         super().setup(trainer, pl_module, stage)
+        name_unreadable_checkpoints(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the strategy as it was."""
+        read_as_before(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the strategy as it was."""
+        read_as_before(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the optimizer; begin, or go on from what was loaded."""
@@ -70,7 +79,8 @@ class TransformGradients(Callback):
         self._states = [transform.init(list(params.values())) for transform in self.transforms]
         if self._loaded is None:
             return
-        states, names = self._loaded["states"], self._loaded["names"]
+        with taking(self.state_key, trainer):
+            states, names = [dict(state) for state in self._loaded["states"]], list(self._loaded["names"])
         if any(states) and names != self._names:
             other = sorted(set(names) ^ set(self._names))[:5]
             raise ValueError(
@@ -78,6 +88,9 @@ class TransformGradients(Callback):
                 f"the module has {len(self._names)}; they differ in {other or 'their order'}. Resume without the "
                 "callback, or with the module as it was."
             )
+        with taking(self.state_key, trainer):
+            if len(states) != len(self._states) or not all(map(_alike, states, self._states)):
+                raise ValueError(f"its states are not of the form of new ones, {[list(s) for s in self._states]}")
         self._states = apply_to_collection(states, Tensor, lambda tensor: tensor.to(pl_module.device))
         self._loaded = None
 
@@ -130,3 +143,15 @@ class TransformGradients(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state when the training starts."""
         self._loaded = state_dict or None
+
+
+def _alike(value: Any, new: Any) -> bool:
+    """Whether a state has the form of a new one; what is empty, None or missing there may have become anything."""
+    if isinstance(new, Mapping):
+        return isinstance(value, Mapping) and all(k in value and _alike(value[k], new[k]) for k in new)
+    if isinstance(new, (list, tuple)):
+        same = isinstance(value, (list, tuple)) and (not new or len(value) == len(new))
+        return same and all(map(_alike, value, new))
+    if isinstance(new, Tensor):
+        return isinstance(value, Tensor) and value.shape == new.shape
+    return new is None or isinstance(value, (type(new), int) if isinstance(new, (int, float)) else type(new))

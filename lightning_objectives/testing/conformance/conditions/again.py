@@ -15,7 +15,7 @@ from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import Trial, differing, shape_of
 from lightning_objectives.testing.conformance.traces import flat, left_by
 
-_SHORT = {"max_epochs": 1, "limit_val_batches": 1}
+_SHORT: dict[str, Any] = {"max_epochs": 1, "limit_val_batches": 1}
 
 
 def fit_twice_with_one_trainer(trial: Trial) -> None:

@@ -26,7 +26,7 @@ def a_failing_fit(trial: Trial) -> None:
 
 
 def a_failing_validation(trial: Trial) -> None:
-    """An error, and Ctrl+C, in every hook of ``validate``: nothing is left of it, and the next fit is as good as new."""
+    """An error, and Ctrl+C, in every hook of ``validate``: nothing is left of it, the next fit is as good as new."""
     _each_hook_fails(trial, "validate")
 
 

@@ -38,7 +38,7 @@ def validate_before_fit(trial: Trial) -> None:
 
 
 def stages_after_fit(trial: Trial) -> None:
-    """With the weights of the module, the best, the last or a file: on any trainer, the metrics of the file's weights."""
+    """With the module's weights, the best, the last or a file: on any trainer, the metrics of the file's weights."""
     run = _saved(trial)
     saver = next(c for c in run.trainer.callbacks if isinstance(c, ModelCheckpoint))
     left, last = run.weights, torch.load(saver.last_model_path, weights_only=True)["state_dict"]
@@ -53,6 +53,7 @@ def stages_after_fit(trial: Trial) -> None:
                 expected[0]["val_loss"] == seen["val_loss"], f"the fit logged {seen}, its weights {expected}."
             )
         else:
+            assert saver.best_model_score is not None
             best = float(saver.best_model_score)
             trial.require(expected[0]["val_loss"] == best, f"the best is named {best}, but is {expected[0]}.")
         with_same = _both(trial, run.trainer, run.module, path)

@@ -217,9 +217,7 @@ def _clipped(trial: Trial, size: Callable[[torch.Tensor], torch.Tensor], **setti
     probe = _Gradients(size)
     trial.fit([*trial.make(), probe], gradient_clip_val=_CLIP, **settings)
     sizes = probe.sizes
-    trial.require(
-        sizes and max(sizes) <= _CLIP * 1.001, f"gradients of at most {_CLIP} were asked for, not of {sizes}."
-    )
+    trial.require(sizes and max(sizes) <= _CLIP * 1.001, f"gradients must be clipped to {_CLIP}, not be {sizes}.")
     trial.require(max(sizes) > _CLIP * 0.99, f"gradients must be clipped, not made smaller, but they are {sizes}.")
 
 

@@ -10,17 +10,23 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 
 from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import Trial, differing, shape_of
 from lightning_objectives.testing.conformance.traces import flat
 
-_SEARCH = {"min_lr": 1e-4, "max_lr": 1e-1, "num_training": 3, "early_stop_threshold": None, "update_attr": False}
+_SEARCH: dict[str, Any] = {
+    "min_lr": 1e-4,
+    "max_lr": 1e-1,
+    "num_training": 3,
+    "early_stop_threshold": None,
+    "update_attr": False,
+}
 
 
 def lr_find(trial: Trial) -> None:
-    """``Tuner.lr_find`` before a fit: module and callbacks are as before, and its losses contain the step's objective."""
+    """``Tuner.lr_find`` before a fit: all is as before, and its losses contain the step's objective."""
     callbacks = trial.make()
     module = _made(trial)
     before, shape = flat(module.state_dict()), shape_of(module)
