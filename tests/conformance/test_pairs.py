@@ -25,13 +25,16 @@ def test_pair(first, second, record_property, tmp_path, monkeypatch):
 
 def outcome_of(first, second):
     trial = Trial(PlugIn(f"{first.__name__} and {second.__name__}", lambda case: both(first, second, case)))
+    refusal = None
     try:
         run = trial.fit(**SHORT)
     except REFUSALS as error:
-        assert trial.case.trainers[-1].global_step == 0, f"{trial.plug_in}: refused after a step: {error}"
-        assert first.__name__ in str(error), error
-        assert second.__name__ in str(error), error
-        return f"refuses: {error}"
+        refusal = str(error)
+    if refusal is not None:
+        assert trial.case.trainers[-1].global_step == 0, f"{trial.plug_in}: refused after a step: {refusal}"
+        assert first.__name__ in refusal
+        assert second.__name__ in refusal
+        return f"refuses: {refusal}"
     other_way = trial.fit(trial.make()[::-1], **SHORT)
     trial.require_same(run, other_way, "the order in the list must not matter.")
     for off, on in ((0, 1), (1, 0)):

@@ -26,7 +26,7 @@ def a_failing_fit(trial: Trial) -> None:
 
 
 def a_failing_validation(trial: Trial) -> None:
-    """An error, and Ctrl+C, in every hook of ``validate``: nothing is left of it, and the next fit is as good as new."""
+    """An error, and Ctrl+C, in every hook of ``validate``: nothing is left of it, and the next fit is as new."""
     _each_hook_fails(trial, "validate")
 
 
@@ -215,7 +215,9 @@ def _saved_at(trial: Trial, hook: str, *, front: bool) -> None:
             last.update(flat(pl_module.state_dict()))
 
     saver, callbacks = OnExceptionCheckpoint(""), trial.make()
-    trainer = trial.case.trainer(*([at, *callbacks] if front else [*callbacks, at]), raw, saver, Seen(), **_SHORT, enable_checkpointing=True)
+    trainer = trial.case.trainer(
+        *([at, *callbacks] if front else [*callbacks, at]), raw, saver, Seen(), **_SHORT, enable_checkpointing=True
+    )
     saver.dirpath = trainer.default_root_dir
     torch.manual_seed(0)
     module = trial.case.module()

@@ -89,9 +89,8 @@ def counters_after_resume(trial: Trial) -> None:
     callbacks = trial.make()
     _resumed(trial, [*callbacks, began], file)
     saved = {key: value for key, value in _read(file)["callbacks"].items() if key in states_of(callbacks)}
-    a, b = (flat(value, str(Path(file).parent)) for value in (saved, began.states))
-    a, b = ({k: v for k, v in one.items() if not k.rpartition(".")[0].endswith(".window.left")} for one in (a, b))
-    trial.require(not differing(a, b), f"after a resume these are others than in the file: {differing(a, b)}.")
+    other = differing(flat(saved), began.states)
+    trial.require(not other, f"after a resume these are others than in the file: {other}.")
 
 
 def _trained(trial: Trial, callbacks: Any = None, module: Any = None, **saver: Any) -> Run:
@@ -132,5 +131,8 @@ def _resumed(trial: Trial, callbacks: list[Any], file: Path) -> Run:
 
 
 class _Began(L.Callback):
+    """Keeps what the callbacks before it keep when the training starts."""
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.states = states_of([c for c in trainer.callbacks if c is not self and type(c).__module__.startswith("lightning_objectives.callbacks")])
+        before = trainer.callbacks[: trainer.callbacks.index(self)]
+        self.states = flat(states_of(before))

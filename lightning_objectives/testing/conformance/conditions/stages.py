@@ -38,16 +38,20 @@ def validate_before_fit(trial: Trial) -> None:
 
 
 def stages_after_fit(trial: Trial) -> None:
-    """With the weights of the module, the best, the last or a file: on any trainer, the metrics of the file's weights."""
+    """With ``ckpt_path`` None, best, last or a file, on any trainer: the metrics of those weights, as in the fit."""
     run = _saved(trial)
     saver = next(c for c in run.trainer.callbacks if isinstance(c, ModelCheckpoint))
     left, last = run.weights, torch.load(saver.last_model_path, weights_only=True)["state_dict"]
-    trial.require(not differing(left, dict(last)), f"the fit leaves other weights than it saved: {differing(left, last)}")
+    trial.require(
+        not differing(left, dict(last)), f"the fit leaves other weights than it saved: {differing(left, last)}"
+    )
     seen = {name: float(value) for name, value in run.trainer.callback_metrics.items() if name == "val_loss"}
     for path, file in ((None, None), ("last", saver.last_model_path), ("best", saver.best_model_path)):
         expected = _plain(trial, run.module, file)
         if path != "best":
-            trial.require(expected[0]["val_loss"] == seen["val_loss"], f"the fit logged {seen}, its weights {expected}.")
+            trial.require(
+                expected[0]["val_loss"] == seen["val_loss"], f"the fit logged {seen}, its weights {expected}."
+            )
         else:
             best = float(saver.best_model_score)
             trial.require(expected[0]["val_loss"] == best, f"the best is named {best}, but is {expected[0]}.")
@@ -73,7 +77,9 @@ def another_module_after_fit(trial: Trial) -> None:
 def weights_in_a_validation(trial: Trial) -> None:
     """Each validation hook of a fit sees the weights that the file saved after it holds."""
     seen = _Sees()
-    run = trial.fit([*trial.make(), seen, ModelCheckpoint(filename="{epoch}", save_top_k=-1)], enable_checkpointing=True)
+    run = trial.fit(
+        [*trial.make(), seen, ModelCheckpoint(filename="{epoch}", save_top_k=-1)], enable_checkpointing=True
+    )
     saver = next(c for c in run.trainer.callbacks if isinstance(c, ModelCheckpoint))
     file = torch.load(saver.best_model_path, weights_only=True)["state_dict"]
     for hook, weights in seen.weights.items():

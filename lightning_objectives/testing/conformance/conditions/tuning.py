@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
+from torch.utils.data import DataLoader
 
 from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import Trial, differing, shape_of
@@ -20,7 +21,7 @@ _SEARCH = {"min_lr": 1e-4, "max_lr": 1e-1, "num_training": 3, "early_stop_thresh
 
 
 def lr_find(trial: Trial) -> None:
-    """``Tuner.lr_find`` before a fit: module and callbacks are as before, and its losses contain the step's objective."""
+    """``Tuner.lr_find`` before a fit: all is as before, and its losses contain what acts in the step."""
     callbacks = trial.make()
     module = _made(trial)
     before, shape = flat(module.state_dict()), shape_of(module)
@@ -45,10 +46,10 @@ def lr_finder_callback(trial: Trial) -> None:
 
 def scale_batch_size(trial: Trial) -> None:
     """``Tuner.scale_batch_size`` before a fit: module and callbacks are as before."""
-    callbacks, module = trial.make(), _made(trial, _sized)
+    callbacks, module = trial.make(), _made(trial)
     before, shape = flat(module.state_dict()), shape_of(module)
     tuner = Tuner(trial.case.trainer(*callbacks))
-    tuner.scale_batch_size(module, trial.case.loader_for(callbacks), steps_per_trial=1, max_trials=2)
+    tuner.scale_batch_size(module, datamodule=_Data(trial), steps_per_trial=1, max_trials=2, init_val=4)
     trial.require_as_found(module, shape)
     trial.require(not differing(before, dict(module.state_dict())), "the search must leave the weights as they were.")
     trial.require_same(trial.fit(callbacks, module=module), trial.fit(), "a fit after a search must be one without.")
@@ -56,7 +57,7 @@ def scale_batch_size(trial: Trial) -> None:
 
 def batch_size_finder_callback(trial: Trial) -> None:
     """``BatchSizeFinder`` in the list: the training after the search is that of the module before it."""
-    _same_after(trial, lambda: BatchSizeFinder(steps_per_trial=1, max_trials=1, init_val=8), module=_sized)
+    _same_after(trial, lambda: BatchSizeFinder(steps_per_trial=1, max_trials=1, init_val=8))
 
 
 class _Finder(LearningRateFinder):
@@ -66,15 +67,9 @@ class _Finder(LearningRateFinder):
         super().__init__(min_lr, max_lr, num_training, early_stop_threshold=None, update_attr=False)
 
 
-def _made(trial: Trial, variant: Callable[[Any], Any] | None = None) -> Any:
+def _made(trial: Trial) -> Any:
     torch.manual_seed(0)
-    module = trial.case.module()
-    return module if variant is None else variant(module)
-
-
-def _sized(module: Any) -> Any:
-    module.batch_size = 8
-    return module
+    return trial.case.module()
 
 
 def _searched(trial: Trial, callbacks: list[Any], module: Any) -> list[float]:
@@ -85,16 +80,31 @@ def _searched(trial: Trial, callbacks: list[Any], module: Any) -> list[float]:
     return [float(loss) for loss in finder.results["loss"]]
 
 
-def _same_after(trial: Trial, finder: Callable[[], Any], module: Callable[[Any], Any] | None = None) -> None:
+def _same_after(trial: Trial, finder: Callable[[], Any]) -> None:
     """The search draws random numbers, as it does without us; from the state of the training on all is the same."""
 
     def run(callbacks: list[Any], *beside: Any) -> Run:
-        return trial.fit([*callbacks, *beside, _Seeds()], module=lambda: _made(trial, module))
+        return trial.fit([*callbacks, *beside, _Seeds()], train=_Data(trial), val=[])
 
     found, fresh = run(trial.make(), finder()), run(trial.make())
     trial.require_same(found, fresh, "a training after a search must be one without.")
     plain, idle = run([], finder()), run(list(trial.plug_in.idle(trial.case)), finder())
     trial.require_same(plain, idle, "at zero strength it must be the training without it.")
+
+
+class _Data(L.LightningDataModule):
+    """The data of the case in batches of a size that can be searched for."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__()
+        self.data = trial.case.loader_for(trial.make()).dataset
+        self.batch_size = trial.case.batch_size
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.data, batch_size=self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.data, batch_size=self.batch_size)
 
 
 class _Seeds(L.Callback):
