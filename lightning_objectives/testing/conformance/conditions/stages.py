@@ -40,7 +40,7 @@ def validate_before_fit(trial: Trial) -> None:
 def stages_after_fit(trial: Trial) -> None:
     """With ``ckpt_path`` None, best, last or a file, on any trainer: the metrics of those weights, as in the fit."""
     run = _saved(trial)
-    saver = next(c for c in run.trainer.callbacks if isinstance(c, ModelCheckpoint))
+    saver = next(c for c in run.callbacks if isinstance(c, ModelCheckpoint))
     left, last = run.weights, torch.load(saver.last_model_path, weights_only=True)["state_dict"]
     trial.require(
         not differing(left, dict(last)), f"the fit leaves other weights than it saved: {differing(left, last)}"
@@ -53,7 +53,7 @@ def stages_after_fit(trial: Trial) -> None:
                 expected[0]["val_loss"] == seen["val_loss"], f"the fit logged {seen}, its weights {expected}."
             )
         else:
-            best = float(saver.best_model_score)
+            best = float(saver.best_model_score or torch.nan)
             trial.require(expected[0]["val_loss"] == best, f"the best is named {best}, but is {expected[0]}.")
         with_same = _both(trial, run.trainer, run.module, path)
         trial.require(_close(with_same, expected), f"ckpt_path={path}: {with_same}, not {expected}.")
@@ -80,7 +80,7 @@ def weights_in_a_validation(trial: Trial) -> None:
     run = trial.fit(
         [*trial.make(), seen, ModelCheckpoint(filename="{epoch}", save_top_k=-1)], enable_checkpointing=True
     )
-    saver = next(c for c in run.trainer.callbacks if isinstance(c, ModelCheckpoint))
+    saver = next(c for c in run.callbacks if isinstance(c, ModelCheckpoint))
     file = torch.load(saver.best_model_path, weights_only=True)["state_dict"]
     for hook, weights in seen.weights.items():
         other = differing(weights, dict(file))

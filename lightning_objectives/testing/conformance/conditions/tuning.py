@@ -10,14 +10,20 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from torch.utils.data import DataLoader
 
 from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import Trial, differing, shape_of
 from lightning_objectives.testing.conformance.traces import flat
 
-_SEARCH = {"min_lr": 1e-4, "max_lr": 1e-1, "num_training": 3, "early_stop_threshold": None, "update_attr": False}
+_SEARCH: dict[str, Any] = {
+    "min_lr": 1e-4,
+    "max_lr": 1e-1,
+    "num_training": 3,
+    "early_stop_threshold": None,
+    "update_attr": False,
+}
 
 
 def lr_find(trial: Trial) -> None:
