@@ -4,7 +4,6 @@ While they search, Lightning takes the callbacks of the trainer away, but calls 
 search contain what acts in the step, and nothing of what acts by hooks (averages, merges, transformed gradients).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -17,13 +16,7 @@ from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import Trial, differing, shape_of
 from lightning_objectives.testing.conformance.traces import flat
 
-_SEARCH: dict[str, Any] = {
-    "min_lr": 1e-4,
-    "max_lr": 1e-1,
-    "num_training": 3,
-    "early_stop_threshold": None,
-    "update_attr": False,
-}
+_SEARCH: dict[str, Any] = {"min_lr": 1e-4, "max_lr": 1e-1, "num_training": 3, "early_stop_threshold": None}
 
 
 def lr_find(trial: Trial) -> None:
@@ -47,7 +40,10 @@ def lr_find(trial: Trial) -> None:
 
 def lr_finder_callback(trial: Trial) -> None:
     """``LearningRateFinder`` in the list: the training after the search is that with fresh callbacks."""
-    _same_after(trial, lambda: _Finder(**_SEARCH))
+    found, fresh = _trained(trial, trial.make(), _finder()), _trained(trial, trial.make())
+    trial.require_same(found, fresh, "a training after a search must be one without.")
+    idle = _trained(trial, list(trial.plug_in.idle(trial.case)), _finder())
+    trial.require_same(_trained(trial, [], _finder()), idle, "at zero strength it must be the plain training.")
 
 
 def scale_batch_size(trial: Trial) -> None:
@@ -63,14 +59,13 @@ def scale_batch_size(trial: Trial) -> None:
 
 def batch_size_finder_callback(trial: Trial) -> None:
     """``BatchSizeFinder`` in the list: the training after the search is that of the module before it."""
-    _same_after(trial, lambda: BatchSizeFinder(steps_per_trial=1, max_trials=1, init_val=8))
+    finder = BatchSizeFinder(steps_per_trial=1, max_trials=1, init_val=8)
+    found, fresh = _trained(trial, trial.make(), finder), _trained(trial, trial.make())
+    trial.require_same(found, fresh, "a training after a search must be one without.")
 
 
-class _Finder(LearningRateFinder):
-    """Searches, and takes no rate: ``update_attr`` is not a setting of the callback."""
-
-    def __init__(self, *, min_lr: float, max_lr: float, num_training: int, **_: Any) -> None:
-        super().__init__(min_lr, max_lr, num_training, early_stop_threshold=None, update_attr=False)
+def _finder() -> LearningRateFinder:
+    return LearningRateFinder(**_SEARCH, update_attr=False)
 
 
 def _made(trial: Trial) -> Any:
@@ -86,16 +81,9 @@ def _searched(trial: Trial, callbacks: list[Any], module: Any) -> list[float]:
     return [float(loss) for loss in finder.results["loss"]]
 
 
-def _same_after(trial: Trial, finder: Callable[[], Any]) -> None:
-    """The search draws random numbers, as it does without us; from the state of the training on all is the same."""
-
-    def run(callbacks: list[Any], *beside: Any) -> Run:
-        return trial.fit([*callbacks, *beside, _Seeds()], train=_Data(trial), val=[])
-
-    found, fresh = run(trial.make(), finder()), run(trial.make())
-    trial.require_same(found, fresh, "a training after a search must be one without.")
-    plain, idle = run([], finder()), run(list(trial.plug_in.idle(trial.case)), finder())
-    trial.require_same(plain, idle, "at zero strength it must be the training without it.")
+def _trained(trial: Trial, callbacks: list[Any], *beside: Any) -> Run:
+    """The search draws random numbers, with or without us: each epoch draws from a state of its own."""
+    return trial.fit([*callbacks, *beside, _Seeds()], train=_Data(trial), val=[])
 
 
 class _Data(L.LightningDataModule):
