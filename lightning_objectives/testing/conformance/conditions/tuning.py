@@ -51,7 +51,7 @@ def scale_batch_size(trial: Trial) -> None:
     callbacks, module = trial.make(), _made(trial)
     before, shape = flat(module.state_dict()), shape_of(module)
     tuner = Tuner(trial.case.trainer(*callbacks))
-    tuner.scale_batch_size(module, datamodule=_Data(trial), steps_per_trial=1, max_trials=2, init_val=4)
+    tuner.scale_batch_size(module, datamodule=_Data(trial), steps_per_trial=1, max_trials=1, init_val=4)
     trial.require_as_found(module, shape)
     trial.require(not differing(before, dict(module.state_dict())), "the search must leave the weights as they were.")
     trial.require_same(trial.fit(callbacks, module=module), trial.fit(), "a fit after a search must be one without.")
@@ -65,7 +65,8 @@ def batch_size_finder_callback(trial: Trial) -> None:
 
 
 def _finder() -> LearningRateFinder:
-    return LearningRateFinder(**_SEARCH, update_attr=False)
+    low, high, steps, _ = _SEARCH.values()
+    return LearningRateFinder(low, high, num_training_steps=steps, early_stop_threshold=None, update_attr=False)
 
 
 def _made(trial: Trial) -> Any:
