@@ -77,7 +77,7 @@ def _made(trial: Trial) -> Any:
 def _searched(trial: Trial, callbacks: list[Any], module: Any) -> list[float]:
     trainer = trial.case.trainer(*callbacks)
     L.seed_everything(0, verbose=False)
-    finder = Tuner(trainer).lr_find(module, trial.case.loader_for(callbacks), **_SEARCH)
+    finder = Tuner(trainer).lr_find(module, trial.case.loader_for(callbacks), update_attr=False, **_SEARCH)
     assert finder is not None
     return [float(loss) for loss in finder.results["loss"]]
 
