@@ -89,6 +89,9 @@ class Method:
     unsupported: ClassVar[Mapping[str, str]] = {}
     """The conditions of ``testing.conformance`` that it cannot live with, and why; its callback refuses them."""
 
+    by_process: ClassVar[str] = ""
+    """Why several processes are not one with the joined batch; empty where they are."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "forward" in cls.__dict__:
@@ -126,6 +129,7 @@ class BatchTransform(Method, nn.Module):
     """
 
     room, callback = "batches", "TransformBatch"
+    by_process = "each process mixes its own rows, by draws of its own"
     forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 

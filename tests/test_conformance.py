@@ -43,8 +43,9 @@ def lines_of_code(module):
 @pytest.mark.parametrize(
     ("cls", "law"), [(cls, law) for cls in METHODS for law in laws_of(cls)], ids=lambda v: v.__name__
 )
-def test_law(cls, law):
+def test_law(cls, law, record_property):
     law(build(cls))
+    record_property("cell", f"methods|{cls.__name__}|laws|pass")
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from lightning_objectives.averaging._averages import Averages, Buffers, Journal, restore
 from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
-from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints
+from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints, taking
 from lightning_objectives.callbacks.patch import Patch
-from lightning_objectives.callbacks.ranks import refuse_flat_shards
 from lightning_objectives.kinds import Rule
 
 _STATE = "AverageWeights"
@@ -170,8 +169,8 @@ class AverageWeights(Callback):
             return
         self._detach()
         self._clear()
+        super().setup(trainer, pl_module, stage)
         self._fitting = True
-        refuse_flat_shards(trainer, "AverageWeights")
         primaries = [callback for callback in callbacks_of(trainer, AverageWeights) if callback.primary]
         if len(primaries) > 1:
             raise ValueError(
@@ -215,9 +214,11 @@ class AverageWeights(Callback):
             passes=lambda: joint_pass(trainer, pl_module, self._averages.norms if self._averages else ()),
         )
         if self._loaded is not None:
-            averages.load_state_dict(self._loaded)
+            with taking(self.state_key, trainer):
+                averages.load_state_dict(self._loaded)
         elif self._foreign is not None:
-            anew = averages.adopt(self._foreign["average"], updates=self._foreign["updates"])
+            with taking("WeightAveraging", trainer):
+                anew = averages.adopt(self._foreign["average"], updates=self._foreign["updates"])
             if anew:
                 rank_zero_warn(f"The checkpoint's average is a plain one; {anew} need more than that and begin anew.")
         self._loaded = self._foreign = None
@@ -328,18 +329,25 @@ class AverageWeights(Callback):
             return
         states = checkpoint.get("callbacks", {})
         ours = {key: state for key, state in states.items() if str(key).removeprefix(CARRIED).startswith(_STATE)}
-        for state in ours.values():
-            restore(pl_module, state["raw"])
+        for key, state in ours.items():
+            with taking(key, trainer):
+                averaged = {name for average in state["averages"].values() for name in average["slots"]["average"]}
+                if state["raw"] and averaged - state["raw"].keys():
+                    raise ValueError(
+                        f"there are averages of {sorted(averaged - state['raw'].keys())}, but no raw weights"
+                    )
+                restore(pl_module, state["raw"])
         if ours and not ours.keys() & {self.state_key, CARRIED + self.state_key}:
             rank_zero_warn(
                 f"The checkpoint holds averages of other settings, {list(ours)}: the training goes on from its raw "
                 f"weights, and {self.state_key} begins anew."
             )
         if not ours and "current_model_state" in checkpoint and "averaging_state" in checkpoint:
-            updates = int(checkpoint["averaging_state"]["n_averaged"])
-            if updates:
-                self._foreign = {"average": checkpoint["state_dict"], "updates": updates}
-            pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
+            with taking("WeightAveraging", trainer):
+                updates = int(checkpoint["averaging_state"]["n_averaged"])
+                if updates:
+                    self._foreign = {"average": checkpoint["state_dict"], "updates": updates}
+                pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state, now or when the training starts; evaluation needs none."""

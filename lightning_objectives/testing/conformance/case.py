@@ -88,7 +88,7 @@ class Losses(L.Callback):
 class Run:
     """What is left of a training."""
 
-    trainer: L.Trainer
+    trainer: Any
     module: L.LightningModule
     callbacks: list[Any]
     losses: list[float]
