@@ -195,6 +195,8 @@ class Pipeline:
     # -- during a step -------------------------------------------------------------------------------------------------
 
     def _training_step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.trainer.training:  # the user's validation_step calls it
+            return inner(*args, **kwargs)
         where = self.option("input")
         batch, index = unwrap(args[0] if args else kwargs.get("batch"), where)
         step = self.trainer.global_step
