@@ -168,12 +168,6 @@ def a_step_that_returns_none(trial: Trial) -> None:
         )
 
 
-def barebones(trial: Trial) -> None:
-    """``Trainer(barebones=True)``, under which nothing is logged: the training is the usual one."""
-    usual, bare = trial.fit(), trial.fit(barebones=True, log_every_n_steps=0)
-    trial.require_same(usual, bare, "the training must be the one that logs.")
-
-
 # -- how
 
 
