@@ -16,8 +16,9 @@ demo: $(READY) ## Train small networks on the digits with and without the method
 test: $(READY) ## The quick part of the tests.
 	$(PYTEST) -m "not slow and not processes"
 
-test-all: $(READY) ## All tests, those that start processes too.
-	$(PYTEST)
+test-all: $(READY) ## All tests, those that start processes too; docs/conformance.md must be what they say.
+	$(PYTEST) --junitxml=build/tests.xml
+	$(BIN)/python docs/conformance.py build/tests.xml docs/conformance.md --check
 
 conformance: $(READY) ## Every plug-in under everything that the Trainer does; writes docs/conformance.md.
 	$(PYTEST) tests/conformance tests/test_conformance.py --junitxml=build/conformance.xml

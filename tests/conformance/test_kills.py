@@ -75,7 +75,7 @@ def test_killed_and_resumed_it_ends_to_the_bit(row, order, tmp_path, record_prop
             everything_is_whole(root)
         assert order(row=row, root=str(root))["status"] == 0
         compare(root, tmp_path / "whole")
-    record_property("cell", f"resume|{row}|killed|pass")
+    record_property("cell", f"kills|{row}|killed_and_resumed|pass")
 
 
 def landed(events):
