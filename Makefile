@@ -16,9 +16,9 @@ demo: $(READY) ## Train small networks on the digits with and without the method
 test: $(READY) ## The quick part of the tests.
 	$(PYTEST) -m "not slow and not processes"
 
-test-all: $(READY) ## All tests, those that start processes too; docs/conformance.md must be what they say.
+test-all: $(READY) ## All tests, those that start processes too; no cell of the conformance suite may stay empty.
 	$(PYTEST) --junitxml=build/tests.xml
-	$(BIN)/python docs/conformance.py build/tests.xml docs/conformance.md --check
+	$(BIN)/python docs/conformance.py build/tests.xml
 
 conformance: $(READY) ## Every plug-in under everything that the Trainer does; writes docs/conformance.md.
 	$(PYTEST) tests/conformance tests/test_conformance.py --junitxml=build/conformance.xml
