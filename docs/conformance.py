@@ -1,7 +1,7 @@
 """Makes the page of the conformance suite from the report of a run of its tests.
 
-Run as ``python docs/conformance.py REPORT PAGE`` on pytest's JUnit file. It fails on a cell that no test has filled, and
-on a test that was skipped or failed; without a PAGE that is all.
+Run as ``python docs/conformance.py REPORT PAGE`` on pytest's JUnit file. It fails on a cell that no test has filled,
+and on a test that was skipped or failed; without a PAGE that is all.
 """
 
 import argparse
