@@ -7,7 +7,7 @@ BENCH = OMP_NUM_THREADS=2 $(if $(wildcard .venv-peers/bin/python),.venv-peers,.v
 # Two workers on two cores: without this each would start a thread per core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all lint docs bench bench-peers clean
+.PHONY: help demo test test-all conformance lint docs bench bench-peers clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -18,8 +18,13 @@ demo: $(READY) ## Train small networks on the digits with and without the method
 test: $(READY) ## The quick part of the tests.
 	$(PYTEST) -m "not slow and not processes"
 
-test-all: $(READY) ## All tests, those that start processes too.
-	$(PYTEST)
+test-all: $(READY) ## All tests, those that start processes too; no cell of the conformance suite may stay empty.
+	$(PYTEST) --junitxml=build/tests.xml
+	$(BIN)/python docs/conformance.py build/tests.xml
+
+conformance: $(READY) ## Every plug-in under everything that the Trainer does; writes docs/conformance.md.
+	$(PYTEST) tests/conformance tests/test_conformance.py --junitxml=build/conformance.xml
+	$(BIN)/python docs/conformance.py build/conformance.xml docs/conformance.md
 
 lint: $(READY) ## ruff and mypy.
 	$(BIN)/ruff check .

@@ -14,6 +14,8 @@ from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.callbacks.signals import unwrap
 
+NO_CHOICE = "which is no choice of one class"
+"""Why a step cannot be measured as a classification."""
 _NOT_CLASSES = (F.mse_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 
 
@@ -29,6 +31,23 @@ class Where:
     """Path of the network's head, where a step has no criterion and the head is not found."""
     target: str | int | None = None
     """Key or position of the target in the batch, where a step has no criterion; by default its last element."""
+
+
+class _Hook:
+    """A forward hook; in a copy or a pickle of the module it does nothing."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self.call(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
 
 
 class EvaluationSteps:
@@ -97,9 +116,10 @@ class EvaluationSteps:
             return  # the criterion will do
         self._network = network_of(module, path)
         if not is_compiled(module, path):
-            self._undo.append(head.register_forward_hook(self._head_hook).remove)
+            self._undo.append(head.register_forward_hook(_Hook(self._head_hook)).remove)
         if self.repeat:
-            self._undo.append(self._network.register_forward_hook(self._network_hook, with_kwargs=True).remove)
+            hook = _Hook(self._network_hook)
+            self._undo.append(self._network.register_forward_hook(hook, with_kwargs=True).remove)
 
     # -- one batch -----------------------------------------------------------------------------------------------------
 
@@ -145,8 +165,8 @@ class EvaluationSteps:
         if self._call is not None:
             if self.otherwise is not None and self._call.function in _NOT_CLASSES and self._call.input.dim() > 1:
                 raise ValueError(
-                    f"{user} is evaluated by {self._call.function.__name__} on {tuple(self._call.input.shape)}, which "
-                    f"is no choice of one class; {self.otherwise}."
+                    f"{user} is evaluated by {self._call.function.__name__} on {tuple(self._call.input.shape)}, "
+                    f"{NO_CHOICE}; {self.otherwise}."
                 )
             self.ignore_index = self._call.options.get("ignore_index")
             return self._call.input.detach(), self._call.target

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ class TransformBatch(StepCallback):
     """
 
     place = "transform"
+    refuses: ClassVar = {
+        "binary_cross_entropy": "the mixed targets can only be put in the place of one class a row",
+    }
 
     transform: nn.Module | Callable[..., tuple[Tensor, Tensor, Tensor]]
     seed: int = 0
@@ -53,7 +56,7 @@ class TransformBatch(StepCallback):
         if not call.by_class or call.input.dim() != 2 or len(call.target) != rows:
             raise ValueError(
                 f"{self.transform} mixed {rows} rows, but the criterion compares {tuple(call.input.shape)} with "
-                f"{tuple(call.target.shape)}: the mixed targets can only be put in the place of one class a row."
+                f"{tuple(call.target.shape)}: {self.refuses['binary_cross_entropy']}."
             )
         target = F.one_hot(call.target, classes) if call.indexed else call.target
         dtype = call.input.dtype
@@ -61,4 +64,17 @@ class TransformBatch(StepCallback):
         options = {name: value for name, value in call.options.items() if name != "ignore_index"}
         # log-probabilities are logits too, and nll_loss takes no class probabilities
         function = F.cross_entropy if call.function is F.nll_loss else call.function
+        if call.indexed and function is not F.cross_entropy:
+            function = _mixture(call, index, weight.to(dtype))
         return replace(call, function=function, target=mixed, options=options)
+
+
+def _mixture(call: Call, index: Tensor, weight: Tensor) -> Callable[..., Tensor]:
+    """A criterion that takes classes alone: the mixture of its losses for the classes that are mixed."""
+
+    def function(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+        parts = [call.function(input, call.target[rows], reduction="none") for rows in index.unbind(1)]
+        losses = torch.stack([share * part for share, part in zip(weight.unbind(1), parts)]).sum(0)
+        return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+    return function

@@ -41,8 +41,10 @@ def merge_checkpoints(
         the path of the file.
 
     Raises:
-        ValueError: a file that is truncated, of another network, of an unknown step, or that could run code when read.
-            In every case there is no output file, and one that was there before is untouched.
+        ValueError: a file that is truncated or damaged, of another network, of an unknown step, or that could run code
+            when read; weights that are NaN, or infinite in some of the files only. In every case there
+            is no output file, and one that was there before is untouched.
+        OSError: the disk is full, say; with the same promise.
 
     Floating tensors are added up in float32 (float64 where they are), as differences to the newest, so that what is
     equal in all files stays so to the bit; the others (integers, counters) are the newest's. The result has the
@@ -87,21 +89,61 @@ def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float])
     """The merge of one tensor, in the newest's type: added up in float32 at least, as differences to the newest.
 
     It is added up piece by piece, so that each byte of the files is read once and the rest stays in the cache.
+
+    Raises:
+        ValueError: it would not be finite, but for infinities (of a mask, say) that all have at the same places.
     """
     newest = sources[-1].tensor(name)
     if not (newest.is_floating_point() or newest.is_complex()):
         return newest
-    wide = newest.dtype if newest.dtype.itemsize >= 4 else torch.float32
-    older = [source.tensor(name) for source in sources[:-1]]
-    total = newest.to(wide, copy=True)
-    if all(tensor.is_contiguous() for tensor in (total, newest, *older)):
-        columns = [torch.split(tensor.view(-1), _PIECE) for tensor in (total, newest, *older)]
-    else:
-        columns = [(tensor,) for tensor in (total, newest, *older)]
-    for part, anchor, *others in zip(*columns):
-        anchor = anchor.to(wide)
-        for other, share in zip(others, shares):
-            other = other.to(wide)
-            if not torch.equal(other, anchor):  # infinities of a mask, say, have no difference
-                part.add_(other - anchor, alpha=share)
-    return total.to(newest.dtype)
+    merged = newest.clone()
+    columns: list[Sequence[Tensor]] = [[tensor] for tensor in (merged, *(source.tensor(name) for source in sources))]
+    if all(tensor.is_contiguous() for (tensor,) in columns):
+        columns = [tensor.view(-1).split(_PIECE) for (tensor,) in columns]
+    finite = True
+    for part, *older, last in zip(*columns):
+        anchor = _wide(last)
+        part.copy_(_sum(anchor, [tensor.to(anchor.dtype) for tensor in older], shares))
+        finite = finite and _finite(part.to(anchor.dtype))
+    if not finite:
+        _check_finite(name, merged, sources)
+    return merged
+
+
+def _sum(anchor: Tensor, older: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    total = anchor.clone()
+    others = [(tensor, share) for tensor, share in zip(older, shares) if not torch.equal(tensor, anchor)]
+    for tensor, share in others:
+        total.add_(tensor - anchor, alpha=share)
+    if others and not _finite(total):
+        total = anchor.clone()
+        for tensor, share in others:  # infinities that are equal have no difference
+            total.add_(torch.where(tensor == anchor, 0.0, tensor - anchor), alpha=share)
+    return total
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are surely finite: their sum is, which is cheaper to look at, and may overflow."""
+    return bool(values.sum().isfinite())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+
+
+def _check_finite(name: str, merged: Tensor, sources: Sequence[Source]) -> None:
+    values = [_wide(source.tensor(name)) for source in sources]
+    mask = values[-1].isinf()
+    for mine in values:
+        mask &= mine == values[-1]
+    for source, mine in zip(sources, values):
+        if (~mine.isfinite() & ~mask).any():
+            raise ValueError(
+                f"{name} is NaN or infinite in {source.path}, so that the merge would be too: that training had come "
+                "to nothing there. Leave this file out, or merge earlier ones."
+            )
+    if (~_wide(merged).isfinite() & ~mask).any():
+        raise ValueError(
+            f"{name} of {[str(source.path) for source in sources]} has no finite merge: its values are too large for "
+            "its type. Leave the files of large values out."
+        )

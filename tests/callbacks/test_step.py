@@ -13,14 +13,17 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
+from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.replace_loss import ReplaceLoss
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
 from lightning_objectives.callbacks.step import Pipeline
 from lightning_objectives.callbacks.transform_batch import TransformBatch
 from lightning_objectives.callbacks.wrap_head import WrapHead
 from lightning_objectives.data.with_index import with_index
+from lightning_objectives.distillation import DualHead
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.kinds import Regularizer
+from lightning_objectives.regularizers import LogPartitionPenalty
 from lightning_objectives.weighting import LossBasedReweighting
 
 
@@ -106,6 +109,7 @@ HOOKS += ["on_validation_batch_start", "on_train_epoch_end", "on_train_end", "on
 
 
 @pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode")  # as the stopped validation left them
 def test_an_exception_leaves_nothing_behind(hook):
     net = Net()
     before, head, children = set(vars(net)), set(vars(net.fc)), dict(net.named_children())
@@ -423,6 +427,7 @@ def test_calls_without_gradient_are_metrics():
 
 
 @pytest.mark.parametrize("form", ["tensor", "dict", "none on odd", "batch only", "kwargs"])
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_what_a_step_may_look_like(form):
     class Own(Net):
         if form == "batch only":
@@ -761,6 +766,19 @@ def test_nets_built_in_configure_model_are_found():
     fit(WrapHead(MultiSampleDropout()), net=Late)
 
 
+def test_a_training_step_that_validation_calls_is_the_users_own():
+    class Shared(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    callbacks = [ReweightSamples(LossBasedReweighting()), WrapHead(MultiSampleDropout(p=0.5))]
+    shared, runner = fit(*callbacks, net=Shared, val=loader())
+    assert equal(shared, fit(*callbacks, net=Net, val=loader())[0])
+    with torch.no_grad():
+        expected = F.cross_entropy(shared(data()[:][0]), data()[:][1])
+    torch.testing.assert_close(runner.callback_metrics["val_loss"], expected)
+
+
 def test_both_names_of_lightning():
     import pytorch_lightning
 
@@ -893,3 +911,20 @@ def test_the_learning_rate_is_found_with_the_objective():
     assert len(finder.results["loss"]) > 0
     assert len(calls) >= 3
     assert "training_step" not in vars(net)
+
+
+@pytest.mark.parametrize("front", [True, False])
+def test_a_callback_beside_them_does_not_rename_extra_modules(front):
+    names = []
+
+    class Names(L.Callback):
+        def on_train_start(self, trainer, module):
+            names.append(sorted(module.objective_modules.keys()))
+
+    def own_head():
+        return Distill(DualHead(), teacher=nn.Linear(4, 3))
+
+    fit(own_head(), Names())
+    beside = [WrapHead(MultiSampleDropout()), AddRegularizer(LogPartitionPenalty())]
+    fit(*([*beside, own_head()] if front else [own_head(), *beside]), Names())
+    assert names[0] == names[1]
