@@ -99,7 +99,7 @@ def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float])
     merged = newest.clone()
     columns: list[Sequence[Tensor]] = [[tensor] for tensor in (merged, *(source.tensor(name) for source in sources))]
     if all(tensor.is_contiguous() for (tensor,) in columns):
-        columns = [tensor.view(-1).split(_PIECE) for (tensor,) in columns]
+        columns = [torch.split(tensor.view(-1), _PIECE) for (tensor,) in columns]
     finite = True
     for part, *older, last in zip(*columns):
         anchor = _wide(last)
