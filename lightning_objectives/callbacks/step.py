@@ -56,7 +56,7 @@ class Pipeline:
         """Criterion calls that were taken, over all steps."""
         self.signals: Signals
         self.loss: Tensor
-        """What the user's step returned, for the terms."""
+        """What the user's step returned, for the terms, of which one may put both of them in its place."""
         self.logged: dict[str, Tensor] = {}
         """What the step logs under ``train/``."""
         self.logs = False
@@ -72,6 +72,8 @@ class Pipeline:
         self._running: dict[str, list[Any]] = {}
         self._named: Named | None = None
         self._mode: CriterionMode | None = None
+        self._changed = False
+        """Whether a criterion's value was changed in a step after the first."""
         self._undo: list[Callable[[], None]] = [
             Patch(module, "configure_model", self._configure_model, visible=True).remove,
             Patch(module, "training_step", self._training_step).remove,
@@ -151,7 +153,7 @@ class Pipeline:
         if wrap or asked & FROM_HEAD:
             self._find_head(wrap)
         if asked & (_FROM_CRITERION | FROM_HEAD) or any(m.place not in ("term", "combination") for m in self.members):
-            # what happens at the criterion is new in each step, so a compiled step breaks its graph there, once
+            # what a change does is new in each step, so a compiled step breaks its graph there, once
             caught = None if self._named else torch.compiler.disable(self._caught)  # type: ignore[no-untyped-call]  # torch
             self._mode = CriterionMode(caught, self.stacks)
         for member in self.members:
@@ -212,8 +214,11 @@ class Pipeline:
         args, kwargs = ((batch, *args[1:]), kwargs) if args else (args, {**kwargs, "batch": batch})
         self._live = True
         try:
+            self._choose_mode()
             with self._mode or nullcontext():
                 output = inner(*args, **kwargs)
+            for call, value in self._mode.taken() if self._mode is not None else ():
+                self._read(call, value)
             output = self._finished(output)
         finally:
             self._live = False
@@ -223,9 +228,22 @@ class Pipeline:
         self.steps += 1
         return output
 
+    def _choose_mode(self) -> None:
+        """Whether the criterion's calls are only read in this step, which a compiled step is not broken by.
+
+        A compiled step has a graph for each of the two. The first step is proved, which reading does not allow, and
+        what follows a step that changed a call is as that step, so that no graph is made late.
+        """
+        if self._mode is not None and self._named is None:
+            changes = any(self._running[place] for place in ("transform", "head", "loss", "weighting"))
+            self._changed = self._changed or (changes and self._verified)
+            self._mode.reads = self._verified and not self._changed
+
     def _forget(self) -> None:
         """No tensor of a step, and so none of its graph, is held beyond it."""
         self.stacks.clear()
+        if self._mode is not None:
+            self._mode.seen.clear()
         self._calls, self._value, self._output, self._losses = [], None, None, None
         self.signals.made.clear()
 
@@ -267,6 +285,14 @@ class Pipeline:
             raise ValueError(f"{error} If another criterion of this step is meant, say which=1, 2, ...") from error
         return self._value
 
+    def _read(self, call: Call, value: Tensor) -> None:
+        """What `_caught` keeps of a call, for one that is as it was."""
+        self._calls.append(call)
+        if len(self._calls) - 1 == (self.option("which") or 0):
+            self.caught_calls += 1
+            self._value = value
+            self._keep(call, [call])
+
     def _objective(self, call: Call) -> Tensor:
         """The value of the criterion, changed by what is running; the criterion's own where nothing is."""
         stacks = self.stacks.of(call.input)
@@ -278,9 +304,8 @@ class Pipeline:
         asked, weighting = call, self._running["weighting"]
         for member in (*self._running["transform"], *self._running["loss"]):
             call = member.rewrite(call, self)
-        self.signals.take(call)
         every = [call] if stacks is None else [call.on(stack) for stack in stacks]
-        self._losses = lambda: fold(call, _mean(every), unit="sample", batch_size=self.batch_size).losses
+        self._keep(call, every)
         if call is asked and stacks is None and not weighting:
             return call.value()
         elements = _mean(every)
@@ -289,6 +314,10 @@ class Pipeline:
             # a weight of 0 drops a loss that is not finite
             elements = torch.where(weights == 0, 0.0, elements * weights)
         return call.reduce(elements)
+
+    def _keep(self, call: Call, every: list[Call]) -> None:
+        self.signals.take(call)
+        self._losses = lambda: fold(call, _mean(every), unit="sample", batch_size=self.batch_size).losses
 
     def _finished(self, output: Any) -> Any:
         loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -301,9 +330,9 @@ class Pipeline:
         self._verified = True
         self.loss = loss
         terms = [member.term(self) for member in self._running["term"]]
-        combined = loss
+        combined = self.loss
         if terms and self._running["combination"]:
-            combined = self._running["combination"][0].combine([loss, *terms], self)
+            combined = self._running["combination"][0].combine([self.loss, *terms], self)
         else:
             for term in terms:
                 combined = combined + term
