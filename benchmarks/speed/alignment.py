@@ -1,7 +1,7 @@
 """The gradient alignment of dual-head distillation: how many times the backbone is gone through backwards.
 
 The released code asks for the gradients of both losses, projects, and goes backwards once more for the sum: three. Ours
-asks for both, and its loss carries their weighted sum to the parameters by a function of autograd whose backward pass is
+asks for both, and its loss carries their weighted sum to the parameters by a function of autograd whose gradient is
 that sum: two, and reducers, gradient scalers and accumulation see it as any other. The limit writes the sum to `.grad`
 by hand, where none of them would. The memory that ours takes is that of K gradients and their sum, in float32. The
 passes are counted at the first layer of the backbone.

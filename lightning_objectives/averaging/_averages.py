@@ -214,7 +214,7 @@ class Averages:
                 wanted = self._shadow(tensor)
                 same = (tensor.device, tensor.dtype) == wanted
                 # Half types and other devices go through a copy that is allocated once.
-                self._inputs.append(tensor if same else torch.empty_like(tensor, device=wanted[0], dtype=wanted[1]))
+                self._inputs.append(tensor if same else _beside(tensor, *wanted))
                 if not same:
                     self._cast.append((self._inputs[-1], tensor))
             self._fetch()
@@ -242,7 +242,10 @@ class Averages:
 
     def _fetch(self) -> None:
         if self._cast:
-            torch._foreach_copy_([to for to, _ in self._cast], [source for _, source in self._cast])
+            torch._foreach_copy_([to for to, _ in self._cast], [source for _, source in self._cast], non_blocking=True)
+            for device in {source.device for to, source in self._cast if to.device.type == "cpu"}:
+                if device.type != "cpu":  # all copies are on their way before the one wait
+                    torch.get_device_module(device).synchronize()
 
     # Over time.
 
@@ -598,6 +601,12 @@ def _fitting(tensor: Tensor, of: Tensor, name: str) -> Tensor:
     if tensor.shape != of.shape:
         raise ValueError(f"{name} is {tuple(tensor.shape)} in the checkpoint, but {tuple(of.shape)} in the network.")
     return shard_of(tensor, of)
+
+
+def _beside(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """An empty tensor for copies of ``tensor``, in memory that the other device can write to by itself."""
+    pinned = tensor.device.type == "cuda" and device.type == "cpu"
+    return torch.empty_like(tensor, device=device, dtype=dtype, pin_memory=pinned)
 
 
 def _averaged(parameter: nn.Parameter) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.page import PAGE, RESULTS, busy, page, promises
 from benchmarks.speed.__main__ import measure, names
-from benchmarks.timing import interleaved
+from benchmarks.timing import interleaved, timed
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +98,25 @@ def test_a_busy_machine_is_no_judge(tmp_path, before, after, found):
     assert ("not judged: busy machine" in text) is found
     assert ("**missed**" in text) is not found
     assert ("The machine was busy" in text) is found
+
+
+def test_on_a_gpu_the_time_is_that_between_two_events(monkeypatch):
+    """The calls that it takes, in their order; no GPU has run it."""
+    called = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            called.append("record")
+
+        def elapsed_time(self, end):
+            assert end is not self
+            return 5.0
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: called.append("wait"))
+    wall, _ = timed(lambda: called.append("run"), "cuda")
+    assert called == ["wait", "record", "run", "record", "wait"]
+    assert wall == 5e-3
