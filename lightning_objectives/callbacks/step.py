@@ -187,7 +187,9 @@ class Pipeline:
                 "name the part behind it with head=."
             )
         self.makers["network"] = lambda signals: network_of(self.module, self._head_path)
-        self._undo.append(Patch(self._head, "forward", self._head_forward).remove)
+        # what is noted there is new in each step, which would be compiled in each
+        forward = torch.compiler.disable(self._head_forward)  # type: ignore[no-untyped-call]  # torch
+        self._undo.append(Patch(self._head, "forward", forward).remove)
 
     def plan(self) -> str:
         """What happens in a step, in words."""

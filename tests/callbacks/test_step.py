@@ -875,6 +875,42 @@ def test_a_compiled_step_that_is_only_read_is_not_broken(callback):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: WrapHead(MultiSampleDropout(num_samples=2)),
+        lambda: ReweightSamples(LossBasedReweighting()),
+        lambda: AddRegularizer(lambda features: features.square().mean(1)),
+    ],
+)
+def test_a_compiled_function_of_the_step_is_not_compiled_again_and_again(callback):
+    class Compiled(Net):
+        def __init__(self):
+            super().__init__()
+            self.graphs = []
+
+        def on_fit_start(self):
+            self.compute = torch.compile(self._compute, backend=counter)
+
+        def _compute(self, x, y):
+            return 0.5 * F.cross_entropy(2 * self(x).float(), y)
+
+        def training_step(self, batch, batch_idx):
+            loss = self.compute(*batch)
+            self.graphs.append(counter.frame_count)
+            return loss
+
+    class Eager(Compiled):
+        def on_fit_start(self):
+            self.compute = self._compute
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    net, _ = fit(callback(), net=Compiled)
+    assert net.graphs[2] == net.graphs[-1] > 0
+    assert equal(net, fit(callback(), net=Eager)[0])
+
+
 def test_a_head_in_a_compiled_module_is_refused():
     torch._dynamo.reset()
     with pytest.raises(ValueError, match="lies in a compiled module"):
