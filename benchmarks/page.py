@@ -27,6 +27,9 @@ ORDER = (
     "calibration_error weighting alignment growth all_five compiled"
 ).split()
 
+MISSED: dict[str, str] = {}
+"""By row, why a target of it is missed and what was tried; said where it is."""
+
 
 def page(results: Path) -> str:
     """The text of the page."""
@@ -39,6 +42,8 @@ def page(results: Path) -> str:
             loads = f"{row['load_before'][0]} before and {row['load'][0]} after"
             parts.append(f"**The machine was busy (load {loads}): do not rely on these times and ratios.**\n")
         parts += [f"{note}\n" for note in row["notes"]]
+        if row["row"] in MISSED and any(not kept for table in row["tables"] for *_, kept in promises(table)):
+            parts.append(MISSED[row["row"]] + "\n")
         if row["absent"]:
             told = "; ".join(f"{name} ({_code(why)})" for name, why in row["absent"].items())
             parts.append(f"Not run: {told}.\n")
