@@ -15,51 +15,62 @@ from lightning_objectives.averaging._shards import address, like, local, reshard
 from lightning_objectives.kinds import AverageState, Rule
 
 Buffers = Literal["copy", "average", "recalibrate"]
-_PIECE = {"cpu": 2**15}
-"""Elements that change places at once, where it is not the whole tensor: they fit a cache, and torch takes no second
-thread for so few. Elsewhere a call costs more than the memory."""
+_PIECE = 2**19
+"""Elements that change places at once: with what they change with they fit a cache."""
 _PART = 2**20
 """Elements of the weights that several averages take in one after the other."""
 
 
 class _Exchange:
-    """Two tensors that change places, piece by piece, so that what is aside stays in a cache.
+    """Pairs of tensors that change places, a few at a time, so that what is aside stays in a cache.
 
     Each move can be made again, so that :meth:`run` goes on where an interrupt stopped it.
 
     Args:
-        one: a tensor.
-        other: a tensor of the same type, place and strides.
-        room: memory for a piece.
-        done: what to note at the end.
+        pairs: two tensors of the same type, place and strides each.
+        done: what to note at the end; it may be called again too.
     """
 
-    def __init__(self, one: Tensor, other: Tensor, room: Tensor, done: Callable[[], None]) -> None:
-        if _dense(one):
-            one, other = (tensor.as_strided((tensor.numel(),), (1,)) for tensor in (one, other))
-            pairs = zip(torch.split(one, len(room)), torch.split(other, len(room)))
-            pieces = [(room[: len(mine)], mine, theirs) for mine, theirs in pairs]
-        else:
-            pieces = [(room.as_strided(one.shape, one.stride()), one, other)]
-        self._moves = [move for a, b, c in pieces for move in ((a, b), (b, c), (c, a))]
+    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]], done: Callable[[], None]) -> None:
+        groups: dict[tuple[torch.dtype, torch.device], list[list[tuple[Tensor, Tensor]]]] = {}
+        for one, other in pairs:
+            together, most = groups.setdefault((one.dtype, one.device), []), _most(one.device)
+            for piece in _pieces(one, other, most):
+                if not together or sum(mine.numel() for mine, _ in together[-1]) + piece[0].numel() > most:
+                    together.append([])
+                together[-1].append(piece)
+        self._moves: list[tuple[list[Tensor], list[Tensor]]] = []
+        for (dtype, device), together in groups.items():
+            sizes = [[mine.numel() for mine, _ in group] for group in together]
+            with torch.inference_mode(False):  # or training could not write to it later
+                room = torch.empty(max(map(sum, sizes)), dtype=dtype, device=device)
+            for group, size in zip(together, sizes):
+                ones, others = [one for one, _ in group], [other for _, other in group]
+                parts = torch.split(room[: sum(size)], size)
+                aside = [part.view(one.shape) for part, one in zip(parts, ones)]
+                self._moves += [(aside, ones), (ones, others), (others, aside)]
         self._taken = 0
         self._done = done
 
     def run(self) -> None:
         """All moves that are left."""
         while self._taken < len(self._moves):
-            to, source = self._moves[self._taken]
-            to.copy_(source)
+            torch._foreach_copy_(*self._moves[self._taken])
             self._taken += 1
         self._done()
 
 
-def _extent(tensor: Tensor) -> int:
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+def _most(device: torch.device) -> int:
+    """Elements that change places at once; where a call costs more than a cache gains, many."""
+    return _PIECE if device.type == "cpu" else 2**24
 
 
-def _dense(tensor: Tensor) -> bool:
-    return _extent(tensor) == tensor.numel()
+def _pieces(one: Tensor, other: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
+    """Two tensors as flat pieces, where their elements lie one behind the other in some order."""
+    if 1 + sum((size - 1) * stride for size, stride in zip(one.shape, one.stride())) != one.numel():
+        return [(one, other)]
+    flat = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in (one, other)]
+    return [(flat[0], flat[1])] if len(flat[0]) <= most else [*zip(*(torch.split(tensor, most) for tensor in flat))]
 
 
 class Journal:
@@ -68,7 +79,6 @@ class Journal:
     def __init__(self) -> None:
         self.held: dict[str, Tensor] = {}
         self._spare: dict[str, Tensor] = {}
-        self._between: Tensor | None = None
         self._unfinished: _Exchange | None = None
 
     def hold(self, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -82,26 +92,32 @@ class Journal:
             self.held[name] = spare.copy_(tensor)
         return names
 
-    def exchange(self, name: str, tensor: Tensor, shadows: list[Tensor], at: int) -> None:
-        """Let ``tensor`` and ``shadows[at]`` change places: the one holds the average now, the other the raw values."""
-        shadow = shadows[at]
+    def exchange(self, places: Mapping[str, tuple[Tensor, list[Tensor], int]]) -> None:
+        """Let tensors and shadows change places: the ones hold the average now, the others the raw values.
+
+        Args:
+            places: by name the tensor, and the slot and the position in it of its shadow.
+        """
+        shadows = {name: slot[at] for name, (_, slot, at) in places.items()}
 
         def done() -> None:
-            shadows[at] = tensor
-            self.held[name] = shadow
+            for name, (tensor, slot, at) in places.items():
+                slot[at] = tensor
+                self.held[name] = shadows[name]
 
-        self._unfinished = _Exchange(tensor, shadow, self._room(tensor), done)
+        self._unfinished = _Exchange([(place[0], shadows[name]) for name, place in places.items()], done)
         self.finish()
 
-    def exchange_back(self, name: str, tensor: Tensor, shadows: list[Tensor], at: int) -> None:
+    def exchange_back(self, places: Mapping[str, tuple[Tensor, list[Tensor], int]]) -> None:
         """Undo :meth:`exchange`."""
-        shadow = self.held[name]
+        shadows = {name: self.held[name] for name in places}
 
         def done() -> None:
-            shadows[at] = shadow
-            self.held.pop(name, None)
+            for name, (_, slot, at) in places.items():
+                slot[at] = shadows[name]
+                self.held.pop(name, None)
 
-        self._unfinished = _Exchange(tensor, shadow, self._room(tensor), done)
+        self._unfinished = _Exchange([(place[0], shadows[name]) for name, place in places.items()], done)
         self.finish()
 
     def finish(self) -> None:
@@ -109,26 +125,6 @@ class Journal:
         if self._unfinished is not None:
             self._unfinished.run()
             self._unfinished = None
-
-    @contextmanager
-    def exchanging(self) -> Iterator[None]:
-        """Within, one piece of memory is used for all that change places."""
-        try:
-            yield
-        finally:
-            self._between = None
-
-    def _room(self, tensor: Tensor) -> Tensor:
-        """Memory for a piece of a tensor."""
-        size = _extent(tensor)
-        if _dense(tensor):
-            size = min(size, _PIECE.get(tensor.device.type, size))
-        between = self._between
-        fits = between is not None and (between.dtype, between.device) == (tensor.dtype, tensor.device)
-        if between is None or not fits or len(between) < size:
-            with torch.inference_mode(False):  # or training could not write to it later
-                between = self._between = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
-        return between[:size]
 
     def release(self, names: Iterable[str]) -> None:
         """Forget the copies; their memory is used again."""
@@ -462,9 +458,7 @@ class Averages:
         self._settle()
         self.applied_name = name
         owners = self._owners(name, values) if exchange and not self.journal.held else {}
-        with self.journal.exchanging():
-            for at, owner in sorted(owners.items(), key=lambda item: -self._live[item[0]].numel()):
-                self.journal.exchange(self.names[at], self._live[at], owner, at)
+        self.journal.exchange(self._places(owners))
         copied = [at for at in range(len(values)) if at not in owners]
         self.journal.hold({self.names[at]: self._live[at] for at in copied})
         if copied:
@@ -479,15 +473,16 @@ class Averages:
             return
         self._follow()
         reshard(self.network)
-        with self.journal.exchanging():
-            for at, owner in sorted(self._exchanged().items(), key=lambda item: -self._live[item[0]].numel()):
-                self.journal.exchange_back(self.names[at], self._live[at], owner, at)
+        self.journal.exchange_back(self._places(self._exchanged()))
         targets = dict(zip(self.names, self._live)) | self._norm_buffers()
         held = {key: self.journal.held[key] for key in targets if key in self.journal.held}
         if held:
             torch._foreach_copy_([targets[key] for key in held], list(held.values()))
         self.journal.release(held)
         self.applied_name = None
+
+    def _places(self, owners: Mapping[int, list[Tensor]]) -> dict[str, tuple[Tensor, list[Tensor], int]]:
+        return {self.names[at]: (self._live[at], slot, at) for at, slot in owners.items()}
 
     def _owners(self, name: str, values: Sequence[Tensor]) -> dict[int, list[Tensor]]:
         """By position, the slots of the rule's state that hold the very tensors of an average, laid out as the weights.

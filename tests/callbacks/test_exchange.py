@@ -3,10 +3,10 @@
 import pytest
 import torch
 from averaging_nets import NormNet, equal, fit
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_objectives.averaging import BEMA, EMA, SWA
-from lightning_objectives.averaging._averages import _PIECE, Averages
+from lightning_objectives.averaging._averages import Averages
 from lightning_objectives.callbacks.average_weights import AverageWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*litlogger.*", "ignore:.*num_workers.*")
@@ -64,7 +64,7 @@ def test_no_copy_of_the_model_is_made_while_an_average_stands_in_it():
 @pytest.mark.parametrize("at", range(24))
 def test_an_interrupt_on_the_way_loses_neither(monkeypatch, at, after):
     """Copies are counted, of four pieces there and back; one is stopped, before it or as soon as it is made."""
-    monkeypatch.setitem(_PIECE, "cpu", 3)
+    monkeypatch.setattr("lightning_objectives.averaging._averages._PIECE", 3)
     net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     averages = Averages(net, {"ema": EMA(decay=0.5)})
     for _ in range(2):
@@ -74,17 +74,17 @@ def test_an_interrupt_on_the_way_loses_neither(monkeypatch, at, after):
         averages.update(1)
     raw = {name: p.detach().clone() for name, p in net.named_parameters()}
     average = {name: tensor.clone() for name, tensor in averages.weights("ema").items()}
-    calls, copy = [0], Tensor.copy_
+    calls, copy = [0], torch._foreach_copy_
 
-    def stopped(self, source, *args):
+    def stopped(to, source):
         calls[0] += 1
         if calls[0] == at + 1:
             if after:
-                copy(self, source, *args)
+                copy(to, source)
             raise KeyboardInterrupt
-        return copy(self, source, *args)
+        return copy(to, source)
 
-    monkeypatch.setattr(Tensor, "copy_", stopped)
+    monkeypatch.setattr(torch, "_foreach_copy_", stopped)
 
     def there_and_back():
         averages.swap_in("ema", exchange=True)
@@ -92,7 +92,7 @@ def test_an_interrupt_on_the_way_loses_neither(monkeypatch, at, after):
 
     with pytest.raises(KeyboardInterrupt):
         there_and_back()
-    monkeypatch.setattr(Tensor, "copy_", copy)
+    monkeypatch.setattr(torch, "_foreach_copy_", copy)
     averages.swap_out()
     assert equal(raw, {name: p.detach() for name, p in net.named_parameters()})
     assert equal(average, averages.weights("ema"))
