@@ -32,25 +32,33 @@ class _Exchange:
     """
 
     def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]], done: Callable[[], None]) -> None:
-        groups: dict[tuple[torch.dtype, torch.device], list[list[tuple[Tensor, Tensor]]]] = {}
-        for one, other in pairs:
-            together, most = groups.setdefault((one.dtype, one.device), []), _most(one.device)
-            for piece in _pieces(one, other, most):
-                if not together or sum(mine.numel() for mine, _ in together[-1]) + piece[0].numel() > most:
-                    together.append([])
-                together[-1].append(piece)
+        groups: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, Tensor, int]]] = {}
         self._moves: list[tuple[list[Tensor], list[Tensor]]] = []
-        for (dtype, device), together in groups.items():
-            sizes = [[mine.numel() for mine, _ in group] for group in together]
+        for one, other in pairs:
+            groups.setdefault((one.dtype, one.device), []).extend(_pieces(one, other, _most(one.device)))
+        for (dtype, device), pieces in groups.items():
+            most = max(_most(device), *(size for *_, size in pieces))
             with torch.inference_mode(False):  # or training could not write to it later
-                room = torch.empty(max(map(sum, sizes)), dtype=dtype, device=device)
-            for group, size in zip(together, sizes):
-                ones, others = [one for one, _ in group], [other for _, other in group]
-                parts = torch.split(room[: sum(size)], size)
-                aside = [part.view(one.shape) for part, one in zip(parts, ones)]
-                self._moves += [(aside, ones), (ones, others), (others, aside)]
+                room = torch.empty(most, dtype=dtype, device=device)
+            used = 0
+            aside: list[Tensor] = []
+            ones: list[Tensor] = []
+            others: list[Tensor] = []
+            for one, other, size in pieces:
+                if used + size > most:
+                    self._plan(aside, ones, others)
+                    used, aside, ones, others = 0, [], [], []
+                part = room[used : used + size]
+                aside.append(part if one.dim() == 1 else part.view(one.shape))
+                ones.append(one)
+                others.append(other)
+                used += size
+            self._plan(aside, ones, others)
         self._taken = 0
         self._done = done
+
+    def _plan(self, aside: list[Tensor], ones: list[Tensor], others: list[Tensor]) -> None:
+        self._moves += [(aside, ones), (ones, others), (others, aside)]
 
     def run(self) -> None:
         """All moves that are left."""
@@ -65,12 +73,19 @@ def _most(device: torch.device) -> int:
     return _PIECE if device.type == "cpu" else 2**24
 
 
-def _pieces(one: Tensor, other: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
-    """Two tensors as flat pieces, where their elements lie one behind the other in some order."""
-    if 1 + sum((size - 1) * stride for size, stride in zip(one.shape, one.stride())) != one.numel():
-        return [(one, other)]
-    flat = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in (one, other)]
-    return [(flat[0], flat[1])] if len(flat[0]) <= most else [*zip(*(torch.split(tensor, most) for tensor in flat))]
+def _pieces(one: Tensor, other: Tensor, most: int) -> list[tuple[Tensor, Tensor, int]]:
+    """Two tensors in flat pieces with their sizes, where their elements lie one behind the other in some order."""
+    size = one.numel()
+    if one.is_contiguous():
+        one, other = one.view(-1), other.view(-1)
+    elif 1 + sum((length - 1) * stride for length, stride in zip(one.shape, one.stride())) == size:
+        one, other = one.as_strided((size,), (1,)), other.as_strided((size,), (1,))
+    else:
+        return [(one, other, size)]
+    starts = range(0, size, most)
+    if len(starts) == 1:
+        return [(one, other, size)]
+    return [(one[at : at + most], other[at : at + most], min(most, size - at)) for at in starts]
 
 
 class Journal:
