@@ -177,6 +177,8 @@ class Pipeline:
     # -- during a step -------------------------------------------------------------------------------------------------
 
     def _training_step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.trainer.training:  # the user's validation_step calls it
+            return inner(*args, **kwargs)
         batch, index = unwrap(args[0] if args else kwargs.get("batch"))
         step = self.trainer.global_step
         self._running = {place: [m for m in self.members if m.place == place and m.active(step)] for place in PLACES}

@@ -106,6 +106,7 @@ HOOKS += ["on_validation_batch_start", "on_train_epoch_end", "on_train_end", "on
 
 
 @pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode")  # as the stopped validation left them
 def test_an_exception_leaves_nothing_behind(hook):
     net = Net()
     before, head, children = set(vars(net)), set(vars(net.fc)), dict(net.named_children())
@@ -423,6 +424,7 @@ def test_calls_without_gradient_are_metrics():
 
 
 @pytest.mark.parametrize("form", ["tensor", "dict", "none on odd", "batch only", "kwargs"])
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_what_a_step_may_look_like(form):
     class Own(Net):
         if form == "batch only":
@@ -759,6 +761,19 @@ def test_nets_built_in_configure_model_are_found():
                 self.fc = self.late
 
     fit(WrapHead(MultiSampleDropout()), net=Late)
+
+
+def test_a_training_step_that_validation_calls_is_the_users_own():
+    class Shared(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    callbacks = [ReweightSamples(LossBasedReweighting()), WrapHead(MultiSampleDropout(p=0.5))]
+    shared, runner = fit(*callbacks, net=Shared, val=loader())
+    assert equal(shared, fit(*callbacks, net=Net, val=loader())[0])
+    with torch.no_grad():
+        expected = F.cross_entropy(shared(data()[:][0]), data()[:][1])
+    torch.testing.assert_close(runner.callback_metrics["val_loss"], expected)
 
 
 def test_both_names_of_lightning():
