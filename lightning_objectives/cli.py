@@ -59,13 +59,13 @@ def _lightning(args: list[str]) -> None:
         import_module("jsonargparse")
     except ModuleNotFoundError:
         _stop(f"{args[0]} needs jsonargparse: pip install 'lightning-objectives[cli]'.")
-    from lightning.pytorch.cli import LightningCLI
+    from lightning_objectives._lightning import part
 
     # The user's own files, as with `python -m`: an installed command does not see them otherwise.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    LightningCLI(
+    part("cli").LightningCLI(
         subclass_mode_model=True,
         subclass_mode_data=True,
         # Without a logger the directory is the same for every run, and Lightning's own file name, config.yaml, may be

@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_objectives._lightning import rank_zero_warn
 from lightning_objectives.averaging._averages import Averages, Buffers, Journal, restore
 from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
 from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints

@@ -1,20 +1,12 @@
 """What every callback of this package is: a Callback under both names of Lightning."""
 
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from zipfile import is_zipfile
 
+from lightning_objectives._lightning import Callback as Callback
 from lightning_objectives.callbacks.patch import Patch
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Callback as Callback
-else:
-    # A project on `pytorch_lightning` has a Trainer that knows another class of the same name: be both.
-    names = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name)]
-    Callback = type("Callback", tuple(import_module(name).Callback for name in names), {"__module__": __name__})
 
 C = TypeVar("C")
 CARRIED = "module:"

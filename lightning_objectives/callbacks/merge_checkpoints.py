@@ -6,11 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_objectives._lightning import VERSION, rank_zero_info, rank_zero_warn
 from lightning_objectives.averaging._recalibrate import recalibrate, trained_norms
 from lightning_objectives.callbacks._optimizer_steps import OptimizerSteps, varied
 from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
@@ -275,7 +274,7 @@ class MergeCheckpoints(Callback):
         checkpoint = {
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
-            "pytorch-lightning_version": lightning.__version__,
+            "pytorch-lightning_version": VERSION,
             "state_dict": state,
         }
         if module.hparams:

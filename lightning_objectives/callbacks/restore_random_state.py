@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_objectives._lightning import rank_zero_warn
 from lightning_objectives.callbacks.base import Callback
 
 
