@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_objectives.callbacks.restore_random_state import RestoreRandomState, random_state, set_random_state
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # each run has a folder of its own
 
 
 class Noisy(Net):
