@@ -5,7 +5,7 @@ READY := .venv/ready.stamp
 # Two workers on two cores: without this each would start a thread per core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all lint docs bench clean
+.PHONY: help demo test test-all test-compat lint docs bench clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: $(READY) ## The quick part of the tests.
 
 test-all: $(READY) ## All tests, those that start processes too.
 	$(PYTEST)
+
+test-compat: $(READY) ## The quick tests with the lowest and the newest versions, and without `lightning`; downloads.
+	$(BIN)/python -m compat
 
 lint: $(READY) ## ruff and mypy.
 	$(BIN)/ruff check .
