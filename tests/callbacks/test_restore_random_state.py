@@ -92,6 +92,7 @@ def test_another_number_of_processes_is_not_restored():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # there is nothing to test on
 def test_evaluation_restores_nothing(tmp_path):
     run(tmp_path, RestoreRandomState())
     seed(5)
