@@ -5,7 +5,7 @@ READY := .venv/ready.stamp
 # Two workers on two cores: without this each would start a thread per core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all test-compat lint docs bench clean
+.PHONY: help demo test test-all test-compat conformance lint docs bench clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ test-all: $(READY) ## All tests, those that start processes too.
 
 test-compat: $(READY) ## The quick tests with the lowest and the newest versions, and without `lightning`; downloads.
 	$(BIN)/python -m compat
+
+conformance: $(READY) ## Every plug-in under everything that the Trainer does; writes docs/conformance.md.
+	$(PYTEST) tests/conformance tests/test_conformance.py --junitxml=build/conformance.xml
+	$(BIN)/python docs/conformance.py build/conformance.xml docs/conformance.md
 
 lint: $(READY) ## ruff and mypy.
 	$(BIN)/ruff check .

@@ -81,8 +81,7 @@ def pages() -> dict[str, list[str]]:
     for room, cls in methods():
         names = [f"{cls.__module__}.{name}" for name in defined_in(sys.modules[cls.__module__], first=cls.__name__)]
         made[f"methods/{room}/{cls.__name__}.md"] = names
-    for part in pkgutil.iter_modules(package.__path__):
-        name = f"{package.__name__}.{part.name}"
+    for name, part in parts():
         module = importlib.import_module(name)
         exported = getattr(module, "__all__", [] if part.ispkg else defined_in(module))
         if part.name in ROOMS:  # what a room exports beside its methods
@@ -90,8 +89,18 @@ def pages() -> dict[str, list[str]]:
             if exported:
                 made[f"methods/{part.name}/index.md"] = [f"{name}.{symbol}" for symbol in rest]
         elif exported:
-            made[f"package/{part.name}.md"] = [f"{name}.{symbol}" for symbol in exported]
+            made[f"package/{name.partition('.')[2]}.md"] = [f"{name}.{symbol}" for symbol in exported]
     return made
+
+
+def parts() -> Iterator[tuple[str, pkgutil.ModuleInfo]]:
+    """The modules and packages directly in the package, and the packages with exports of their own inside of those."""
+    for part in pkgutil.iter_modules(package.__path__):
+        name = f"{package.__name__}.{part.name}"
+        yield name, part
+        if part.ispkg and part.name not in ROOMS:
+            inner = pkgutil.iter_modules(importlib.import_module(name).__path__)
+            yield from ((f"{name}.{sub.name}", sub) for sub in inner if sub.ispkg)
 
 
 def defined_in(module: ModuleType, *, first: str = "") -> list[str]:

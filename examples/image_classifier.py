@@ -20,6 +20,7 @@ class ImageClassifier(L.LightningModule):
         in_chans: channels of the images.
         small_images: for images of about 32 pixels: a ResNet's first convolution is 3x3 at stride 1, and its first
             pooling is left out.
+        model_args: further settings of timm's model, such as ``channels`` of a ResNet's stages.
         pretrained: start from timm's weights.
         optimizer: timm's name, such as ``sgd`` (with Nesterov's momentum) or ``adamw``.
         lr: learning rate.
@@ -38,6 +39,7 @@ class ImageClassifier(L.LightningModule):
         *,
         in_chans: int = 3,
         small_images: bool = False,
+        model_args: dict[str, Any] | None = None,
         pretrained: bool = False,
         optimizer: str = "sgd",
         lr: float = 0.1,
@@ -50,7 +52,9 @@ class ImageClassifier(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = timm.create_model(model, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans)
+        self.model = timm.create_model(
+            model, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **(model_args or {})
+        )
         if small_images:
             if not hasattr(self.model, "conv1") or not hasattr(self.model, "maxpool"):
                 raise ValueError(f"small_images=True is for ResNets; {model!r} has no conv1 and maxpool.")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities import rank_zero_info as rank_zero_info
     from lightning.pytorch.utilities import rank_zero_warn as rank_zero_warn
     from lightning.pytorch.utilities.seed import isolate_rng as isolate_rng
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature as is_param_in_hook_signature
 else:
     # A Trainer knows only the classes of its own Lightning: be both.
     Callback, LightningDataModule = (
@@ -36,4 +37,5 @@ else:
         for kind in ("Callback", "LightningDataModule")
     )
     isolate_rng = part("utilities.seed").isolate_rng
+    is_param_in_hook_signature = part("utilities.signature_utils").is_param_in_hook_signature
     rank_zero_info, rank_zero_warn = part("utilities").rank_zero_info, part("utilities").rank_zero_warn

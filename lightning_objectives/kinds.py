@@ -23,7 +23,7 @@ M of stacks.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -86,6 +86,11 @@ class Method:
     """The callback that places them."""
     example: ClassVar[dict[str, Any]] = {}
     """Settings with which the method can be built for tests and docs, where it cannot be built without any."""
+    unsupported: ClassVar[Mapping[str, str]] = {}
+    """The conditions of ``testing.conformance`` that it cannot live with, and why; its callback refuses them."""
+
+    by_process: ClassVar[str] = ""
+    """Why several processes are not one with the joined batch; empty where they are."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -124,6 +129,7 @@ class BatchTransform(Method, nn.Module):
     """
 
     room, callback = "batches", "TransformBatch"
+    by_process = "each process mixes its own rows, by draws of its own"
     forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 

@@ -9,26 +9,33 @@ from pathlib import Path
 
 import torch
 
+PATIENCE = float(os.environ.get("PATIENCE", "90"))
+"""Seconds for a run; a machine that is shared needs more."""
 PACKAGE = str(Path(__file__).parents[1])
 
 
-def start(script, *words):
+def start(script, *words, **pipes):
     """``python script words``, in a process group of its own."""
     path = os.pathsep.join([PACKAGE, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, script, *map(str, words)]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
-def ranks(script, run, directory):
-    """What the two processes of ``run`` wrote; a run that hangs is killed after a minute and a half."""
+def finished(script, run, directory):
+    """Wait for all processes of ``run``; one that hangs is killed after a minute and a half."""
     directory.mkdir(exist_ok=True)
     process = start(script, run, directory)
     try:
-        assert process.wait(timeout=90) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def ranks(script, run, directory):
+    """What the two processes of ``run`` wrote."""
+    finished(script, run, directory)
     return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -438,7 +438,7 @@ class Averages:
             raise ValueError(f"The state holds the averages {list(averages)}, but the rules are {list(self.rules)}.")
         restore(self.network, state["raw"])
         self._steps_of.clear()
-        self.steps, self.start = state["steps"], state["start"]
+        self.steps, self.start = int(state["steps"]), int(state["start"])
         self.statistics, self.statistics_step = dict(state["statistics"]), state["statistics_step"]
         self.states = {}
         if not averages:
@@ -459,12 +459,15 @@ class Averages:
         # The order of the slots is that of the names, which joined parameters come last in.
         self._parameters = {name: p for name, p in self._parameters.items() if name not in new}
         with torch.inference_mode(False):
-            for name in self.rules:
+            for name, rule in self.rules.items():
+                asked, found = set(rule.init([torch.zeros(1)]).slots), set(averages[name]["slots"])
+                if asked != found:
+                    raise ValueError(f"The state of {rule} has the slots {sorted(found)}, not {sorted(asked)}.")
                 slots = {
                     slot: [_fitting(tensors[key], sources[key], key).clone() for key in sources if key in saved]
                     for slot, tensors in averages[name]["slots"].items()
                 }
-                self.states[name] = AverageState(slots, averages[name]["updates"])
+                self.states[name] = AverageState(slots, int(averages[name]["updates"]))
         self._collect()
 
     @torch.no_grad()

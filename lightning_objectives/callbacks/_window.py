@@ -1,16 +1,20 @@
 """The newest snapshots of a training, as files."""
 
-from collections.abc import Container, Mapping
+import re
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lightning_objectives._lightning import rank_zero_warn
 from lightning_objectives.callbacks._background import Background
-from lightning_objectives.callbacks._optimizer_steps import Rates
+from lightning_objectives.callbacks._optimizer_steps import Rates, varied
+from lightning_objectives.callbacks._whole_state import copied
+from lightning_objectives.callbacks.ranks import on_rank_zero
 from lightning_objectives.kinds import Merge
 from lightning_objectives.merging._checkpoints import merged_tensor
-from lightning_objectives.merging._files import in_order
+from lightning_objectives.merging._files import Source, in_order
 from lightning_objectives.merging._writing import replaced, write_safetensors
 
 
@@ -21,8 +25,10 @@ class Window:
     that has left the window stays for as long as one of the two newest checkpoints would need it to go on from there.
     """
 
-    def __init__(self, folder: Path, *, last: int, writes: bool) -> None:
+    def __init__(self, folder: Path, module: Any, method: Merge, *, last: int, writes: bool) -> None:
         self.folder = folder
+        self.module = module
+        self.method = method
         self.last = last
         self.writes = writes
         self.entries: list[dict[str, Any]] = []
@@ -30,6 +36,31 @@ class Window:
         self._left: list[str] = []
         self._saved: list[list[str]] = []
         self._background = Background()
+
+    @classmethod
+    def begun(
+        cls,
+        trainer: Any,
+        module: Any,
+        method: Merge,
+        *,
+        last: int,
+        state: Mapping[str, Any] | None,
+        folder: Callable[[], Path],
+    ) -> "Window":
+        """An empty window in a new folder, or that of a state."""
+        begins = folder() if state is None else Path(state["folder"])
+        window = cls(begins, module, method, last=last, writes=trainer.is_global_zero)
+        if state is None:
+            return window
+        missing = on_rank_zero(trainer, lambda: window.missing(state))
+        window.load_state_dict(state, missing=missing)
+        if missing:
+            rank_zero_warn(
+                f"{len(missing)} snapshots of the checkpoint are not there any more: {missing}. The merge goes on "
+                f"with those of the steps {window.steps}, and is made of fewer until {last} are there again."
+            )
+        return window
 
     @property
     def steps(self) -> list[int]:
@@ -41,8 +72,9 @@ class Window:
         """The learning rates between them."""
         return [entry["rates"] for entry in self.entries[1:]]
 
-    def add(self, step: int, tensors: Mapping[str, Tensor], rates: Rates) -> None:
-        """Take a snapshot in; ``tensors`` are nobody else's."""
+    def take(self, step: int, rates: Rates) -> None:
+        """Take a snapshot of what the module holds now; all ranks take part."""
+        tensors = copied(self.module, keep=self.writes)
         path = self.folder / f"step={step}.safetensors"
         self.entries = [entry for entry in self.entries if entry["step"] < step]
         self.entries.append({"step": step, "file": str(path), "rates": dict(rates)})
@@ -60,11 +92,11 @@ class Window:
             for file in gone:
                 self._background.submit(_delete, Path(file))
 
-    def merge(self, method: Merge) -> dict[str, Tensor]:
+    def merge(self) -> dict[str, Tensor]:
         """The merge of the snapshots, in memory."""
         self.finish()
         sources, steps = in_order(entry["file"] for entry in self.entries)
-        shares: list[float] = method.coefficients(steps).tolist()
+        shares: list[float] = self.method.coefficients(steps).tolist()
         return {name: merged_tensor(name, sources, shares).clone() for name in sources[-1].keys}
 
     def finish(self) -> None:
@@ -83,9 +115,24 @@ class Window:
         return {"entries": list(self.entries), "left": list(self._left), "folder": str(self.folder)}
 
     @staticmethod
+    def check(state: Mapping[str, Any]) -> None:
+        """See that a state names only snapshots of its own folder, since those that leave the window are deleted.
+
+        Raises:
+            ValueError: it names something else, or is of another form.
+        """
+        folder = Path(state["folder"])
+        named = [(f"step={int(entry['step'])}.safetensors", entry["file"]) for entry in state["entries"]]
+        named += [(Path(file).name, file) for file in state["left"]]
+        for name, file in named:
+            if Path(file) != folder / name or not re.fullmatch(r"step=\d+\.safetensors", name):
+                raise ValueError(f"{file!r} is no snapshot in {str(folder)!r}, such as step=100.safetensors")
+        varied(entry["rates"] for entry in state["entries"])  # or they would fail where they are merged
+
+    @staticmethod
     def missing(state: Mapping[str, Any]) -> list[str]:
-        """The files of a state that are not there any more."""
-        return [entry["file"] for entry in state["entries"] if not Path(entry["file"]).is_file()]
+        """The files of a state that are not there any more, or that are damaged."""
+        return [entry["file"] for entry in state["entries"] if not _opens(entry["file"])]
 
     def load_state_dict(self, state: Mapping[str, Any], *, missing: Container[str] = ()) -> None:
         """Go on with the snapshots of a state, but for those that are missing."""
@@ -93,6 +140,16 @@ class Window:
         self.entries = [entry for entry in state["entries"] if entry["file"] not in missing][-self.last :]
         self._left = list(state["left"])
         self._saved = [[entry["file"] for entry in state["entries"]]]
+        if self.writes:
+            _delete_unfinished(self.folder)
+
+
+def _opens(file: str) -> bool:
+    try:
+        Source(file)
+    except ValueError:
+        return False
+    return True
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -103,3 +160,10 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 
 def _delete(path: Path) -> None:
     path.unlink(missing_ok=True)
+
+
+def _delete_unfinished(folder: Path) -> None:
+    """What a process that was killed had begun to write; a training that goes on is alone in its folder."""
+    for path in folder.glob(".*.tmp*"):
+        if re.fullmatch(r"\.(step=\d+\.safetensors|merged\.ckpt)\.\d+\.\d+\.tmp\.\w+", path.name):
+            _delete(path)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ class AddRegularizer(StepCallback):
     """
 
     place = "term"
+    zero: ClassVar = {"strength": 0.0}
 
     regularizer: nn.Module | Callable[..., Tensor]
     strength: float = 1.0

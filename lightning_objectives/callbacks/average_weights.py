@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from lightning_objectives._lightning import rank_zero_warn
 from lightning_objectives.averaging._averages import Averages, Buffers, Journal, restore
 from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
-from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints
+from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints, taking
 from lightning_objectives.callbacks.patch import Patch
-from lightning_objectives.callbacks.ranks import refuse_flat_shards
 from lightning_objectives.kinds import Rule
 
 _STATE = "AverageWeights"
 """What the keys of the averages' states begin with, those of subclasses too."""
+_LIGHTNINGS = {"StochasticWeightAveraging", "WeightAveraging"}
+_ONE_IS_LEFT = "only one average can be validated, saved and left in the module"
 
 
 class AverageWeights(Callback):
@@ -39,8 +40,8 @@ class AverageWeights(Callback):
         primary: whether this average is validated, saved and left in the module.
 
     Raises:
-        ValueError: a setting outside its range; at setup: a second primary callback, or a strategy whose shards cannot
-            be averaged.
+        ValueError: a setting outside its range; at setup: a second primary callback, Lightning's own averages beside a
+            primary one, or a strategy whose shards cannot be averaged.
 
     Checkpoints: ``state_dict`` has the keys of the plain module and holds the average (the trained weights, before it
     has begun), so that the file loads without this package; the raw weights and the averages lie in this callback's
@@ -55,6 +56,13 @@ class AverageWeights(Callback):
         >>> callback.names
         ('bema', 'ema', 'ema_2')
     """
+
+    zero: ClassVar = {"start_step": 10**9}
+    leaves_training_alone = True
+    refuses: ClassVar = {
+        "beside_stochastic_weight_averaging": _ONE_IS_LEFT,
+        "beside_weight_averaging": _ONE_IS_LEFT,
+    }
 
     def __init__(
         self,
@@ -148,6 +156,10 @@ class AverageWeights(Callback):
             raise RuntimeError("There are no averages yet: they begin with the training, in trainer.fit().")
         return self._averages
 
+    def unsupported(self) -> dict[str, str]:
+        """Another average beside a primary one."""
+        return super().unsupported() if self.primary else {}
+
     # The run.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -157,15 +169,26 @@ class AverageWeights(Callback):
             return
         self._detach()
         self._clear()
+        super().setup(trainer, pl_module, stage)
         self._fitting = True
-        refuse_flat_shards(trainer, "AverageWeights")
         primaries = [callback for callback in callbacks_of(trainer, AverageWeights) if callback.primary]
         if len(primaries) > 1:
             raise ValueError(
-                f"{len(primaries)} AverageWeights callbacks are primary, of {[p.names for p in primaries]}, but only "
-                "one average can be validated, saved and left in the module. Pass primary=False to the others."
+                f"{len(primaries)} AverageWeights callbacks are primary, of {[p.names for p in primaries]}, but "
+                f"{_ONE_IS_LEFT}. Pass primary=False to the others."
             )
+        if self.primary:
+            self._refuse_lightnings(trainer)
         self._patches.append(name_unreadable_checkpoints(trainer))
+
+    def _refuse_lightnings(self, trainer: Any) -> None:
+        for callback in trainer.callbacks:
+            found = _LIGHTNINGS & {cls.__name__ for cls in type(callback).__mro__}
+            if found:
+                raise ValueError(
+                    f"AverageWeights of {self.names} stands beside Lightning's {found.pop()}, but {_ONE_IS_LEFT}. "
+                    "Keep one of the two, or pass primary=False to AverageWeights."
+                )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin, or go on from what was loaded."""
@@ -191,9 +214,11 @@ class AverageWeights(Callback):
             passes=lambda: joint_pass(trainer, pl_module, self._averages.norms if self._averages else ()),
         )
         if self._loaded is not None:
-            averages.load_state_dict(self._loaded)
+            with taking(self.state_key, trainer):
+                averages.load_state_dict(self._loaded)
         elif self._foreign is not None:
-            anew = averages.adopt(self._foreign["average"], updates=self._foreign["updates"])
+            with taking("WeightAveraging", trainer):
+                anew = averages.adopt(self._foreign["average"], updates=self._foreign["updates"])
             if anew:
                 rank_zero_warn(f"The checkpoint's average is a plain one; {anew} need more than that and begin anew.")
         self._loaded = self._foreign = None
@@ -304,18 +329,25 @@ class AverageWeights(Callback):
             return
         states = checkpoint.get("callbacks", {})
         ours = {key: state for key, state in states.items() if str(key).removeprefix(CARRIED).startswith(_STATE)}
-        for state in ours.values():
-            restore(pl_module, state["raw"])
+        for key, state in ours.items():
+            with taking(key, trainer):
+                averaged = {name for average in state["averages"].values() for name in average["slots"]["average"]}
+                if state["raw"] and averaged - state["raw"].keys():
+                    raise ValueError(
+                        f"there are averages of {sorted(averaged - state['raw'].keys())}, but no raw weights"
+                    )
+                restore(pl_module, state["raw"])
         if ours and not ours.keys() & {self.state_key, CARRIED + self.state_key}:
             rank_zero_warn(
                 f"The checkpoint holds averages of other settings, {list(ours)}: the training goes on from its raw "
                 f"weights, and {self.state_key} begins anew."
             )
         if not ours and "current_model_state" in checkpoint and "averaging_state" in checkpoint:
-            updates = int(checkpoint["averaging_state"]["n_averaged"])
-            if updates:
-                self._foreign = {"average": checkpoint["state_dict"], "updates": updates}
-            pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
+            with taking("WeightAveraging", trainer):
+                updates = int(checkpoint["averaging_state"]["n_averaged"])
+                if updates:
+                    self._foreign = {"average": checkpoint["state_dict"], "updates": updates}
+                pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state, now or when the training starts; evaluation needs none."""

@@ -1,12 +1,63 @@
 """What every callback of this package is: a Callback under both names of Lightning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from zipfile import is_zipfile
 
-from lightning_objectives._lightning import Callback as Callback
+from torch import Tensor
+
+from lightning_objectives._lightning import Callback as _Both
 from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives.kinds import Method
+from lightning_objectives.merging._intact import check_sums, hint
+
+STRATEGIES = {"FSDPStrategy": "fsdp", "DeepSpeedStrategy": "deepspeed", "ModelParallelStrategy": "fsdp2"}
+"""The conditions that strategies make, by the names of their classes, which both Lightnings share."""
+_FLAT = "it hides the parameters in flat shards; use ModelParallelStrategy (FSDP2) or DDPStrategy"
+
+
+class Callback(_Both):
+    """What the callbacks of this package say of themselves, to be held to it by ``testing.conformance``."""
+
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Settings with which a training of a few steps shows it at work, where the defaults do not."""
+    zero: ClassVar[Mapping[str, Any]] = {}
+    """Settings, kept under their names, at which it changes nothing; without any, methods that are not active."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """The names of the callbacks without which it has nothing to do."""
+    leaves_training_alone: ClassVar[bool] = False
+    """Whether the weights go the same way in training as without it."""
+    draws: ClassVar[bool] = False
+    """Whether its methods may draw from the global random stream, so that the user's own draws are other ones."""
+    refuses: ClassVar[Mapping[str, str]] = {"fsdp": _FLAT, "deepspeed": _FLAT}
+    """The conditions that it refuses at setup beside those of its bases, and why; the error says so."""
+
+    def unsupported(self) -> dict[str, str]:
+        """The conditions that it, or a method of its, refuses with these settings, and why."""
+        told = [vars(cls).get("refuses", {}) for cls in reversed(type(self).__mro__)]
+        told += [method.unsupported for method in self.placed()]
+        return {name: why for refused in told for name, why in refused.items()}
+
+    def placed(self) -> list[Method]:
+        """The methods that it was given."""
+        given = [m for value in vars(self).values() for m in (value if isinstance(value, list) else [value])]
+        return [method for method in given if isinstance(method, Method)]
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse to train under a strategy that is not supported.
+
+        Raises:
+            ValueError: the strategy, and why.
+        """
+        if stage != "fit":
+            return
+        for strategy in type(trainer.strategy).__mro__:
+            why = self.unsupported().get(STRATEGIES.get(strategy.__name__, ""))
+            if why is not None:
+                raise ValueError(f"{type(self).__name__} cannot work under {strategy.__name__}: {why}.")
+
 
 C = TypeVar("C")
 CARRIED = "module:"
@@ -20,20 +71,69 @@ def callbacks_of(trainer: Any, kind: type[C]) -> list[C]:
 
 
 def name_unreadable_checkpoints(trainer: Any) -> Patch:
-    """Until the patch is removed, a checkpoint that cannot be read is an error that says which file, and why."""
-    return Patch(trainer.strategy, "load_checkpoint", _load)
+    """Until the patch is removed, a checkpoint that cannot be read is an error that says which file, and why.
+
+    Its checksums are compared first, which Lightning and torch do not. The callbacks of a trainer share one patch.
+    """
+    patch = vars(trainer.strategy).get("load_checkpoint")
+    while isinstance(patch, Patch) and patch.around is not _load:
+        patch = patch.inner
+    return patch if isinstance(patch, Patch) else Patch(trainer.strategy, "load_checkpoint", _load)
+
+
+def read_as_before(trainer: Any) -> None:
+    """Remove that patch, if it is there."""
+    name_unreadable_checkpoints(trainer).remove()
 
 
 def _load(inner: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
+    file = Path(path)
+    if not file.is_file():
+        return inner(path, *args, **kwargs)  # missing, or no single file of this machine
     try:
-        return inner(path, *args, **kwargs)
-    except (OSError, EOFError, RuntimeError) as error:
-        file = Path(path)
-        if not file.is_file() or is_zipfile(file):
-            raise
+        check_sums(file)
+        found = inner(path, *args, **kwargs)
+    except Exception as error:  # torch raises what comes: RuntimeError, UnpicklingError, EOFError, ...
+        if not is_zipfile(file):
+            raise ValueError(
+                f"The checkpoint {path} is cut off, or no checkpoint: its {file.stat().st_size} bytes do not end with "
+                f"a table of contents. Nothing was loaded; use an earlier file.{hint(file)}"
+            ) from error
         raise ValueError(
-            f"The checkpoint {path} is cut off, or no checkpoint: its {file.stat().st_size} bytes do not end with a "
-            "table of contents. Nothing was loaded; use an earlier file."
+            f"The checkpoint {path} cannot be read: it is damaged, or holds more than tensors and plain values, which "
+            "could run code. Nothing was loaded; use an earlier file, or, if you trust it, weights_only=False. "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    forms = {"state_dict": Mapping, "callbacks": Mapping, "pytorch-lightning_version": str}
+    if (
+        not (isinstance(found, dict) and "state_dict" in found)
+        or any(not isinstance(found[part], form) for part, form in forms.items() if part in found)
+        or any(isinstance(state, Tensor) for state in found.get("callbacks", {}).values())
+    ):
+        raise ValueError(
+            f"The checkpoint {path} is none of Lightning's: it has no 'state_dict', or parts of another form. "
+            "Nothing was loaded; for weights alone use module.load_state_dict(torch.load(path, weights_only=True))."
+        )
+    return found
+
+
+@contextmanager
+def taking(key: str, trainer: Any = None) -> Iterator[None]:
+    """Within, what a checkpoint holds for a callback is taken; what fails is an error that names both.
+
+    Raises:
+        ValueError: of whatever was raised.
+    """
+    try:
+        yield
+    except Exception as error:  # what was saved may be of any form, and each form fails in its own way
+        file = f" {trainer.ckpt_path}" if getattr(trainer, "ckpt_path", None) else ""
+        # Lightning keeps what it could not restore, and a later fit without a checkpoint would go on from it.
+        getattr(getattr(trainer, "_checkpoint_connector", None), "_loaded_checkpoint", {}).clear()
+        raise ValueError(
+            f"The checkpoint{file} holds a state of {key} that cannot be taken: it is damaged, or of "
+            f"another network or version ({type(error).__name__}: {error}). Use another checkpoint, or go on without "
+            "this callback."
         ) from error
 
 

@@ -1,14 +1,14 @@
 """The callback of the calibrators."""
 
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_objectives.callbacks.base import Callback
-from lightning_objectives.callbacks.evaluation import EvaluationSteps, Where
+from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints, read_as_before, taking
+from lightning_objectives.callbacks.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives.callbacks.log_metrics import Measured
 from lightning_objectives.callbacks.ranks import gather_rows
 from lightning_objectives.kinds import Calibrator
@@ -47,6 +47,9 @@ class Calibrate(Callback):
         TemperatureScaling(min_temperature=0.01, max_temperature=100.0)
     """
 
+    leaves_training_alone = True
+    refuses: ClassVar = {"binary_cross_entropy": NO_CHOICE}
+
     def __init__(
         self,
         calibrator: Calibrator,
@@ -70,18 +73,22 @@ class Calibrate(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the evaluation steps."""
+        super().setup(trainer, pl_module, stage)
         self._restore()
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
         otherwise = "a calibrator needs logits of classes and a class a row"
         self._steps = EvaluationSteps(pl_module, self._seen, where, otherwise=otherwise)
+        name_unreadable_checkpoints(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the steps back."""
         self._restore()
+        read_as_before(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the steps back: `teardown` is not called after an exception."""
         self._restore()
+        read_as_before(trainer)
 
     def _restore(self) -> None:
         if self._steps is not None:
@@ -145,5 +152,6 @@ class Calibrate(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
-        self.calibrator.load_state_dict(state_dict)
+        with taking(self.state_key, self._steps and self._steps.module.trainer):
+            self.calibrator.load_state_dict(state_dict)
         self.fitted = True

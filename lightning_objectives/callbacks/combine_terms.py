@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from lightning_objectives.callbacks.ranks import world_size
 from lightning_objectives.callbacks.step import Pipeline
 from lightning_objectives.callbacks.step_callback import StepCallback
+
+WHOLE_GRADIENTS = "it compares whole gradients, of which a rank holds only a shard; use DDPStrategy"
+"""Why :func:`flat_gradients` is refused under FSDP2."""
 
 
 @dataclass(eq=False)
@@ -26,12 +30,10 @@ class CombineTerms(StepCallback):
     """
 
     place = "combination"
+    beside = ("AddRegularizer",)
+    refuses: ClassVar = {"fsdp2": WHOLE_GRADIENTS}
 
     combination: nn.Module | Callable[..., Tensor]
-
-    def build(self, pipeline: Pipeline, head: nn.Module | None) -> None:
-        """Refuse strategies under which a gradient is not whole on a rank."""
-        whole_gradients(pipeline, self)
 
     def combine(self, terms: Sequence[Tensor], pipeline: Pipeline) -> Tensor:
         """The weighted sum."""
@@ -45,20 +47,6 @@ class CombineTerms(StepCallback):
             )
         pipeline.logged |= {f"weight_{i}": weight for i, weight in enumerate(weights.detach())}
         return torch.stack([weight.to(term) * term for weight, term in zip(weights, terms)]).sum()
-
-
-def whole_gradients(pipeline: Pipeline, member: StepCallback) -> None:
-    """Refuse what :func:`flat_gradients` cannot do.
-
-    Raises:
-        ValueError: the strategy shards the parameters.
-    """
-    strategy = type(pipeline.trainer.strategy).__name__
-    if strategy in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
-        raise ValueError(
-            f"{type(member).__name__}({member.method}) compares whole gradients, of which {strategy} gives each rank "
-            "a part: use ddp."
-        )
 
 
 def flat_gradients(terms: Sequence[Tensor], pipeline: Pipeline) -> Tensor:

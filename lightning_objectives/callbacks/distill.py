@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_objectives.callbacks.combine_terms import flat_gradients, whole_gradients
+from lightning_objectives.callbacks.combine_terms import WHOLE_GRADIENTS, flat_gradients
+from lightning_objectives.callbacks.extras import COPIED
 from lightning_objectives.callbacks.frozen import Answer, Frozen, Normalization
 from lightning_objectives.callbacks.load_network import load_network
 from lightning_objectives.callbacks.logit_cache import LogitCache, fingerprint
@@ -54,6 +55,7 @@ class Distill(StepCallback):
     """
 
     place = "term"
+    zero: ClassVar = {"weight": 0.0}
 
     distillation: nn.Module | Callable[..., Tensor]
     _: KW_ONLY
@@ -94,6 +96,17 @@ class Distill(StepCallback):
     def _own_head(self) -> bool:
         return isinstance(self.method, Distillation) and self.method.builds_head
 
+    @property
+    def adds_parameters(self) -> bool:
+        """Also those of a head that is built later."""
+        return self._own_head or super().adds_parameters
+
+    def unsupported(self) -> dict[str, str]:
+        """Where it compares gradients, they must be whole; where it adds a head, the module must not be copied."""
+        combines = isinstance(self.method, Distillation) and self.method.combination() is not None
+        whole = {"fsdp2": WHOLE_GRADIENTS} if combines else {}
+        return whole | super().unsupported() | ({"beside_weight_averaging": COPIED} if self._own_head else {})
+
     # -- before the training -------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -101,8 +114,8 @@ class Distill(StepCallback):
         idle = self.weight == 0 or (isinstance(self.method, Distillation) and self.method.idle)
         if stage != "fit" or idle:
             return
+        super().setup(trainer, pl_module, stage)
         pipeline = Pipeline.of(trainer, pl_module)
-        pipeline.add(self)
         for name in _TEACHERS:
             pipeline.makers.setdefault(name, partial(self._told, name))
 
@@ -117,7 +130,6 @@ class Distill(StepCallback):
         self._take_teacher(pipeline)
 
     def _refuse_rivals(self, pipeline: Pipeline) -> None:
-        whole_gradients(pipeline, self)
         rival = next((m for m in pipeline.members if m.place == "combination"), None)
         if rival is not None:
             raise ValueError(

@@ -14,6 +14,8 @@ from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.callbacks.signals import unwrap
 
+NO_CHOICE = "which is no choice of one class"
+"""Why a step cannot be measured as a classification."""
 _NOT_CLASSES = (F.mse_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 
 
@@ -145,8 +147,8 @@ class EvaluationSteps:
         if self._call is not None:
             if self.otherwise is not None and self._call.function in _NOT_CLASSES and self._call.input.dim() > 1:
                 raise ValueError(
-                    f"{user} is evaluated by {self._call.function.__name__} on {tuple(self._call.input.shape)}, which "
-                    f"is no choice of one class; {self.otherwise}."
+                    f"{user} is evaluated by {self._call.function.__name__} on {tuple(self._call.input.shape)}, "
+                    f"{NO_CHOICE}; {self.otherwise}."
                 )
             self.ignore_index = self._call.options.get("ignore_index")
             return self._call.input.detach(), self._call.target

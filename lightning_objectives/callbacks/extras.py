@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_objectives.callbacks.base import taking
 from lightning_objectives.callbacks.patch import Patch
 
 NAME = "objective_modules"
 """The name of the child that holds the extra modules, and of their entry in a checkpoint."""
+COPIED = "Lightning's WeightAveraging copies the module at setup, with or without the parameters that are added to it"
 
 
 class _Container(nn.ModuleDict):
@@ -49,14 +51,14 @@ class Extras:
         """Add the modules that have parameters as a child of the user's module.
 
         Raises:
-            ValueError: the strategy shards parameters, where unsharded extras would let the ranks diverge.
+            ValueError: Lightning averages the weights, and the order of the callbacks tells whether it copies these.
         """
         modules = {name: module for name, module in modules.items() if next(module.parameters(), None) is not None}
         if not modules:
             return
-        strategy = type(self.module.trainer.strategy).__name__
-        if strategy in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
-            raise ValueError(f"{list(modules)} would add parameters, which {strategy} would not shard: use ddp.")
+        bases = {cls.__name__ for callback in self.module.trainer.callbacks for cls in type(callback).__mro__}
+        if "WeightAveraging" in bases:
+            raise ValueError(f"{list(modules)} would add parameters, but {COPIED}. Use AverageWeights.")
         self.head = head
         self.container = _Container(modules)
         setattr(self.module, NAME, self.container)
@@ -100,9 +102,13 @@ class Extras:
         for number, optimizer in enumerate(self._optimizers):
             self._patches.append(Patch(optimizer, "state_dict", self._without))
             self._patches.append(
-                Patch(optimizer, "load_state_dict", lambda load, state, n=number: load(self._with(n, state)))
+                Patch(optimizer, "load_state_dict", lambda load, state, n=number: self._take(load, n, state))
             )
         return configured
+
+    def _take(self, load: Callable[..., Any], number: int, state: dict[str, Any]) -> None:
+        with taking(f"the optimizer, {NAME!r} included,", self.module.trainer):
+            load(self._with(number, state))
 
     def _names(self) -> dict[Tensor, str]:
         assert self.container is not None
@@ -135,6 +141,8 @@ class Extras:
         for position, name in extra.items():
             entry = loaded.pop(name, None) or optimizer.state.get(params[position])
             if entry:
+                if not isinstance(entry, Mapping):
+                    raise ValueError(f"{name} has the state {entry!r:.100}, which no optimizer keeps")
                 state["state"][position] = entry
         return state
 

@@ -8,9 +8,13 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.base import Callback, callbacks_of
-from lightning_objectives.callbacks.evaluation import EvaluationSteps, Where
+from lightning_objectives.callbacks.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.metrics import default_metrics
+
+_GATHERED = {
+    "fsdp2": "weights= repeats the forward pass with other weights than those that FSDP2 gathers; leave it out"
+}
 
 
 class Measured:
@@ -69,6 +73,8 @@ class LogMetrics(Callback):
         ('raw', 'average')
     """
 
+    leaves_training_alone = True
+
     def __init__(
         self,
         metrics: Metric | MetricCollection | None = None,
@@ -92,8 +98,14 @@ class LogMetrics(Callback):
         self._steps: EvaluationSteps | None = None
         self._measured = Measured(metrics)
 
+    def unsupported(self) -> dict[str, str]:
+        """What the default metrics cannot measure, and other weights that are not sharded as the module's are."""
+        unmeasured = {"binary_cross_entropy": NO_CHOICE} if self.metrics is None else {}
+        return super().unsupported() | unmeasured | (_GATHERED if self.weights else {})
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the evaluation steps."""
+        super().setup(trainer, pl_module, stage)
         self._restore()
         self._trainer = trainer
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)

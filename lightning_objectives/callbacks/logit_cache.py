@@ -2,14 +2,15 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from lightning_objectives.merging._intact import hint
+from lightning_objectives.merging._writing import replaced, write_safetensors
 
 _LOOKED_AT = 4096
 """About how many elements of a sample its checksum looks at."""
@@ -68,6 +69,8 @@ class LogitCache:
     def _kept(self, logits: Tensor) -> dict[str, Tensor]:
         if logits.dim() != 2:
             raise ValueError(f"The cache keeps one row of logits a sample, not logits of shape {tuple(logits.shape)}.")
+        if logits.isnan().any():
+            raise ValueError("The teacher gives NaN, which is not kept: mend it, or the inputs, or take cache= out.")
         self.classes = logits.shape[1]
         if self.top_k is None:
             return {"values": logits}
@@ -96,13 +99,17 @@ class LogitCache:
         return rest.scatter(1, self._rows["classes"][index].long(), values)
 
     def save(self) -> None:
-        """Write what is new, whole or not at all."""
+        """Write what is new, whole or not at all.
+
+        Raises:
+            OSError: the disk is full, say; the file of before is still there.
+        """
         if not self._new:
             return
         file = self.directory / f"logits-{self.rank}.safetensors"
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file(self._rows, partial, metadata={**self._label(), "classes": str(self.classes)})
-        partial.replace(file)
+        entries = {name: (rows.dtype, tuple(rows.shape), name) for name, rows in self._rows.items()}
+        with replaced(file) as partial:
+            write_safetensors(partial, entries, self._rows.__getitem__, {**self._label(), "classes": str(self.classes)})
         self._new = False
 
     def _label(self) -> dict[str, str]:
@@ -112,26 +119,54 @@ class LogitCache:
         """Read what all the ranks, and earlier trainings, have written.
 
         Raises:
-            ValueError: a file is damaged, of another teacher, or of another number of logits.
+            ValueError: a file is damaged, of another teacher, or of another number of logits. Nothing of it
+                is taken then.
         """
         for file in sorted(self.directory.glob("logits-*.safetensors")):
             try:
+                file.open("rb").close()  # of what may not be opened safetensors says that it is missing
                 with safe_open(file, framework="pt") as opened:
                     label = dict(opened.metadata() or {})
                     rows = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no dictionary
+            except OSError as error:
+                raise ValueError(
+                    f"{str(file)!r} cannot be read ({error}): delete it, or give another directory."
+                ) from error
             except Exception as error:  # safetensors has its own
-                raise ValueError(f"{str(file)!r} is damaged ({error}): delete it.") from error
+                raise ValueError(f"{str(file)!r} is damaged ({error}): delete it.{hint(file)}") from error
             wrong = [name for name, value in self._label().items() if label.get(name) != value]
             if wrong:
                 raise ValueError(
                     f"{str(file)!r} was written with another {wrong[0]} ({label.get(wrong[0])}, now "
                     f"{self._label()[wrong[0]]}): give another directory, or delete it."
                 )
-            self.classes = int(label["classes"])
+            self.classes = self._check(file, label, rows)
             index = rows.pop("known").nonzero().flatten()
-            new, size = self._new, int(index.max()) + 1
+            new, size = self._new, len(index) and int(index.max()) + 1
             self._write(index, size, {name: value[index] for name, value in rows.items()})
             self._new = new
+
+    def _check(self, file: Path, label: dict[str, str], rows: dict[str, Tensor]) -> int:
+        """See that a file holds what :meth:`save` writes; returns the number of classes."""
+        count, said = len(rows["known"]) if rows.get("known") is not None else 0, label.get("classes", "")
+        classes = int(said) if said.isdecimal() and len(said) < 10 else 0
+        k = classes if self.top_k is None else self.top_k
+        forms = {
+            "known": (torch.bool, (count,)),
+            "sums": (torch.int64, (count,)),
+            "values": (torch.float32, (count, k)),
+        }
+        if self.top_k is not None:
+            forms |= {"classes": (torch.int32, (count, k)), "rest": (torch.float32, (count,))}
+        sound = classes > 0 and {name: (value.dtype, tuple(value.shape)) for name, value in rows.items()} == forms
+        if sound and self.top_k is not None:
+            sound = bool(((rows["classes"] >= 0) & (rows["classes"] < classes)).all())
+        if not sound or any(value.isnan().any() for value in rows.values()) or self.classes not in (None, classes):
+            raise ValueError(
+                f"{str(file)!r} is damaged: it does not hold the logits of {said or 'no'} classes, by sample, that a "
+                "teacher gave: delete it."
+            )
+        return classes
 
 
 def checksums(inputs: Tensor) -> Tensor:

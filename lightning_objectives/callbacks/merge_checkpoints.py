@@ -1,24 +1,32 @@
 """The callback of the merges."""
 
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import mkdtemp
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from lightning_objectives._lightning import VERSION, rank_zero_info, rank_zero_warn
-from lightning_objectives.averaging._recalibrate import recalibrate, trained_norms
-from lightning_objectives.callbacks._optimizer_steps import OptimizerSteps, varied
-from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
-from lightning_objectives.callbacks._whole_state import copied, persistent, standing_in
+from lightning_objectives._lightning import rank_zero_info, rank_zero_warn
+from lightning_objectives.averaging._recalibrate import trained_norms
+from lightning_objectives.callbacks._merged import Evaluated, new_folder, recalibrated, save_merged
+from lightning_objectives.callbacks._optimizer_steps import OptimizerSteps, warn_if_varied
+from lightning_objectives.callbacks._running_sum import RunningSum, refuse_manual_steps
+from lightning_objectives.callbacks._training_pass import check_training_data
 from lightning_objectives.callbacks._window import Window
-from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of
-from lightning_objectives.callbacks.ranks import on_rank_zero, refuse_flat_shards
+from lightning_objectives.callbacks.base import (
+    CARRIED,
+    Callback,
+    callbacks_of,
+    name_unreadable_checkpoints,
+    read_as_before,
+    taking,
+)
+from lightning_objectives.callbacks.ranks import on_rank_zero
 from lightning_objectives.kinds import Merge
-from lightning_objectives.merging._writing import replaced
 
 _STATE = "MergeCheckpoints"
 """What the keys of the states begin with, those of subclasses too."""
@@ -41,30 +49,42 @@ class MergeCheckpoints(Callback):
             logs its metrics under the method's name (``val/wsm/top1``), from the first snapshot on.
         buffers: ``average`` merges floating buffers as the weights, ``recalibrate`` also re-estimates BatchNorm's
             statistics by an epoch of forward passes, ``module(inputs)``, for each merge.
+        keep: what stands for the snapshots until they are merged: a file each, or one ``sum`` in memory, to which each
+            is added by its share. The sum wants the last step to be known beforehand: ``max_epochs`` or ``max_steps``,
+            and automatic optimization. Steps that a gradient scaler skips count there.
         directory: where the files go; by default the folder ``merge`` in the logger's, or the trainer's, directory. A
-            fit that begins anew takes a folder that is not there yet: ``merge-v1``, ``merge-v2``, ...
+            fit that begins anew takes a folder that is not there yet: ``merge-v1``, ``merge-v2``, ... Under
+            ``fast_dev_run`` the files are written elsewhere, and deleted.
 
     Raises:
         ValueError: a setting outside its range; at setup: ``evaluate`` without a callback that logs it, or a strategy
-            whose shards cannot be merged.
+            whose shards cannot be merged; at the start: ``keep="sum"`` where the last step is not known.
 
     Snapshots are safetensors files with all parameters and persistent buffers, frozen ones too: each can be loaded, and
-    merged in other ways by ``lightning-objectives merge``. The last ones stay after the fit.
+    merged in other ways by ``lightning-objectives merge``. The last ones stay after the fit. With ``keep="sum"`` there
+    are none. A training that ends before its last step has the merge of those so far, if the method's shares of fewer
+    are in proportion (of :class:`WSM`'s shapes, all but ``cosine``), else none; either way a warning tells.
 
     Checkpoints: they tell which snapshots there are, and resuming goes on with them. A snapshot that has left the
     window is deleted once the two newest checkpoints can do without it; going on from an older one warns of what is
-    lost.
+    lost. A sum lies in the checkpoint itself.
 
     When to use: see the methods. Cost: a copy of the weights in the CPU's memory for each snapshot, at most three at a
-    time; ``last`` files, and a few more; their merge in memory at the end. Interactions: the learning rate must be
-    constant in the window, or a warning comes; a primary average stays what is validated and left in the module, and
-    has no part in the merge.
+    time; ``last`` files, and a few more; their merge in memory at the end. With ``keep="sum"``: one copy in float32, in
+    the CPU's memory and, from the first of these snapshots on, in each checkpoint. Either way the merge takes three
+    copies while it is written.
+    Interactions: the learning rate must be constant in the window, or a warning comes; a primary average stays what is
+    validated and left in the module, and has no part in the merge.
 
     Example:
         >>> from lightning_objectives.merging import WSM
         >>> MergeCheckpoints(WSM(), last=4, every_n_steps=100, start_step=1000).path is None
         True
     """
+
+    example: ClassVar = {"last": 2, "every_n_steps": 2}
+    zero: ClassVar = {"start_step": 10**9}
+    leaves_training_alone = True
 
     def __init__(
         self,
@@ -75,6 +95,7 @@ class MergeCheckpoints(Callback):
         start_step: int = 0,
         evaluate: bool = False,
         buffers: Literal["average", "recalibrate"] = "average",
+        keep: Literal["files", "sum"] = "files",
         directory: str | Path | None = None,
     ) -> None:
         super().__init__()
@@ -88,51 +109,50 @@ class MergeCheckpoints(Callback):
             raise ValueError(f"start_step={start_step} must be >= 0.")
         if buffers not in ("average", "recalibrate"):
             raise ValueError(f"buffers={buffers!r} must be 'average' or 'recalibrate'.")
+        if keep not in ("files", "sum"):
+            raise ValueError(f"keep={keep!r} must be 'files' or 'sum'.")
+        if keep == "sum" and evaluate:
+            raise ValueError(
+                "evaluate=True merges the last snapshots at each validation, but keep='sum' has a window at the end "
+                "alone. Use keep='files', or evaluate=False."
+            )
         self.method = method
         self.last = last
         self.every_n_steps = every_n_steps
         self.start_step = start_step
         self.evaluate = evaluate
         self.buffers = buffers
+        self.keep = keep
         self.directory = directory
         self._clear()
 
     def _clear(self) -> None:
         self.path: Path | None = None
         """The merged checkpoint, after the fit."""
-        self._window: Window | None = None
+        self._window: Window | RunningSum | None = None
         self._optimizers: OptimizerSteps | None = None
         self._module: Any = None
         self._writes = False
+        self._scratch: Path | None = None
+        """Where a trial run (``fast_dev_run``) writes, which is deleted."""
         self._steps = 0
         self._norms: list[Any] = []
-        self._merged: dict[str, Tensor] = {}
-        """The newest merge that was evaluated, of the steps below."""
-        self._merged_steps: list[int] = []
-        self._placed: dict[str, Tensor] = {}
-        """The same where the parameters are, during a validation."""
+        self._evaluated = Evaluated()
         self._loaded: Mapping[str, Any] | None = None
         self._fitting = False
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what another process gets, has the settings and begins anew.
-        blank: dict[str, Any] = {
-            "path": None,
-            "_window": None,
-            "_optimizers": None,
-            "_module": None,
-            "_norms": [],
-            "_loaded": None,
-        }
-        return {**vars(self), **blank, "_merged": {}, "_placed": {}, "_merged_steps": [], "_fitting": False}
+        blank = dict.fromkeys(("path", "_window", "_scratch", "_optimizers", "_module", "_loaded"))
+        return {**vars(self), **blank, "_norms": [], "_evaluated": Evaluated(), "_fitting": False}
 
     # What is evaluated.
 
     @property
     def names(self) -> tuple[str, ...]:
         """The name of the merge, the method's class in lower case, once there is one to evaluate."""
-        return (type(self.method).__name__.lower(),) if self.evaluate and self._merged else ()
+        return (type(self.method).__name__.lower(),) if self.evaluate and self._evaluated.merged else ()
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The merge of the last validation, by name, in each parameter's (and floating buffer's) type and place.
@@ -141,14 +161,7 @@ class MergeCheckpoints(Callback):
         """
         if name not in self.names:
             raise ValueError(f"name={name!r} must be one of {list(self.names)}.")
-        if not self._placed:
-            live = persistent(self._module)
-            self._placed = {
-                key: value.to(live[key].device, live[key].dtype)
-                for key, value in self._merged.items()
-                if value.is_floating_point() or value.is_complex()
-            }
-        return self._placed
+        return self._evaluated.placed(self._module)
 
     # The run.
 
@@ -159,8 +172,11 @@ class MergeCheckpoints(Callback):
             return
         self._detach()
         self._clear()
+        super().setup(trainer, pl_module, stage)
         self._fitting = True
-        refuse_flat_shards(trainer, "MergeCheckpoints")
+        name_unreadable_checkpoints(trainer)
+        if self.keep == "sum":
+            refuse_manual_steps(pl_module)
         if self.evaluate:
             from lightning_objectives.callbacks.log_metrics import LogMetrics  # which imports this file
 
@@ -175,30 +191,32 @@ class MergeCheckpoints(Callback):
         self._begin(trainer, pl_module)
         self._optimizers = OptimizerSteps(trainer.optimizers)
 
-    def _begin(self, trainer: Any, pl_module: Any) -> Window:
+    def _begin(self, trainer: Any, pl_module: Any) -> Window | RunningSum:
         if self.buffers == "recalibrate":
             check_training_data(trainer)
-        self._module, self._writes = pl_module, trainer.is_global_zero
+        self._module = pl_module
+        loaded, self._loaded = self._loaded, None
         # Without a state of ours the count of the trainer is the best guess; it adds the optimizers up.
         self._steps = trainer.global_step // max(1, len(trainer.optimizers))
-        loaded, self._loaded = self._loaded, None
-        default = Path(trainer.log_dir or trainer.default_root_dir) / "merge"
-        window = Window(Path(self.directory or default).absolute(), last=self.last, writes=self._writes)
-        if loaded is None:
-            others = [callback._window for callback in callbacks_of(trainer, MergeCheckpoints)]
-            taken = [other.folder for other in others if other is not None]
-            window.folder = on_rank_zero(trainer, lambda: _new_folder(window.folder, taken))
+        if loaded:
+            with taking(self.state_key, trainer):
+                self._steps = int(loaded["steps"])
+                (RunningSum if self.keep == "sum" else Window).check(loaded["window"])
+        wanted = Path(self.directory or Path(trainer.log_dir or trainer.default_root_dir) / "merge").absolute()
+        others = [callback._window for callback in callbacks_of(trainer, MergeCheckpoints)]
+        taken = [other.folder for other in others if other is not None]
+        common: dict[str, Any] = {"last": self.last, "state": loaded and loaded["window"]}
+        common["folder"] = lambda: on_rank_zero(trainer, lambda: new_folder(wanted, taken))
+        if trainer.fast_dev_run:
+            self._writes = trainer.is_global_zero
+            self._scratch = on_rank_zero(trainer, lambda: Path(mkdtemp(prefix="merge-")))
+            common["folder"] = lambda: self._scratch
+        if self.keep == "sum":
+            common |= {"every_n_steps": self.every_n_steps, "start_step": self.start_step}
+            self._window = RunningSum.begun(trainer, pl_module, self.method, **common)
         else:
-            self._steps = loaded["steps"]
-            missing = on_rank_zero(trainer, lambda: window.missing(loaded["window"]))
-            window.load_state_dict(loaded["window"], missing=missing)
-            if missing:
-                rank_zero_warn(
-                    f"{len(missing)} snapshots of the checkpoint are not there any more: {missing}. The merge goes on "
-                    f"with those of the steps {window.steps}, and is made of fewer until {self.last} are there again."
-                )
-        self._window = window
-        return window
+            self._window = Window.begun(trainer, pl_module, self.method, **common)
+        return self._window
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take a snapshot, if a step was taken that has one; here the raw weights stand in the module."""
@@ -207,13 +225,14 @@ class MergeCheckpoints(Callback):
     def _advance(self) -> None:
         if self._window is None or self._optimizers is None:
             return
-        before, self._steps = self._steps, self._steps + self._optimizers.take()
+        before, taken = self._steps, self._optimizers.take()
+        # Which steps a scaler will skip is not known beforehand, so where the last must be, they count.
+        self._steps = self._module.global_step if self.keep == "sum" else before + taken
         if self._steps // self.every_n_steps == before // self.every_n_steps or self._steps < self.start_step:
             return
         if self.buffers == "recalibrate":
             self._norms = trained_norms(self._module)  # evaluation modes will hide which of them are frozen
-        tensors = copied(self._module, keep=self._writes)
-        self._window.add(self._steps, tensors, self._optimizers.rates)
+        self._window.take(self._steps, self._optimizers.rates)
         self._optimizers.rates = {}
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -221,19 +240,20 @@ class MergeCheckpoints(Callback):
         window = self._window
         if not (self._fitting and self.evaluate and window and window.steps) or trainer.sanity_checking:
             return
-        if self._merged_steps != window.steps:
-            self._merged = self._merge(trainer, window)
-            self._merged_steps = window.steps
+        if self._evaluated.steps != window.steps:
+            self._evaluated = Evaluated(self._merge(trainer, window), window.steps)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Free what was only for the validation."""
-        self._placed = {}
+        self._evaluated.free()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the merge."""
         if self._window is None and self._loaded is None:
             return  # no training began
         window = self._window or self._begin(trainer, pl_module)  # nothing was left to train
+        if isinstance(window, RunningSum) and not window.ended(self._steps):
+            return
         if not window.steps:
             rank_zero_warn(
                 f"MergeCheckpoints has no snapshot to merge: {self._steps} optimizer steps were taken, with "
@@ -241,66 +261,43 @@ class MergeCheckpoints(Callback):
             )
             return
         merged = self._merge(trainer, window)
-        with standing_in(pl_module, merged):
-            state = {key: _on_cpu(value) for key, value in pl_module.state_dict().items()}
-        checkpoint = self._checkpoint(trainer, pl_module, state)
         path = window.folder / "merged.ckpt"
-        on_rank_zero(trainer, lambda: _save(checkpoint, path))
+        save_merged(trainer, pl_module, merged, path)
+        if self._scratch is not None:
+            return
         self.path = path
         rank_zero_info(f"The merge of the steps {window.steps} is in {path}")
 
-    def _merge(self, trainer: Any, window: Window) -> dict[str, Tensor]:
+    def _merge(self, trainer: Any, window: Window | RunningSum) -> dict[str, Tensor]:
         """The merge of the window, on every rank."""
-        uneven = varied(window.rates)
-        if uneven and not self._warned:
-            self._warned = True
-            rank_zero_warn(
-                f"The learning rate varied by more than 1 % between the snapshots {window.steps} that are merged: "
-                f"{uneven} (least, greatest, by optimizer.group). A merge stands for a decay from a constant rate; "
-                "where the rate decays as well, little is gained. Use a constant schedule, or a later start_step."
-            )
-        merged = on_rank_zero(trainer, lambda: window.merge(self.method))
+        self._warned = self._warned or warn_if_varied(window.rates, window.steps)
+        merged = on_rank_zero(trainer, window.merge)
         if self.buffers == "recalibrate":
-            module, norms = self._module, self._norms or trained_norms(self._module)
-            with standing_in(module, merged):
-                recalibrate(module, norms, lambda: joint_pass(trainer, module, norms))
-                found = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
-                live = persistent(module).items()
-                merged |= {name: tensor.to("cpu", copy=True) for name, tensor in live if id(tensor) in found}
+            norms = self._norms or trained_norms(self._module)
+            merged = recalibrated(trainer, self._module, merged, norms)
         return merged
-
-    def _checkpoint(self, trainer: Any, module: Any, state: dict[str, Any]) -> dict[str, Any]:
-        """What Lightning writes with ``save_weights_only``, and what the module's own class adds to it."""
-        checkpoint = {
-            "epoch": trainer.current_epoch,
-            "global_step": trainer.global_step,
-            "pytorch-lightning_version": VERSION,
-            "state_dict": state,
-        }
-        if module.hparams:
-            if getattr(module, "_hparams_name", None):
-                checkpoint[module.CHECKPOINT_HYPER_PARAMS_NAME] = module._hparams_name
-            checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = dict(module.hparams)
-        # The class's: on this instance an average may stand in its way, to put itself into the checkpoint.
-        type(module).on_save_checkpoint(module, checkpoint)
-        return checkpoint
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the hooks off."""
         if stage == "fit":
             self._detach()
+            read_as_before(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Take the hooks off; the snapshots stay."""
         if self._fitting:
             self._detach()
+            read_as_before(trainer)
 
     def _detach(self) -> None:
         if self._optimizers is not None:
             self._optimizers.remove()
             self._optimizers = None
-        if self._window is not None:
+        if isinstance(self._window, Window):
             self._window.close()
+        if self._scratch is not None and self._writes:
+            shutil.rmtree(self._scratch)
+        self._scratch = None
         self._fitting = False
 
     # Checkpoints.
@@ -309,7 +306,7 @@ class MergeCheckpoints(Callback):
     def state_key(self) -> str:
         """Made of the settings, so that several callbacks keep their states apart."""
         settings = {"method": self.method, "last": self.last, "every_n_steps": self.every_n_steps}
-        settings |= {"start_step": self.start_step, "buffers": self.buffers}
+        settings |= {"start_step": self.start_step, "buffers": self.buffers, "keep": self.keep}
         return re.sub(r" at 0x\w+", "", f"{_STATE}{settings!r}")  # the address of a function is another in each process
 
     def state_dict(self) -> dict[str, Any]:
@@ -332,25 +329,3 @@ class MergeCheckpoints(Callback):
         """Go on from a state when the training starts."""
         if self._fitting and state_dict:
             self._loaded = state_dict
-
-
-def _new_folder(wanted: Path, taken: Sequence[Path]) -> Path:
-    """Make a folder that was not there, or was empty, and return it."""
-    folder, version = wanted, 0
-    while folder in taken or (folder.exists() and any(folder.iterdir())):
-        version += 1
-        folder = wanted.with_name(f"{wanted.name}-v{version}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _on_cpu(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach()
-    return (value.full_tensor() if hasattr(value, "full_tensor") else value).to("cpu", copy=True)
-
-
-def _save(checkpoint: dict[str, Any], path: Path) -> None:
-    with replaced(path) as temporary:
-        torch.save(checkpoint, temporary)

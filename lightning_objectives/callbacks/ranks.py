@@ -54,13 +54,3 @@ def on_rank_zero(trainer: Any, work: Callable[[], T]) -> T:
     if message is not None:
         raise RuntimeError(f"The first process failed: {message}")
     return cast(T, result)
-
-
-def refuse_flat_shards(trainer: Any, callback: str) -> None:
-    """Raise a ``ValueError`` under strategies that hide the parameters from the module."""
-    refused = {"FSDPStrategy", "DeepSpeedStrategy"} & {cls.__name__ for cls in type(trainer.strategy).__mro__}
-    if refused:
-        raise ValueError(
-            f"{callback} cannot work under {refused.pop()}, which hides the parameters in flat shards. Use "
-            "ModelParallelStrategy (FSDP2) or DDPStrategy."
-        )

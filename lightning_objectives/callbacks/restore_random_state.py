@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_objectives._lightning import rank_zero_warn
-from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints, read_as_before, taking
 
 
 class RestoreRandomState(Callback):
@@ -29,21 +29,30 @@ class RestoreRandomState(Callback):
         ['cuda', 'numpy', 'python', 'torch']
     """
 
+    leaves_training_alone = True
+
     def __init__(self) -> None:
         super().__init__()
-        self._loaded: list[dict[str, Any]] | None = None
+        self._loaded: dict[str, Any] | None = None
         self._alone = False
         self._resumed = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget what was loaded for another run."""
+        super().setup(trainer, pl_module, stage)
         self._loaded = None
         self._alone = False
         self._resumed = False
+        name_unreadable_checkpoints(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the strategy as it was."""
+        read_as_before(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The other processes may not come to a checkpoint that is saved now: do not wait for them."""
         self._alone = True
+        read_as_before(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The random states of all processes, by rank."""
@@ -56,20 +65,24 @@ class RestoreRandomState(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until the training starts."""
-        self._loaded = state_dict["ranks"]
+        self._loaded = state_dict
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Put the states back, and let the data be drawn from them."""
-        states, self._loaded = self._loaded, None
-        if states is None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
             return
-        if len(states) != trainer.world_size:
+        with taking(self.state_key, trainer):
+            states = loaded["ranks"]
+            fits = len(states) == trainer.world_size
+            if fits:
+                set_random_state(states[trainer.global_rank])
+        if not fits:
             rank_zero_warn(
                 f"The checkpoint holds the random states of {len(states)} processes, but there are "
                 f"{trainer.world_size}: they are not restored, and this run will differ from an uninterrupted one."
             )
             return
-        set_random_state(states[trainer.global_rank])
         self._resumed = True
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -99,7 +112,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`random_state` returned.
+    """Put back what :func:`random_state` returned; where that fails, no state is changed.
 
     >>> state = random_state()
     >>> first = torch.rand(2), np.random.rand(2), random.gauss(0, 1)
@@ -107,6 +120,15 @@ def set_random_state(state: dict[str, Any]) -> None:
     >>> bool((torch.rand(2) == first[0]).all() and (np.random.rand(2) == first[1]).all())
     True
     """
+    before = random_state()
+    try:
+        _set(state)
+    except Exception:
+        _set(before)
+        raise
+
+
+def _set(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -19,19 +19,34 @@ ROWS = frozenset({"features", "group", "index", "inputs", "logits", "losses", "r
 """The signals that have one row a sample."""
 
 
+def part_of(batch: Any, key: str | int | None) -> Any:
+    """What lies in a batch under ``key``: one of several loaders' batches, or the inputs; the batch without a key."""
+    if key is None or isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, Mapping):
+        return batch.get(key)
+    return batch[key] if isinstance(key, int) and isinstance(batch, (tuple, list)) else None
+
+
 def inputs_of(batch: Any, key: str | int | None) -> Tensor:
     """The network's inputs in a batch: under ``key``, or the first element of a sequence, or under a usual name.
 
+    In batches within batches, as several loaders give them, the same is looked for again.
+
     Raises:
         ValueError: there is no tensor at that place.
+
+    >>> inputs_of([(torch.zeros(1), 2), {"image": torch.ones(1)}], 1)
+    tensor([1.])
     """
-    found = batch
-    if key is not None and not isinstance(batch, Tensor):
-        found = batch.get(key) if isinstance(batch, Mapping) else batch[key] if isinstance(key, int) else None
-    elif isinstance(batch, Mapping):
-        found = next((batch[name] for name in _INPUT_KEYS if name in batch), None)
-    elif isinstance(batch, (tuple, list)) and batch:
-        found = batch[0]
+    found = part_of(batch, key)
+    while not isinstance(found, Tensor):
+        if isinstance(found, Mapping):
+            found = next((found[name] for name in _INPUT_KEYS if name in found), None)
+        elif isinstance(found, (tuple, list)) and found:
+            found = found[0]
+        else:
+            break
     if not isinstance(found, Tensor):
         keys = f"the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise ValueError(
@@ -44,12 +59,24 @@ def inputs_of(batch: Any, key: str | int | None) -> Tensor:
 def with_inputs(batch: Any, key: str | int | None, inputs: Tensor) -> Any:
     """The batch with other inputs; the user's own batch is not changed."""
     old = inputs_of(batch, key)
-    if isinstance(batch, Tensor):
-        return inputs
+    return _changed(batch, lambda value: inputs if value is old else value)
+
+
+def _changed(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """A batch with each part changed, from the outside in; the same object where nothing is."""
+    changed = change(batch)
+    if changed is not batch:
+        return changed
     if isinstance(batch, Mapping):
-        return type(batch)({k: inputs if v is old else v for k, v in batch.items()})  # type: ignore[call-arg]  # dict-like
-    items = [inputs if item is old else item for item in batch]
-    return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+        parts = {key: _changed(value, change) for key, value in batch.items()}
+        same = all(parts[key] is value for key, value in batch.items())
+        return batch if same else type(batch)(parts)  # type: ignore[call-arg]  # dict-like
+    if isinstance(batch, (tuple, list)):
+        items = [_changed(value, change) for value in batch]
+        if all(new is old for new, old in zip(items, batch)):
+            return batch
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
 
 
 def batch_size_of(batch: Any) -> int | None:
@@ -148,6 +175,21 @@ class Signals:
         )
 
 
-def unwrap(batch: Any) -> tuple[Any, Tensor | None]:
-    """The batch as the user's step expects it, and the index that `with_index` added."""
-    return (batch.item, batch.index) if isinstance(batch, Indexed) else (batch, None)
+def unwrap(batch: Any, key: str | int | None = None) -> tuple[Any, Tensor | None]:
+    """The batch as the user's step expects it, and the index that `with_index` added.
+
+    Of several loaders' batches the index is that of the one under ``key``, or of the first that has one.
+    """
+    if isinstance(batch, Indexed):
+        return batch.item, batch.index
+    found: list[Tensor] = []
+
+    def bare(value: Any) -> Any:
+        if not isinstance(value, Indexed):
+            return value
+        found.append(value.index)
+        return value.item
+
+    if key is not None:
+        _changed(part_of(batch, key), bare)
+    return _changed(batch, bare), next(iter(found), None)

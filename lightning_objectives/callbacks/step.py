@@ -15,6 +15,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_objectives._lightning import is_param_in_hook_signature
 from lightning_objectives.callbacks.base import name_unreadable_checkpoints
 from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives.callbacks.extras import Extras
@@ -22,13 +23,17 @@ from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.callbacks.proof import prove
 from lightning_objectives.callbacks.rows import fold
-from lightning_objectives.callbacks.signals import Signals, batch_size_of, unwrap
+from lightning_objectives.callbacks.signals import Signals, batch_size_of, part_of, unwrap
 from lightning_objectives.callbacks.stacks import Stacks
 
 PLACES = ("transform", "head", "loss", "weighting", "term", "combination")
 """The places of a step, in order. Each is taken by one callback, but for the terms."""
+BY_HAND = "with `automatic_optimization = False` the loss that training_step returns is not the one that is optimized"
+DRAWN = "a training_step(dataloader_iter) draws its batches itself, so that there is none to see before it"
+"""What no callback of the step can work with."""
+COMPILED = "its head lies in a compiled module, in which it cannot be reached"
 _FROM_CRITERION = frozenset({"logits", "target", "losses", "reference_losses"})
-_FROM_HEAD = frozenset({"features", "head", "network"})
+FROM_HEAD = frozenset({"features", "head", "network"})
 
 
 class Pipeline:
@@ -80,6 +85,11 @@ class Pipeline:
         return cls._all[module]
 
     @classmethod
+    def trainer_of(cls, member: Any) -> Any:
+        """The trainer of the pipeline that a callback is registered with, if with any."""
+        return next((pipeline.trainer for pipeline in cls._all.values() if member in pipeline.members), None)
+
+    @classmethod
     def detach_from(cls, module: Any) -> None:
         """Take back every patch, hook and extra module; does nothing where there is no pipeline."""
         pipeline = cls._all.pop(module, None)
@@ -93,14 +103,16 @@ class Pipeline:
         """Register a callback.
 
         Raises:
-            ValueError: the module optimizes by hand, or the place in the step is taken.
+            ValueError: the module optimizes by hand, or draws its batches itself, or the place in the step is taken.
         """
         name, user = type(member).__name__, type(self.module).__name__
         if not self.module.automatic_optimization:
             raise ValueError(
-                f"{name} needs automatic optimization: {user} sets `automatic_optimization = False`, so that the loss "
-                "its training_step returns is not the one that is optimized. Use the method itself in your step."
+                f"{name} needs automatic optimization, which {user} does not use: {BY_HAND}. Use the method itself in "
+                "your step."
             )
+        if is_param_in_hook_signature(self.module.training_step, "dataloader_iter", explicit=True):
+            raise ValueError(f"{name} needs a step that is given a batch, {user}'s is not: {DRAWN}. Take (batch).")
         rival = next((m for m in self.members if m.place == member.place != "term"), None)
         if rival is not None:
             raise ValueError(
@@ -135,9 +147,9 @@ class Pipeline:
             self._named = Named(criterion)
             self._undo.append(Patch(owner, name, self._named_criterion).remove)
         wrap = any(member.place == "head" for member in self.members)
-        if wrap or asked & _FROM_HEAD:
+        if wrap or asked & FROM_HEAD:
             self._find_head(wrap)
-        if asked & (_FROM_CRITERION | _FROM_HEAD) or any(m.place not in ("term", "combination") for m in self.members):
+        if asked & (_FROM_CRITERION | FROM_HEAD) or any(m.place not in ("term", "combination") for m in self.members):
             # what happens at the criterion is new in each step, so a compiled step breaks its graph there, once
             caught = None if self._named else torch.compiler.disable(self._caught)  # type: ignore[no-untyped-call]  # torch
             self._mode = CriterionMode(caught, self.stacks)
@@ -157,8 +169,8 @@ class Pipeline:
         self._head_path, self._head = resolve(self.module, named)
         if is_compiled(self.module, self._head_path):
             raise ValueError(
-                f"The head {self._head_path!r} lies in a compiled module, in which it cannot be reached. Compile the "
-                "part of the network before the head instead."
+                f"{self.plan()} takes the head of {type(self.module).__name__}, {self._head_path!r}, but {COMPILED}. "
+                "Compile the part of the network before the head instead."
             )
         norms = [n or "itself" for n, m in self._head.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if wrap and norms:
@@ -179,12 +191,13 @@ class Pipeline:
     def _training_step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self.trainer.training:  # the user's validation_step calls it
             return inner(*args, **kwargs)
-        batch, index = unwrap(args[0] if args else kwargs.get("batch"))
+        where = self.option("input")
+        batch, index = unwrap(args[0] if args else kwargs.get("batch"), where)
         step = self.trainer.global_step
         self._running = {place: [m for m in self.members if m.place == place and m.active(step)] for place in PLACES}
         numbers = {"step": torch.tensor(step), "epoch": torch.tensor(self.trainer.current_epoch)}
-        self.signals = Signals(self.module, batch, numbers, self.option("input"), index, makers=self.makers)
-        self.batch_size = batch_size_of(batch)
+        self.signals = Signals(self.module, batch, numbers, where, index, makers=self.makers)
+        self.batch_size = batch_size_of(part_of(batch, where))
         every = 0 if self.trainer.barebones else self.trainer.log_every_n_steps
         self.logs = every > 0 and step % every in (0, every - 1)
         self.logged = {}
@@ -240,7 +253,12 @@ class Pipeline:
         if len(self._calls) - 1 != (self.option("which") or 0):
             return call.value()
         self.caught_calls += 1
-        self._value = self._objective(call)
+        try:
+            self._value = self._objective(call)
+        except ValueError as error:
+            if self._verified or self.option("which") is not None:
+                raise
+            raise ValueError(f"{error} If another criterion of this step is meant, say which=1, 2, ...") from error
         return self._value
 
     def _objective(self, call: Call) -> Tensor:

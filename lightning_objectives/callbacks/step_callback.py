@@ -7,9 +7,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from lightning_objectives.callbacks.base import Callback
-from lightning_objectives.callbacks.step import Pipeline
+from lightning_objectives.callbacks.base import Callback, taking
+from lightning_objectives.callbacks.step import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Pipeline
 from lightning_objectives.kinds import Method, signals_of
+
+_UNSHARDED = {
+    "fsdp2": "it adds parameters, which would not be sharded, so that the ranks would diverge; use DDPStrategy"
+}
 
 
 @dataclass(eq=False, kw_only=True)
@@ -20,10 +24,12 @@ class StepCallback(Callback):
         criterion: path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses.
         which: number of the criterion's call, from 0, where a step makes several that need a gradient.
         head: path of the network's head (``"model.fc"``), where it is not found or not the right one.
-        input: key or position of the network's inputs in the batch.
+        input: key or position of the network's inputs in the batch, or of the batch that holds them, where several
+            loaders give one each.
     """
 
     place: ClassVar[str]
+    refuses: ClassVar = {"manual_optimization": BY_HAND, "several_optimizers": BY_HAND, "dataloader_iter": DRAWN}
 
     criterion: str | None = None
     which: int | None = None
@@ -45,12 +51,24 @@ class StepCallback(Callback):
         """One entry in the checkpoint for each method."""
         return f"{type(self).__name__}({self.method!r})"
 
+    def unsupported(self) -> dict[str, str]:
+        """A head that cannot be reached, where it needs one; parameters that FSDP2 would not shard."""
+        taken = self.place == "head" or not FROM_HEAD.isdisjoint(self.signals)
+        unsharded = _UNSHARDED if self.adds_parameters else {}
+        return unsharded | super().unsupported() | ({"a_compiled_module": COMPILED} if taken else {})
+
     def active(self, step: int) -> bool:
         """Whether anything is touched at this optimizer step."""
         return self.method.active(step=step) if isinstance(self.method, Method) else True
 
+    @property
+    def adds_parameters(self) -> bool:
+        """Whether the method has parameters, or will have, that are trained with the module's."""
+        return isinstance(self.method, nn.Module) and next(self.method.parameters(), None) is not None
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Register with the pipeline of the module."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             Pipeline.of(trainer, pl_module).add(self)
 
@@ -72,4 +90,5 @@ class StepCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the method's state back."""
         if isinstance(self.method, nn.Module):
-            self.method.load_state_dict(state_dict)
+            with taking(self.state_key, Pipeline.trainer_of(self)):
+                self.method.load_state_dict(state_dict)

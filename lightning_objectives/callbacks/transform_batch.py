@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ class TransformBatch(StepCallback):
     """
 
     place = "transform"
+    refuses: ClassVar = {
+        "binary_cross_entropy": "the mixed targets can only be put in the place of one class a row",
+    }
 
     transform: nn.Module | Callable[..., tuple[Tensor, Tensor, Tensor]]
     seed: int = 0
@@ -53,7 +56,7 @@ class TransformBatch(StepCallback):
         if not call.by_class or call.input.dim() != 2 or len(call.target) != rows:
             raise ValueError(
                 f"{self.transform} mixed {rows} rows, but the criterion compares {tuple(call.input.shape)} with "
-                f"{tuple(call.target.shape)}: the mixed targets can only be put in the place of one class a row."
+                f"{tuple(call.target.shape)}: {self.refuses['binary_cross_entropy']}."
             )
         target = F.one_hot(call.target, classes) if call.indexed else call.target
         dtype = call.input.dtype

@@ -1,17 +1,15 @@
 """The callback of the gradient transforms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_objectives.callbacks.base import Callback
+from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints, read_as_before, taking
 from lightning_objectives.kinds import GradientTransform
-
-_SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
 class TransformGradients(Callback):
@@ -39,6 +37,13 @@ class TransformGradients(Callback):
         (OrthogonalGradient(min_dims=2), ComponentwiseGradClip(max_norm=0.5))
     """
 
+    refuses: ClassVar = {
+        "fsdp2": "a rank holds only a shard of each gradient, of which norms and products would be wrong; use "
+        "DDPStrategy",
+        "several_optimizers": "the gradients of the others' parameters would be changed at each of their steps",
+        "lbfgs": "it evaluates the loss many times a step and needs its own gradient each time",
+    }
+
     def __init__(self, transform: GradientTransform | Sequence[GradientTransform]) -> None:
         transforms = (transform,) if isinstance(transform, GradientTransform) else tuple(transform)
         if not transforms or not all(isinstance(t, GradientTransform) for t in transforms):
@@ -54,22 +59,28 @@ class TransformGradients(Callback):
         if stage != "fit":
             return
         self._names, self._states, self._loaded = [], [], None
-        refused = _SHARDED & {cls.__name__ for cls in type(trainer.strategy).__mro__}
-        if refused:
-            raise ValueError(
-                f"TransformGradients cannot work under {refused.pop()}: a rank holds only a shard of each gradient, of "
-                "which norms and products would be wrong. Use DDPStrategy."
-            )
+        super().setup(trainer, pl_module, stage)
+        name_unreadable_checkpoints(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the strategy as it was."""
+        read_as_before(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the strategy as it was."""
+        read_as_before(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the optimizer; begin, or go on from what was loaded."""
         self._check(trainer)
-        params = dict(pl_module.named_parameters())
+        # torch.compile's prefix is no part of a name: what is saved resumes with and without compilation
+        params = {name.replace("_orig_mod.", ""): p for name, p in pl_module.named_parameters()}
         self._names = list(params)
         self._states = [transform.init(list(params.values())) for transform in self.transforms]
         if self._loaded is None:
             return
-        states, names = self._loaded["states"], self._loaded["names"]
+        with taking(self.state_key, trainer):
+            states, names = _checked(self._loaded, self._states)
         if any(states) and names != self._names:
             other = sorted(set(names) ^ set(self._names))[:5]
             raise ValueError(
@@ -83,16 +94,16 @@ class TransformGradients(Callback):
     def _check(self, trainer: Any) -> None:
         if len(trainer.optimizers) > 1:
             raise ValueError(
-                f"TransformGradients works with one optimizer, not with {len(trainer.optimizers)}: the gradients of "
-                "the others' parameters would be changed at each of their steps."
+                f"TransformGradients works with one optimizer, not with {len(trainer.optimizers)}: "
+                f"{self.refuses['several_optimizers']}."
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         for optimizer in (getattr(o, "optimizer", o) for o in trainer.optimizers):
             name = type(optimizer).__name__
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ValueError(
-                    f"TransformGradients cannot work with {name}, which evaluates the loss many times a step and "
-                    "needs its own gradient each time. Use an optimizer that steps once."
+                    f"TransformGradients cannot work with {name}: {self.refuses['lbfgs']}. Use an optimizer that "
+                    "steps once."
                 )
             if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
                 raise ValueError(
@@ -129,3 +140,27 @@ class TransformGradients(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state when the training starts."""
         self._loaded = state_dict or None
+
+
+def _checked(loaded: Mapping[str, Any], fresh: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The states and names of a checkpoint.
+
+    Raises:
+        ValueError: the states are of other slots or forms than new ones.
+    """
+    states, names = list(loaded["states"]), list(loaded["names"])
+    if len(states) != len(fresh) or not all(map(_alike, states, fresh)):
+        raise ValueError(f"its states are not of the form of new ones, {[list(state) for state in fresh]}")
+    return states, names
+
+
+def _alike(value: Any, new: Any) -> bool:
+    """Whether two states are of one form; what is empty or None in a new one may have become anything."""
+    if isinstance(new, Mapping):
+        return isinstance(value, Mapping) and value.keys() == new.keys() and all(_alike(value[k], new[k]) for k in new)
+    if isinstance(new, (list, tuple)):
+        same = isinstance(value, (list, tuple)) and (not new or len(value) == len(new))
+        return same and all(map(_alike, value, new))
+    if isinstance(new, Tensor):
+        return isinstance(value, Tensor) and value.shape == new.shape
+    return new is None or isinstance(value, (type(new), int) if isinstance(new, (int, float)) else type(new))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,13 +16,19 @@ class WrapHead(StepCallback):
 
     The user's code sees the mean of the stacks as the head's output. What it does to it on the way to the criterion is
     repeated on each stack: casts, shapes, selections, a temperature, a link function; anything else is refused by name.
-    Validation, testing and prediction are the plain model's.
+    Validation, testing and prediction are the plain model's. No gradient passes through that mean: backward hooks of
+    the head itself are not called, those of its parameters and of all layers before it are.
 
     Args:
         wrapper: the method, ``(features, head) -> (M, N, ...)``.
     """
 
     place = "head"
+    draws = True
+    refuses: ClassVar = {
+        "fsdp2": "the loss goes through the stacks, past the output by whose gradient the head's weights are gathered; "
+        "use DDPStrategy",
+    }
 
     wrapper: nn.Module | Callable[..., Tensor]
 

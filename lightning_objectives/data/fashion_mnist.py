@@ -116,7 +116,7 @@ class FashionMNISTDataModule(ImageDataModule):
         if images.shape[1:] != (28, 28) or target.shape != images.shape[:1] or (target > 9).any():
             raise ValueError(
                 f"{folder}: the {part} images {tuple(images.shape)} and labels {tuple(target.shape)}, up to "
-                f"{int(target.max())}, must be (N, 28, 28) and (N,) up to 9."
+                f"{max(target.flatten().tolist(), default=0)}, must be (N, 28, 28) and (N,) up to 9."
             )
         return images, target
 

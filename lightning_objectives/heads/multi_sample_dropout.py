@@ -65,6 +65,8 @@ class MultiSampleDropout(Head):
         torch.Size([4, 2, 3])
     """
 
+    by_process = "each process draws masks of its own"
+
     def __init__(self, *, num_samples: int = 8, p: float = 0.3) -> None:
         super().__init__()
         if num_samples < 1:

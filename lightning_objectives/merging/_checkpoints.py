@@ -38,8 +38,10 @@ def merge_checkpoints(
         the path of the file.
 
     Raises:
-        ValueError: a file that is truncated, of another network, of an unknown step, or that could run code when read.
-            In every case there is no output file, and one that was there before is untouched.
+        ValueError: a file that is truncated or damaged, of another network, of an unknown step, or that could run code
+            when read; weights that are NaN, or infinite in some of the files only. In every case there
+            is no output file, and one that was there before is untouched.
+        OSError: the disk is full, say; with the same promise.
 
     Floating tensors are added up in float32 (float64 where they are), as differences to the newest, so that what is
     equal in all files stays so to the bit; the others (integers, counters) are the newest's. The result has the
@@ -81,15 +83,43 @@ def merge_checkpoints(
 
 
 def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float]) -> Tensor:
-    """The merge of one tensor, in the newest's type: added up in float32 at least, as differences to the newest."""
+    """The merge of one tensor, in the newest's type: added up in float32 at least, as differences to the newest.
+
+    Raises:
+        ValueError: it would not be finite, but for infinities (of a mask, say) that all have at the same places.
+    """
     newest = sources[-1].tensor(name)
     if not (newest.is_floating_point() or newest.is_complex()):
         return newest
-    wide = newest.dtype if newest.dtype.itemsize >= 4 else torch.float32
-    anchor = newest.to(wide)
+    anchor = _wide(newest)
     total = anchor.clone()
     for source, share in zip(sources[:-1], shares):
-        older = source.tensor(name).to(wide)
-        if not torch.equal(older, anchor):  # infinities of a mask, say, have no difference
-            total.add_(older - anchor, alpha=share)
-    return total.to(newest.dtype)
+        older = source.tensor(name).to(anchor.dtype)
+        if not torch.equal(older, anchor):  # infinities have no difference
+            total.add_(torch.where(older == anchor, 0.0, older - anchor), alpha=share)
+    merged = total.to(newest.dtype)
+    if not _wide(merged).isfinite().all():
+        _check_finite(name, merged, sources)
+    return merged
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+
+
+def _check_finite(name: str, merged: Tensor, sources: Sequence[Source]) -> None:
+    values = [_wide(source.tensor(name)) for source in sources]
+    mask = values[-1].isinf()
+    for mine in values:
+        mask &= mine == values[-1]
+    for source, mine in zip(sources, values):
+        if (~mine.isfinite() & ~mask).any():
+            raise ValueError(
+                f"{name} is NaN or infinite in {source.path}, so that the merge would be too: that training had come "
+                "to nothing there. Leave this file out, or merge earlier ones."
+            )
+    if (~_wide(merged).isfinite() & ~mask).any():
+        raise ValueError(
+            f"{name} of {[str(source.path) for source in sources]} has no finite merge: its values are too large for "
+            "its type. Leave the files of large values out."
+        )

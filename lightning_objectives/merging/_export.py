@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_objectives.merging._files import Source
+from lightning_objectives.merging._files import Source, is_plain
 from lightning_objectives.merging._writing import OF_AVERAGES, OF_TRAINING, write_like
 
 
@@ -57,10 +57,18 @@ def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["ra
 def _raw(source: Source) -> tuple[Mapping[str, Tensor], list[str]]:
     """The raw weights by parameter name, and the keys of the callbacks' states that belong to averages."""
     callbacks = source.frame.get("callbacks", {})
+    if not isinstance(callbacks, Mapping):
+        raise ValueError(f"{source.path} has callbacks of the form {type(callbacks).__name__}: it is damaged.")
     ours = [key for key, state in callbacks.items() if isinstance(state, dict) and {"averages", "raw"} <= state.keys()]
     raw: dict[str, Any] = source.frame.get("current_model_state") or {}
     for key in ours:
         raw = raw or callbacks[key]["raw"]
+    if not isinstance(raw, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) and is_plain(value) for key, value in raw.items()
+    ):
+        raise ValueError(
+            f"{source.path} has raw weights that are no tensors by name: give a checkpoint as it was saved."
+        )
     if not raw:
         raise ValueError(
             f"{source.path} holds no average beside raw weights: it is a plain checkpoint, the average had not begun, "
@@ -74,6 +82,12 @@ def _by_key(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     strangers = sorted(raw.keys() - source.keys.keys())
     if strangers:
         raise ValueError(f"{source.path} has raw weights that its state_dict does not know: {strangers}.")
+    for name, tensor in raw.items():
+        if (tensor.dtype, tuple(tensor.shape)) != source.form(name):
+            raise ValueError(
+                f"{source.path} has the raw weights {name} as {tensor.dtype} {tuple(tensor.shape)}, but the average as "
+                f"{source.form(name)}: give a checkpoint as it was saved."
+            )
     values = dict(raw)
     # Weights that were tied hold the same average, in one place or, where they were cast, in several.
     for name in source.keys.keys() - raw.keys():

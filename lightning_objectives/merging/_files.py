@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lightning_objectives.merging._intact import check_sums, hint
+
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -34,7 +36,8 @@ class Source:
         self.others: dict[str, Any] = {}
         """Entries of the state dict that are no tensors, under their own names."""
         if not self.path.is_file():
-            raise ValueError(f"{self.path} is no file.")
+            why = "is a directory" if self.path.is_dir() else "does not exist"
+            raise ValueError(f"{self.path} {why}: give a file of weights.")
         if self.path.suffix == ".safetensors":
             self._open_safetensors()
         elif self.path.suffix in TORCH_SUFFIXES:
@@ -47,15 +50,20 @@ class Source:
 
     def _open_safetensors(self) -> None:
         try:
+            self.path.open("rb").close()  # of what may not be opened safetensors says that it is missing
             file: Any = safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.path} is truncated or no safetensors file: {error}") from error
+            raise ValueError(
+                f"{self.path} is truncated or no safetensors file: {error}. Take it out, or fetch or write it again."
+                + hint(self.path)
+            ) from error
         self._file = file
         self.metadata: Mapping[str, str] = file.metadata() or {}
-        self.keys = {_plain(key): key for key in file.keys()}  # noqa: SIM118  # it is no dict
+        self.keys = self._by_plain_name(file.keys())
 
     def _open_torch(self) -> None:
         try:
+            check_sums(self.path)
             # Files from before torch 1.6 are no zip archives, and cannot be mapped.
             frame = torch.load(
                 self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path) or None
@@ -63,7 +71,8 @@ class Source:
         except Exception as error:  # torch raises what comes: RuntimeError, UnpicklingError, EOFError, ...
             raise ValueError(
                 f"{self.path} cannot be read as weights: it is truncated, no checkpoint, or holds more than tensors "
-                f"and plain values, which could run code. If you trust it, save its weights alone anew. ({error})"
+                f"and plain values, which could run code. If you trust it, save its weights alone anew."
+                f"{hint(self.path)} ({type(error).__name__}: {error})"
             ) from error
         state = frame.get("state_dict", frame) if isinstance(frame, dict) else None
         if not isinstance(state, dict):
@@ -71,10 +80,27 @@ class Source:
         self.frame, self.metadata = frame, {}
         self._file = None
         self._tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-        self.keys = {_plain(key): key for key in self._tensors}
+        odd = [key for key, value in self._tensors.items() if not isinstance(key, str) or not is_plain(value)]
+        if odd:
+            raise ValueError(
+                f"{self.path} has tensors that cannot be merged or exported: {odd[:5]}. They must have names, values "
+                "(meta tensors have none), and be neither sparse nor quantized."
+            )
+        self.keys = self._by_plain_name(self._tensors)
         self.others = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
         if state is frame and self.others:
             raise ValueError(f"{self.path} has no 'state_dict', and entries that are no tensors: {list(self.others)}.")
+
+    def _by_plain_name(self, keys: Iterable[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key in keys:
+            if _plain(key) in found:
+                raise ValueError(
+                    f"{self.path} has both {found[_plain(key)]!r} and {key!r}, which are one name without what "
+                    "torch.compile puts in: it is the checkpoint of no network."
+                )
+            found[_plain(key)] = key
+        return found
 
     @property
     def step(self) -> int | None:
@@ -108,6 +134,11 @@ class Source:
             return (name,)
         tensor = self._tensors[self.keys[name]]
         return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has values of its own that lie in memory one behind the other, in some order."""
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
 
 
 def in_order(paths: Iterable[str | Path], *, given: bool = False) -> tuple[list[Source], list[int]]:

@@ -32,24 +32,55 @@ OF_AVERAGES = ("current_model_state", "averaging_state")
 
 @contextmanager
 def temporary(beside: Path, suffix: str) -> Iterator[Path]:
-    """A hidden path in the same folder, of which no file is left."""
+    """A hidden path in the same folder, of which no file is left; after an error no folder either, made for it."""
+    made = [folder for folder in beside.parents if not folder.exists()]
     beside.parent.mkdir(parents=True, exist_ok=True)
     path = beside.with_name(f".{beside.name}.{os.getpid()}.{threading.get_ident()}.tmp{suffix}")
     try:
         yield path
-    finally:
-        with suppress(FileNotFoundError):
-            path.unlink()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's file may be in it by now
+            for folder in made:
+                folder.rmdir()
+        raise
+    path.unlink(missing_ok=True)
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary path, whose file takes the place of ``path`` at the end, unless an error comes."""
-    with temporary(path, path.suffix) as written:
-        yield written
-        with written.open("rb") as file:
-            os.fsync(file.fileno())  # or a crash of the machine could leave the name with nothing behind it
-        written.replace(path)
+    """A temporary path, whose file takes the place of ``path`` at the end, unless an error comes.
+
+    Raises:
+        OSError: the disk is full, say; what was at ``path`` before is still there.
+    """
+    try:
+        with temporary(path, path.suffix) as written:
+            yield written
+            with written.open("rb") as file:
+                os.fsync(file.fileno())  # or a crash of the machine could leave the name with nothing behind it
+            written.replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path} could not be written ({error.strerror or error}), and what was there before is untouched: make "
+            "room, or write elsewhere",
+        ) from error
+
+
+def write_torch(path: Path, contents: Any) -> None:
+    """Write what ``torch.load`` reads; not atomic by itself, see :func:`replaced`.
+
+    Raises:
+        OSError: the disk is full, of which torch makes a RuntimeError.
+    """
+    with path.open("wb") as file:
+        try:
+            torch.save(contents, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def write_like(
@@ -99,7 +130,7 @@ def write_like(
         state = {model.keys[name]: read[same[name]] for name in model.keys} | model.others
         frame = {key: value for key, value in model.frame.items() if key not in leave}
         lightning = "state_dict" in model.frame
-        torch.save({**frame, "state_dict": state} if lightning else state, path)
+        write_torch(path, {**frame, "state_dict": state} if lightning else state)
         _check(path, model)
 
 

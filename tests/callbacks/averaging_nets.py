@@ -67,7 +67,7 @@ def trainer(*callbacks, epochs=2, **kwargs):
 def fit(*callbacks, net=None, val=False, data=None, ckpt_path=None, **kwargs):
     net = net or Net()
     runner = trainer(*callbacks, **kwargs)
-    runner.fit(net, data or loader(), loader(seed=1) if val else None, ckpt_path=ckpt_path)
+    runner.fit(net, loader() if data is None else data, loader(seed=1) if val else None, ckpt_path=ckpt_path)
     return net, runner
 
 

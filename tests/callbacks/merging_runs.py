@@ -59,26 +59,34 @@ def ddp(directory, **settings):
     merge = MergeCheckpoints(
         WSM(), last=3, every_n_steps=1, evaluate=True, buffers="recalibrate", directory=directory / "merge"
     )
+    total = MergeCheckpoints(
+        WSM(), last=3, every_n_steps=1, buffers="recalibrate", keep="sum", directory=directory / "sum"
+    )
     mine = loader(dtype=torch.float64, rank=RANK)
     settings = settings or {"devices": 2, "strategy": "ddp", "data": mine, "use_distributed_sampler": False}
     torch.manual_seed(7)
     net = Classes()
     net.val_dataloader = lambda: loader(dtype=torch.float64)
-    _, runner = fit(LogMetrics(weights=["average"]), merge, net=net, **settings)
+    _, runner = fit(LogMetrics(weights=["average"]), merge, total, net=net, **settings)
     logged = {name: float(value) for name, value in runner.callback_metrics.items()}
-    result = {"logged": logged, "weights": merge.weights("wsm"), "path": str(merge.path)}
+    result = {"logged": logged, "weights": merge.weights("wsm"), "path": str(merge.path), "sum": str(total.path)}
     torch.save(result, directory / f"rank{runner.global_rank}.pt")
     return result
 
 
 def sharded(directory):
-    """With FSDP2: the merge of shards is that of the whole weights."""
+    """With FSDP2: the merge of shards is that of the whole weights, and so is their sum."""
+    total = MergeCheckpoints(WSM(), last=3, every_n_steps=1, keep="sum", directory=directory / "sum")
     merge = MergeCheckpoints(WSM(), last=3, every_n_steps=1, directory=directory / "merge")
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     mine = {"data": loader(rank=RANK), "use_distributed_sampler": False}
-    net, runner = fit(merge, net=Sharded(), devices=2, strategy=strategy, **mine)
+    net, runner = fit(merge, total, net=Sharded(), devices=2, strategy=strategy, **mine)
     state = {name: value.full_tensor() for name, value in net.state_dict().items()}
-    torch.save({"net": state, "path": str(merge.path)}, directory / f"rank{runner.global_rank}.pt")
+    kept = len(total.state_dict()["window"]["means"])
+    torch.save(
+        {"net": state, "path": str(merge.path), "sum": str(total.path), "kept": kept},
+        directory / f"rank{runner.global_rank}.pt",
+    )
 
 
 if __name__ == "__main__":

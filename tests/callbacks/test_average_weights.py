@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     OnExceptionCheckpoint,
+    StochasticWeightAveraging,
 )
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -932,3 +933,20 @@ def test_children_that_keep_out_of_the_state_dict_are_not_averaged():
     averages = AverageWeights(EMA())
     fit(averages, net=net)
     assert averages._averages.names == list(Net().state_dict())
+
+
+@pytest.mark.parametrize("theirs", [EMAWeightAveraging, lambda: StochasticWeightAveraging(swa_lrs=0.1)])
+@pytest.mark.parametrize("front", [True, False])
+def test_lightnings_own_average_beside_a_primary_one_is_refused(theirs, front):
+    both = [AverageWeights(EMA()), theirs()]
+    with pytest.raises(
+        ValueError, match=r"\('ema',\) stands beside Lightning's (Stochastic)?WeightAveraging, but only"
+    ):
+        fit(*(reversed(both) if front else both))
+
+
+def test_an_average_that_is_not_primary_stands_beside_lightnings():
+    alone, beside = (AverageWeights(EMA(decay=0.5), primary=False) for _ in range(2))
+    fit(alone)
+    fit(beside, EMAWeightAveraging())
+    assert equal(alone.weights("ema"), beside.weights("ema"))

@@ -153,14 +153,15 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     cache = LogitCache(str(tmp_path), top_k=None, teacher=fingerprint(teacher(), None, None))
     cache(torch.tensor([99]), torch.ones(1, 4), lambda x: torch.ones(1, 3))
 
-    def broken(rows, path, metadata):
+    def broken(path, *rest):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_objectives.callbacks.logit_cache.save_file", broken)
+    monkeypatch.setattr("lightning_objectives.callbacks.logit_cache.write_safetensors", broken)
     with pytest.raises(KeyboardInterrupt):
         cache.save()
     assert (tmp_path / "logits-0.safetensors").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["logits-0.safetensors"]
     monkeypatch.undo()
     run(tmp_path)
 

@@ -278,6 +278,21 @@ def test_resuming_goes_on_with_the_snapshots(tmp_path, epoch):
     assert torch.load(tmp_path / "ckpt" / f"epoch={epoch}.ckpt", weights_only=True)["callbacks"]
 
 
+def test_what_a_killed_training_had_begun_to_write_is_deleted_by_the_one_that_goes_on(tmp_path):
+    callbacks = [MergeCheckpoints(WSM(), every_n_steps=1), ModelCheckpoint(tmp_path, filename="{epoch}")]
+    fit(*callbacks, epochs=1)
+    folder = callbacks[0].path.parent
+    begun = [folder / name for name in (".merged.ckpt.1.23.tmp.ckpt", ".step=9.safetensors.1.23.tmp.safetensors")]
+    others = [folder / name for name in (".mine.ckpt.12.34.tmp.ckpt", ".step=9.safetensors", "step=9.tmp.safetensors")]
+    for path in (*begun, *others):
+        path.touch()
+    callback = MergeCheckpoints(WSM(), every_n_steps=1)
+    fit(callback, epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert callback.path.parent == folder
+    assert not any(path.exists() for path in begun)
+    assert all(path.exists() for path in others), "those are not ours"
+
+
 def test_snapshots_stay_while_the_two_newest_checkpoints_need_them(tmp_path):
     seen = []
     saver = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
@@ -302,7 +317,7 @@ def test_snapshots_that_are_gone_are_told(tmp_path):
     fit(MergeCheckpoints(WSM(), last=3, every_n_steps=2), saver, epochs=2)
     Path("merge/step=4.safetensors").unlink()
     callback = MergeCheckpoints(WSM(), last=3, every_n_steps=2)
-    with pytest.warns(UserWarning, match=r"1 snapshots of the checkpoint are not there any more: .*step=4"):
+    with pytest.warns(UserWarning, match=r"1 snapshots of the checkpoint are not there any more, or damaged: .*step=4"):
         net, _ = fit(callback, epochs=2, ckpt_path=tmp_path / "epoch=1.ckpt", net=Net())  # nothing is left to train
     reference, _ = fit(epochs=2)
     torch.testing.assert_close(merged(callback, net).double(), slow(after(reference), [6, 8]), rtol=0, atol=1e-6)
@@ -436,3 +451,13 @@ def test_it_does_nothing_outside_of_a_fit():
     trainer(callback).validate(Net(), loader(), verbose=False)
     assert callback.names == ()
     assert not Path("merge").exists()
+
+
+def test_a_trial_run_merges_and_leaves_no_files(tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    callback = MergeCheckpoints(WSM(), last=2, every_n_steps=1, directory=tmp_path / "merge")
+    fit(callback, fast_dev_run=2)
+    assert callback.path is None
+    assert not list(tmp_path.rglob("*.safetensors")) + list(tmp_path.rglob("*.ckpt"))
+    assert not list((tmp_path / "scratch").glob("merge-*"))

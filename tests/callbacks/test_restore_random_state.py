@@ -106,7 +106,7 @@ def test_evaluation_restores_nothing(tmp_path):
 def test_a_checkpoint_saved_on_an_exception_waits_for_nobody(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     callback = RestoreRandomState()
-    callback.on_exception(None, None, RuntimeError())
+    callback.on_exception(trainer(), None, RuntimeError())
     assert len(callback.state_dict()["ranks"]) == 1
 
 

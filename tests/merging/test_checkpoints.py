@@ -285,7 +285,7 @@ def test_a_wrong_file_gives_an_error_and_no_output(tmp_path, monkeypatch, wrong,
     ("files", "out", "message"),
     [
         ([], "m.pt", "no files to merge"),
-        (["none.pt"], "m.pt", "none.pt is no file"),
+        (["none.pt"], "m.pt", "none.pt does not exist"),
         (["step=1.pt"], "m.txt", "must end in one of .safetensors, .ckpt"),
         (["step=1.pt"], "m", "must end in one of"),
         (["x.h5"], "m.pt", "has the suffix '.h5'"),

@@ -45,7 +45,7 @@ def test_the_settings_and_the_order_are_those_of_the_words(tmp_path):
         (["--shape", "sqrt"], "shape='sqrt' must be"),
         (["--method", "None"], "invalid choice: 'None'"),
         (["--ema-weight", "x"], "invalid float value"),
-        (["none.pt"], "none.pt is no file"),
+        (["none.pt"], "none.pt does not exist"),
     ],
 )
 def test_wrong_words(tmp_path, capsys, words, message):

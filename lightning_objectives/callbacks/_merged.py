@@ -1,0 +1,97 @@
+"""What becomes of a merge: its statistics, its checkpoint, and where that lies."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_objectives._lightning import VERSION
+from lightning_objectives.averaging._recalibrate import recalibrate
+from lightning_objectives.callbacks._training_pass import joint_pass
+from lightning_objectives.callbacks._whole_state import persistent, standing_in
+from lightning_objectives.callbacks.ranks import on_rank_zero
+from lightning_objectives.merging._writing import replaced, write_torch
+
+
+class Evaluated:
+    """The newest merge that was evaluated, and of which steps it is."""
+
+    def __init__(self, merged: Mapping[str, Tensor] | None = None, steps: Sequence[int] = ()) -> None:
+        self.merged = dict(merged or {})
+        self.steps = list(steps)
+        self._placed: dict[str, Tensor] = {}
+
+    def placed(self, module: nn.Module) -> dict[str, Tensor]:
+        """The floating tensors where those of the module are, and in their types."""
+        if not self._placed:
+            live = persistent(module)
+            self._placed = {
+                key: value.to(live[key].device, live[key].dtype)
+                for key, value in self.merged.items()
+                if value.is_floating_point() or value.is_complex()
+            }
+        return self._placed
+
+    def free(self) -> None:
+        """Forget what was placed."""
+        self._placed = {}
+
+
+def recalibrated(
+    trainer: Any, module: Any, merged: Mapping[str, Tensor], norms: Sequence[_BatchNorm]
+) -> dict[str, Tensor]:
+    """The merge with the statistics of ``norms`` re-estimated; the module is left as it was."""
+    with standing_in(module, merged):
+        recalibrate(module, norms, lambda: joint_pass(trainer, module, norms))
+        found = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
+        live = persistent(module).items()
+        return {**merged, **{name: tensor.to("cpu", copy=True) for name, tensor in live if id(tensor) in found}}
+
+
+def save_merged(trainer: Any, module: Any, merged: Mapping[str, Tensor], path: Path) -> None:
+    """Write a checkpoint of the merge that ``load_from_checkpoint`` opens; all ranks take part."""
+    with standing_in(module, merged):
+        state = {key: _on_cpu(value) for key, value in module.state_dict().items()}
+    checkpoint = _checkpoint(trainer, module, state)
+    on_rank_zero(trainer, lambda: _save(checkpoint, path))
+
+
+def _checkpoint(trainer: Any, module: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """What Lightning writes with ``save_weights_only``, and what the module's own class adds to it."""
+    checkpoint = {
+        "epoch": trainer.current_epoch,
+        "global_step": trainer.global_step,
+        "pytorch-lightning_version": VERSION,
+        "state_dict": state,
+    }
+    if module.hparams:
+        if getattr(module, "_hparams_name", None):
+            checkpoint[module.CHECKPOINT_HYPER_PARAMS_NAME] = module._hparams_name
+        checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = dict(module.hparams)
+    # The class's: on this instance an average may stand in its way, to put itself into the checkpoint.
+    type(module).on_save_checkpoint(module, checkpoint)
+    return checkpoint
+
+
+def _on_cpu(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).to("cpu", copy=True)
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    with replaced(path) as temporary:
+        write_torch(temporary, checkpoint)
+
+
+def new_folder(wanted: Path, taken: Sequence[Path]) -> Path:
+    """Make a folder that was not there, or was empty, and return it."""
+    folder, version = wanted, 0
+    while folder in taken or (folder.exists() and any(folder.iterdir())):
+        version += 1
+        folder = wanted.with_name(f"{wanted.name}-v{version}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

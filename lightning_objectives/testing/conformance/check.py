@@ -1,0 +1,173 @@
+"""What every training with a plug-in keeps, and what a condition is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_objectives.testing.conformance.case import Case, Run
+from lightning_objectives.testing.conformance.plug_ins import PlugIn
+
+REFUSALS = (ValueError, TypeError, NotImplementedError)
+
+
+@dataclass
+class Trial:
+    """A plug-in under trial.
+
+    Args:
+        plug_in: the row.
+        case: what is trained.
+    """
+
+    plug_in: PlugIn
+    case: Case = field(default_factory=Case)
+
+    def make(self) -> list[Any]:
+        """New callbacks."""
+        return list(self.plug_in.make(self.case))
+
+    def fit(self, callbacks: list[Any] | None = None, **settings: Any) -> Run:
+        """A training with the plug-in (or other callbacks), after which the module is as it was found."""
+        module = settings.pop("module", self.case.module)
+        if not isinstance(module, nn.Module):
+            torch.manual_seed(settings.get("seed", 0))
+            module = module()
+        before = shape_of(module)
+        run = self.case.fit(self.make() if callbacks is None else callbacks, module=module, **settings)
+        self.require_as_found(module, before)
+        return run
+
+    def plain(self, **settings: Any) -> Run:
+        """The same training without it."""
+        return self.fit([], **settings)
+
+    def idle(self, **settings: Any) -> Run:
+        """The same training with it at zero strength."""
+        return self.fit(list(self.plug_in.idle(self.case)), **settings)
+
+    def require(self, holds: Any, sentence: str) -> None:
+        """Raise an AssertionError that names the plug-in, unless it holds."""
+        if not holds:
+            raise AssertionError(f"{self.plug_in}: {sentence}")
+
+    def require_same(self, a: Run, b: Run, sentence: str) -> None:
+        """The weights, and the losses on the way, are the same to the bit."""
+        other = differing(a.weights, b.weights)
+        self.require(not other, f"{sentence} The weights differ in {other}.")
+        self.require(_same_losses(a.losses, b.losses), f"{sentence} The losses differ: {a.losses} and {b.losses}.")
+
+    def require_as_found(self, module: nn.Module, before: dict[str, Any]) -> None:
+        """The module has what it had: children, attributes, hooks, parameters, keys."""
+        after = shape_of(module)
+        other = {name: (before.get(name), now) for name, now in after.items() if before.get(name) != now}
+        other |= {name: (was, None) for name, was in before.items() if name not in after}
+        self.require(not other, f"it must give the module back as it was, but (before, after): {other}")
+
+    def require_to_act(self, plain: Run, run: Run) -> None:
+        """It did something, and left the training alone if it says so."""
+        if self.plug_in.leaves_training_alone(self.case):
+            same = _same_losses(plain.losses, run.losses)
+            self.require(same, f"it must leave the training alone, but the losses are {run.losses}, not {plain.losses}")
+        else:
+            acted = differing(plain.weights, run.weights)
+            self.require(acted, "it must change the training, but the weights are those of the one without it.")
+
+    def holds_under(self, **settings: Any) -> tuple[Run, Run]:
+        """The laws of every training, under these settings of the Trainer and the case.
+
+        Zero strength is the training without it, to the bit; otherwise it acts, the same each time, and leaves finite
+        weights.
+        """
+        plain, run = self.plain(**settings), self.fit(**settings)
+        self.require_same(plain, self.idle(**settings), "at zero strength it must be the training without it.")
+        self.require_to_act(plain, run)
+        finite = all(bool(value.isfinite().all()) for value in run.weights.values() if value.is_floating_point())
+        self.require(finite, "the weights must stay finite.")
+        self.require_same(run, self.fit(**settings), "two equal trainings must be equal.")
+        return plain, run
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A column of the table.
+
+    Args:
+        family: of the conditions that are shown together.
+        check: raises an AssertionError where the trial fails; its name is the column's.
+    """
+
+    family: str
+    check: Callable[[Trial], None]
+
+    @property
+    def name(self) -> str:
+        """Of the column, and of the declaration that it is not supported."""
+        return self.check.__name__
+
+    @property
+    def meaning(self) -> str:
+        """In one line."""
+        return (self.check.__doc__ or "").strip().splitlines()[0]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def outcome(condition: Condition, trial: Trial) -> str:
+    """``pass``, or ``refuses: `` and the reason.
+
+    Raises:
+        AssertionError: it does not hold, or what is declared unsupported is not refused, at setup and with the reason.
+    """
+    why = trial.plug_in.unsupported(trial.case).get(condition.name)
+    if why is None:
+        condition.check(trial)
+        return "pass"
+    try:
+        condition.check(trial)
+    except REFUSALS as error:
+        trial.require(
+            why in str(error), f"it must refuse {condition.name} with its reason {why!r}, not {str(error)!r}."
+        )
+        taken = trial.case.trainers[-1].global_step
+        trial.require(taken == 0, f"it must refuse {condition.name} at setup, not after {taken} steps.")
+        return f"refuses: {why}"
+    raise AssertionError(f"{trial.plug_in}: it says that it does not support {condition.name} ({why}), but ran.")
+
+
+_LIGHTNING = {"_trainer", "_fabric", "_hparams", "_hparams_initial", "_hparams_name", "_log_hyperparams"}
+_HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks") or "_hooks_" in name]
+
+
+def shape_of(module: nn.Module) -> dict[str, Any]:
+    """What a module is made of, without the values of its tensors."""
+    found: dict[str, Any] = {"keys": list(module.state_dict())}
+    for path, part in module.named_modules():
+        own = vars(part)
+        found[f"{path}: class"] = type(part).__name__
+        found[f"{path}: attributes"] = sorted(own.keys() - _LIGHTNING)
+        found[f"{path}: children"] = list(part._modules)
+        found[f"{path}: hooks"] = {name: len(own[name]) for name in _HOOKS if name in own}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        found[f"{name}: parameter"] = (id(parameter), parameter.requires_grad)
+    return found
+
+
+def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The names whose values are not the same to the bit."""
+    if a.keys() != b.keys():
+        return sorted(a.keys() ^ b.keys())
+    return [name for name in a if not _same(a[name], b[name])]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b) or (a.isnan() & b.isnan()).any())
+    return bool(a == b)
+
+
+def _same_losses(a: list[Any], b: list[Any]) -> bool:
+    return repr(a) == repr(b)

@@ -1,0 +1,12 @@
+"""Every condition for an exemplar of each callback: one cell of the table a test."""
+
+import pytest
+
+from lightning_objectives.testing.conformance import Trial, conditions, exemplars, outcome
+
+
+@pytest.mark.parametrize("plug_in", exemplars(), ids=str)
+@pytest.mark.parametrize("condition", conditions(), ids=str)
+def test_cell(condition, plug_in, record_property, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    record_property("cell", f"{condition.family}|{plug_in}|{condition}|{outcome(condition, Trial(plug_in))}")
