@@ -16,8 +16,9 @@ demo: $(READY) ## Train small networks on the digits with and without the method
 test: $(READY) ## The quick part of the tests.
 	$(PYTEST) -m "not slow and not processes"
 
-test-all: $(READY) ## All tests, those that start processes too.
-	$(PYTEST)
+test-all: $(READY) ## All tests, those that start processes too; no cell of the conformance suite may stay empty.
+	$(PYTEST) --junitxml=build/tests.xml
+	$(BIN)/python docs/conformance.py build/tests.xml
 
 test-compat: $(READY) ## The quick tests with the lowest and the newest versions, and without `lightning`; downloads.
 	$(BIN)/python -m compat

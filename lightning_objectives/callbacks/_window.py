@@ -57,8 +57,8 @@ class Window:
         window.load_state_dict(state, missing=missing)
         if missing:
             rank_zero_warn(
-                f"{len(missing)} snapshots of the checkpoint are not there any more: {missing}. The merge goes on "
-                f"with those of the steps {window.steps}, and is made of fewer until {last} are there again."
+                f"{len(missing)} snapshots of the checkpoint are not there any more, or damaged: {missing}. The merge "
+                f"goes on with those of the steps {window.steps}, and is made of fewer until {last} are there again."
             )
         return window
 

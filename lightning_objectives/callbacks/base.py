@@ -105,8 +105,10 @@ def _load(inner: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> An
             f"({type(error).__name__}: {error})"
         ) from error
     forms = {"state_dict": Mapping, "callbacks": Mapping, "pytorch-lightning_version": str}
+    # A strategy that shards has put the weights into the module already, and does not give them.
+    shards = getattr(getattr(inner, "__self__", None), "restore_checkpoint_after_setup", False)
     if (
-        not (isinstance(found, dict) and "state_dict" in found)
+        not (isinstance(found, dict) and ("state_dict" in found or shards))
         or any(not isinstance(found[part], form) for part, form in forms.items() if part in found)
         or any(isinstance(state, Tensor) for state in found.get("callbacks", {}).values())
     ):

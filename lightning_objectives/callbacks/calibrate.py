@@ -14,6 +14,11 @@ from lightning_objectives.callbacks.ranks import gather_rows
 from lightning_objectives.kinds import Calibrator
 from lightning_objectives.metrics._rows import as_rows
 
+_NOT_FITTED = (
+    "has not been fitted: run trainer.validate() before trainer.test(), or test with the ckpt_path of a training in "
+    "which it took part."
+)
+
 
 class Calibrate(Callback):
     """Fits a calibrator at the end of each validation, of ``fit`` and of ``validate``, and measures what it mends.
@@ -48,7 +53,7 @@ class Calibrate(Callback):
     """
 
     leaves_training_alone = True
-    refuses: ClassVar = {"binary_cross_entropy": NO_CHOICE}
+    refuses: ClassVar = {"binary_cross_entropy": NO_CHOICE, "test_alone": _NOT_FITTED}
 
     def __init__(
         self,
@@ -70,6 +75,10 @@ class Calibrate(Callback):
         """Whether a validation, or a checkpoint, has fitted it."""
         self._steps: EvaluationSteps | None = None
         self._rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or what another process gets, has what is fitted, and takes the steps of its own run.
+        return {**vars(self), "_steps": None, "_rows": {}}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the evaluation steps."""
@@ -121,10 +130,7 @@ class Calibrate(Callback):
     def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to collect."""
         if not self.fitted:
-            raise ValueError(
-                f"Calibrate({self.calibrator}) has not been fitted: run trainer.validate() before trainer.test(), or "
-                "test with the ckpt_path of a training in which it took part."
-            )
+            raise ValueError(f"Calibrate({self.calibrator}) {_NOT_FITTED}")
         self._rows = {}
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -20,7 +20,7 @@ WHOLE_GRADIENTS = "it compares whole gradients, of which a rank holds only a sha
 class CombineTerms(StepCallback):
     """Weights the model's own loss and the terms that other callbacks add, by their gradients.
 
-    The first gradient is that of the model's own loss, the others are those of the terms in the order of the callbacks.
+    The first gradient is that of the model's own loss, the others are those of the terms in the order of their names.
     They are the means over the ranks, so that all ranks weigh the same; the update is still one backward pass of the
     weighted sum, which gradient scalers, clipping and accumulation see as any other loss. Logged as
     ``train/weight_0``, ``train/weight_1``, ...

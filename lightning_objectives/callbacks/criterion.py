@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode
 
+from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.callbacks.stacks import Stacks
 
 _CAUGHT: dict[Any, tuple[str, ...]] = {
@@ -153,20 +154,23 @@ class Named:
                 "must be called as criterion(input, target) with two tensors."
             )
         input, target = args
+        users = inner  # others that caught the same criterion hear of the one call that the user's code makes
+        while isinstance(users, Patch):
+            users = users.inner
+
+        def by_rows(input: Tensor, target: Tensor) -> Tensor:
+            return torch.func.vmap(lambda x, t: users(x[None], t[None]).squeeze(0))(input, target)
 
         def function(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
-            if reduction != "none":
-                return inner(input, target)
-            return torch.func.vmap(lambda x, t: inner(x[None], t[None]).squeeze(0))(input, target)
+            return by_rows(input, target) if reduction == "none" else inner(input, target)
 
         if self.reduction is None:
-            self.reduction = self._find_reduction(function, input, target)
+            with torch.no_grad():
+                self.reduction = self._find_reduction(users(input, target), by_rows(input, target))
         by_class = not target.is_floating_point() or (input.shape == target.shape and input.dim() > 1)
         return Call(function, input, target, {}, self.reduction, by_class=by_class)
 
-    def _find_reduction(self, function: Callable[..., Tensor], input: Tensor, target: Tensor) -> str:
-        with torch.no_grad():
-            value, elements = function(input, target, reduction="mean"), function(input, target, reduction="none")
+    def _find_reduction(self, value: Tensor, elements: Tensor) -> str:
         for name, candidate in (("none", elements), ("mean", elements.mean()), ("sum", elements.sum())):
             if candidate.shape == value.shape and torch.allclose(candidate, value, rtol=1e-4, atol=1e-6):
                 return name

@@ -33,6 +33,23 @@ class Where:
     """Key or position of the target in the batch, where a step has no criterion; by default its last element."""
 
 
+class _Hook:
+    """A forward hook; in a copy or a pickle of the module it does nothing."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self.call(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
 class EvaluationSteps:
     """Stands in for a module's validation and test steps, and tells ``seen(loader, logits, target)`` of each batch.
 
@@ -99,9 +116,10 @@ class EvaluationSteps:
             return  # the criterion will do
         self._network = network_of(module, path)
         if not is_compiled(module, path):
-            self._undo.append(head.register_forward_hook(self._head_hook).remove)
+            self._undo.append(head.register_forward_hook(_Hook(self._head_hook)).remove)
         if self.repeat:
-            self._undo.append(self._network.register_forward_hook(self._network_hook, with_kwargs=True).remove)
+            hook = _Hook(self._network_hook)
+            self._undo.append(self._network.register_forward_hook(hook, with_kwargs=True).remove)
 
     # -- one batch -----------------------------------------------------------------------------------------------------
 

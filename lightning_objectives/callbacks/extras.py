@@ -45,7 +45,8 @@ class Extras:
         self.head: nn.Module | None = None
         self._patches: list[Patch] = []
         self._optimizers: list[Optimizer] = []
-        self._loaded: list[dict[str, Any]] = []
+        self._loaded: dict[int, dict[str, Any]] = {}
+        """By the optimizer's number, what the checkpoint that is being loaded knows of the extra parameters."""
 
     def build(self, modules: Mapping[str, nn.Module], head: nn.Module | None) -> None:
         """Add the modules that have parameters as a child of the user's module.
@@ -137,9 +138,9 @@ class Extras:
         for saved, group in zip(state["param_groups"], optimizer.param_groups):
             saved["params"] = list(range(position, position + len(group["params"])))
             position += len(group["params"])
-        loaded = self._loaded[number] if number < len(self._loaded) else {}
+        loaded = self._loaded.pop(number, None)  # None: the checkpoint is one without extras, or none of Lightning's
         for position, name in extra.items():
-            entry = loaded.pop(name, None) or optimizer.state.get(params[position])
+            entry = optimizer.state.get(params[position]) if loaded is None else loaded.get(name)
             if entry:
                 if not isinstance(entry, Mapping):
                     raise ValueError(f"{name} has the state {entry!r:.100}, which no optimizer keeps")
@@ -157,7 +158,7 @@ class Extras:
 
     def _load(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
         inner(checkpoint)
-        self._loaded = checkpoint.get(NAME, [])
+        self._loaded = dict(enumerate(checkpoint.get(NAME, [])))
 
 
 def _optimizers(configured: Any) -> Iterator[Optimizer]:

@@ -96,7 +96,12 @@ class LogMetrics(Callback):
         self.head = head
         self.target = target
         self._steps: EvaluationSteps | None = None
+        self._trainer: Any = None
         self._measured = Measured(metrics)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or what another process gets, has the settings and takes the steps of its own run.
+        return {**vars(self), "_steps": None, "_trainer": None, "_measured": Measured(self.metrics)}
 
     def unsupported(self) -> dict[str, str]:
         """What the default metrics cannot measure, and other weights that are not sharded as the module's are."""

@@ -6,6 +6,7 @@ own, or the replacement) -> weights -> the reduction and denominator that the mo
 combination.
 """
 
+import re
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -120,7 +121,7 @@ class Pipeline:
                 f"{member.place!r} of the training step; keep one of them."
             )
         self.members.append(member)
-        self.members.sort(key=lambda m: PLACES.index(m.place))
+        self.members.sort(key=_order)
 
     def option(self, name: str) -> Any:
         """The value of an option that the callbacks of a step share.
@@ -155,14 +156,19 @@ class Pipeline:
             self._mode = CriterionMode(caught, self.stacks)
         for member in self.members:
             member.build(self, self._head)
-        methods = {
-            f"{m.place}{i}_{type(m.method).__name__}": m.method
-            for i, m in enumerate(self.members)
-            if isinstance(m.method, nn.Module)
-        }
-        self.extras.build(methods, self._head)
+        self.extras.build(self._methods(), self._head)
         self._undo.append(self.extras.detach)
         rank_zero_info(f"Training step of {type(self.module).__name__}: {self.plan()}")
+
+    def _methods(self) -> dict[str, nn.Module]:
+        """By names that another callback beside them does not change: the optimizer's memory is saved under them."""
+        named: dict[str, nn.Module] = {}
+        for member in self.members:
+            if isinstance(member.method, nn.Module):
+                name = f"{member.place}_{type(member.method).__name__}"
+                again = sum(key.rpartition("_")[0] == name for key in named)
+                named[f"{name}_{again}"] = member.method
+        return named
 
     def _find_head(self, wrap: bool) -> None:
         named = self.option("head") or getattr(self.module, "objective_head", None)
@@ -318,6 +324,12 @@ class Pipeline:
         if total == float("inf"):
             raise ValueError("The signal 'progress' needs a training of known length: set max_steps or max_epochs.")
         return torch.tensor(min(1.0, self.trainer.global_step / max(1, total)))
+
+
+def _order(member: Any) -> tuple[int, str]:
+    """By place, and by name within it: sums are rounded by their order, and the order in the list shall not matter."""
+    name = re.sub(r" at 0x\w+", "", member.state_key)  # the address of a function is another in each process
+    return PLACES.index(member.place), name
 
 
 def _mean(calls: list[Call]) -> Tensor:

@@ -64,4 +64,17 @@ class TransformBatch(StepCallback):
         options = {name: value for name, value in call.options.items() if name != "ignore_index"}
         # log-probabilities are logits too, and nll_loss takes no class probabilities
         function = F.cross_entropy if call.function is F.nll_loss else call.function
+        if call.indexed and function is not F.cross_entropy:
+            function = _mixture(call, index, weight.to(dtype))
         return replace(call, function=function, target=mixed, options=options)
+
+
+def _mixture(call: Call, index: Tensor, weight: Tensor) -> Callable[..., Tensor]:
+    """A criterion that takes classes alone: the mixture of its losses for the classes that are mixed."""
+
+    def function(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+        parts = [call.function(input, call.target[rows], reduction="none") for rows in index.unbind(1)]
+        losses = torch.stack([share * part for share, part in zip(weight.unbind(1), parts)]).sum(0)
+        return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+    return function

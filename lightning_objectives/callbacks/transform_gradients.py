@@ -80,7 +80,7 @@ class TransformGradients(Callback):
         if self._loaded is None:
             return
         with taking(self.state_key, trainer):
-            states, names = _checked(self._loaded, self._states)
+            states, names = [dict(state) for state in self._loaded["states"]], list(self._loaded["names"])
         if any(states) and names != self._names:
             other = sorted(set(names) ^ set(self._names))[:5]
             raise ValueError(
@@ -88,6 +88,9 @@ class TransformGradients(Callback):
                 f"the module has {len(self._names)}; they differ in {other or 'their order'}. Resume without the "
                 "callback, or with the module as it was."
             )
+        with taking(self.state_key, trainer):
+            if len(states) != len(self._states) or not all(map(_alike, states, self._states)):
+                raise ValueError(f"its states are not of the form of new ones, {[list(s) for s in self._states]}")
         self._states = apply_to_collection(states, Tensor, lambda tensor: tensor.to(pl_module.device))
         self._loaded = None
 
@@ -142,22 +145,10 @@ class TransformGradients(Callback):
         self._loaded = state_dict or None
 
 
-def _checked(loaded: Mapping[str, Any], fresh: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The states and names of a checkpoint.
-
-    Raises:
-        ValueError: the states are of other slots or forms than new ones.
-    """
-    states, names = list(loaded["states"]), list(loaded["names"])
-    if len(states) != len(fresh) or not all(map(_alike, states, fresh)):
-        raise ValueError(f"its states are not of the form of new ones, {[list(state) for state in fresh]}")
-    return states, names
-
-
 def _alike(value: Any, new: Any) -> bool:
-    """Whether two states are of one form; what is empty or None in a new one may have become anything."""
+    """Whether a state has the form of a new one; what is empty, None or missing there may have become anything."""
     if isinstance(new, Mapping):
-        return isinstance(value, Mapping) and value.keys() == new.keys() and all(_alike(value[k], new[k]) for k in new)
+        return isinstance(value, Mapping) and all(k in value and _alike(value[k], new[k]) for k in new)
     if isinstance(new, (list, tuple)):
         same = isinstance(value, (list, tuple)) and (not new or len(value) == len(new))
         return same and all(map(_alike, value, new))

@@ -75,7 +75,7 @@ def train(directory, *, strategy, net=Net, epochs=2, ckpt_path=None):
     module = net()
     runner = trainer(
         averages, merge, weighting, saver, epochs=epochs, strategy=strategy, devices=2,
-        use_distributed_sampler=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, num_sanity_val_steps=0, log_every_n_steps=1,
     )  # fmt: skip
     runner.fit(module, ckpt_path=ckpt_path)
     wholes = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in module.state_dict().items()}

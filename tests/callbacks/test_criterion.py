@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Net, equal, fit
+from helpers import Net, equal, fit, loader
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
+from lightning_objectives.batches import Mixup
+from lightning_objectives.callbacks import LogMetrics, TransformBatch
 from lightning_objectives.callbacks.criterion import parse
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
 
@@ -165,3 +167,38 @@ def test_dense_elements_and_their_denominator():
     torch.testing.assert_close(call.reduce(call.elements), F.cross_entropy(z, y, weight=WEIGHT))
     assert call.rows(z).shape == (10, 3)
     assert torch.equal(call.rows(z)[7], z[1, :, 2])
+
+
+def test_mixed_targets_under_a_criterion_that_takes_classes_alone():
+    """Label smoothing is linear in the target: torch's own, which takes probabilities, is the independent number."""
+
+    class Ours(Net):
+        def __init__(self):
+            super().__init__()
+            self.loss_fn = LabelSmoothingCrossEntropy(0.1)
+
+        def criterion(self, logits, y):
+            return self.loss_fn(logits, y)
+
+    class Theirs(Net):
+        def criterion(self, logits, y):
+            return F.cross_entropy(logits, y, label_smoothing=0.1)
+
+    ours, _ = fit(TransformBatch(Mixup(), criterion="loss_fn"), net=Ours)
+    theirs, _ = fit(TransformBatch(Mixup()), net=Theirs)
+    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+def test_two_callbacks_that_name_one_criterion_hear_one_call_each():
+    class Compares(Net):
+        def __init__(self):
+            super().__init__()
+            self.loss_fn = LabelSmoothingCrossEntropy(0.1)
+
+        def validation_step(self, batch, batch_idx):
+            self.loss_fn(self(batch[0]), batch[1])
+
+    callbacks = LogMetrics(criterion="loss_fn"), LogMetrics(prefix="again/", criterion="loss_fn")
+    _, runner = fit(*callbacks, net=Compares, val=loader(), max_epochs=1)
+    metrics = runner.callback_metrics
+    assert metrics["val/nll"] == metrics["again/val/nll"] > 0

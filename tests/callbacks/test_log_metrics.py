@@ -1,5 +1,9 @@
 """Metrics of an unedited step: what is measured, under which keys, and of which weights."""
 
+import copy
+import pickle
+
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +12,8 @@ from helpers import Net, data, fit, loader, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_objectives.averaging import BEMA, EMA
-from lightning_objectives.callbacks import AverageWeights, LogMetrics
+from lightning_objectives.calibration import TemperatureScaling
+from lightning_objectives.callbacks import AverageWeights, Calibrate, LogMetrics
 from lightning_objectives.metrics import default_metrics
 
 
@@ -174,3 +179,20 @@ def test_the_second_criterion_and_other_metrics():
     metrics = torchmetrics.MetricCollection({"mse": torchmetrics.MeanSquaredError()})
     _, runner = fit(LogMetrics(metrics), net=Regression, val=loader())
     assert "val/mse" in runner.callback_metrics
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+@pytest.mark.parametrize("make", [lambda: LogMetrics(weights=["raw"]), lambda: Calibrate(TemperatureScaling())])
+def test_callback_and_module_are_copied_in_a_validation(how, make):
+    callback, found = make(), []
+
+    class Copies(L.Callback):
+        def on_validation_end(self, trainer, module):
+            found.append(how((callback, module)))
+
+    fit(callback, Copies(), val=loader())
+    again, net = found[-1]
+    assert again._steps is None
+    copied = trainer(again).validate(net, loader(), verbose=False)[0]
+    assert any("val/" in key for key in copied)
+    assert copied == trainer(make()).validate(net, loader(), verbose=False)[0]

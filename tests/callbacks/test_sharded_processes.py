@@ -17,7 +17,7 @@ def test_a_sharded_run_of_three_is_that_of_ddp_and_goes_on_after_a_stop(tmp_path
         assert set(zip(whole["rows"], second[files]["rows"])) == {(3, 2), (1, 0), (2, 1)}  # of 5, 1 and 3 rows
         assert 2 * len(resumed["rows"]) == len(whole["rows"])
         for part in ("net", "averages", "merged", "logged"):
-            assert equal(second[files][part], whole[part])
+            assert part == "logged" or equal(second[files][part], whole[part])  # the loss is that of a rank's own rows
             assert equal(resumed[part], whole[part])
             torch.testing.assert_close(whole[part], ddp[part], rtol=0, atol=1e-6)
     assert not ddp["rows"]

@@ -13,14 +13,17 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
+from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.replace_loss import ReplaceLoss
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
 from lightning_objectives.callbacks.step import Pipeline
 from lightning_objectives.callbacks.transform_batch import TransformBatch
 from lightning_objectives.callbacks.wrap_head import WrapHead
 from lightning_objectives.data.with_index import with_index
+from lightning_objectives.distillation import DualHead
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.kinds import Regularizer
+from lightning_objectives.regularizers import LogPartitionPenalty
 from lightning_objectives.weighting import LossBasedReweighting
 
 
@@ -909,3 +912,20 @@ def test_the_learning_rate_is_found_with_the_objective():
     assert len(finder.results["loss"]) > 0
     assert len(calls) >= 3
     assert "training_step" not in vars(net)
+
+
+@pytest.mark.parametrize("front", [True, False])
+def test_a_callback_beside_them_does_not_rename_extra_modules(front):
+    names = []
+
+    class Names(L.Callback):
+        def on_train_start(self, trainer, module):
+            names.append(sorted(module.objective_modules.keys()))
+
+    def own_head():
+        return Distill(DualHead(), teacher=nn.Linear(4, 3))
+
+    fit(own_head(), Names())
+    beside = [WrapHead(MultiSampleDropout()), AddRegularizer(LogPartitionPenalty())]
+    fit(*([*beside, own_head()] if front else [own_head(), *beside]), Names())
+    assert names[0] == names[1]

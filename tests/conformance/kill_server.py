@@ -4,8 +4,10 @@ Orders come as lines of JSON: ``row``, ``root``, and where it is to be killed, `
 ``on`` (``step``, ``saving`` or ``write``) at batch ``batch`` or later, and ``after`` seconds more. Answers go back so.
 """
 
+import builtins
 import contextlib
 import importlib
+import io
 import json
 import os
 import select
@@ -25,6 +27,7 @@ from lightning_objectives.testing.conformance.resume import shuffled, with_rando
 
 EVERY, EPOCHS, BATCH_SIZE = 4, 3, 5  # 5 batches an epoch: saved within each epoch and at its end, never at one batch
 DEADLINE = 60
+SLOW = 0.003  # seconds
 
 
 class Say(L.Callback):
@@ -48,16 +51,24 @@ class Say(L.Callback):
 
 
 def report_writes(root, report):
-    """Say when a plug-in begins to write a file of its own, in whatever thread, and when the file gets its name."""
-    own = f"{root}{os.sep}"
+    """Say when a plug-in begins to write a file of its own, in whatever thread, and when the file gets its name.
+
+    The disk is slow: a file is there, and empty, for a while before anything is written to it.
+    """
+    own, opened = f"{root}{os.sep}", io.open
+
+    def slowly(file, mode="r", *args, **kwargs):
+        found = opened(file, mode, *args, **kwargs)
+        if "w" in mode and str(file).startswith(own) and _plug_ins(str(file), root):
+            report("write", Path(file).name)
+            time.sleep(SLOW)
+        return found
 
     def hook(event, args):
-        if event == "open" and isinstance(args[0], str) and args[0].startswith(own):
-            if args[1] is not None and "w" in args[1] and _plug_ins(args[0], root):
-                report("write", Path(args[0]).name)
-        elif event == "os.rename" and str(args[0]).startswith(own) and _plug_ins(str(args[0]), root):
+        if event == "os.rename" and str(args[0]).startswith(own) and _plug_ins(str(args[0]), root):
             report("written", Path(args[1]).name)
 
+    io.open = builtins.open = slowly
     sys.addaudithook(hook)
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from lightning_objectives.callbacks import RestoreRandomState
 from lightning_objectives.data.with_index import with_index
@@ -26,7 +26,7 @@ PATIENCE = timedelta(seconds=60)
 """Of a collective call."""
 
 
-def data(count=33, shape=(3, 2, 2)):
+def data(count=33, shape=(1, 3, 4)):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
     return TensorDataset(x, torch.randint(3, (count,), generator=generator))
@@ -151,7 +151,8 @@ class Sharing:
 
     def laws(self, trial, name, **settings):
         """Zero strength is the training without it, to the bit; it acts; the ranks agree."""
-        plain, idle, run = self.plain(trial, name, **settings), trial.idle(**settings), trial.fit(**settings)
+        run = trial.fit(**settings)  # first, since at zero strength some refuse nothing
+        plain, idle = self.plain(trial, name, **settings), trial.idle(**settings)
         trial.require_same(plain, idle, "at zero strength it must be the training without it.")
         trial.require_to_act(plain, run)
         trial.require(run.module.left == plain.module.left, "it must give the module back as it was.")
@@ -215,7 +216,8 @@ def save_on_two_resume_on_two(trial, sharing):
             made.append(RestoreRandomState())
         saver = ModelCheckpoint(directory, filename=name, save_on_train_epoch_end=True)
         settings = {**by_ddp(), "max_epochs": 2, "enable_checkpointing": True, **settings}
-        found = trial.fit([*made, saver], default_root_dir=directory / name, **settings)
+        seed = 1 + dist.get_rank()  # so that the random states, too, are each rank's own
+        found = trial.fit([*made, saver], default_root_dir=directory / name, seed=seed, **settings)
         found.callbacks.remove(saver)
         return found
 
@@ -322,12 +324,28 @@ class Even(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
 
 
-def joined(count):
-    """What each method leaves after batches of 32 samples of all processes together."""
+class Strided(Case):
+    """Batch k of all processes together is batch k of one: 32 samples."""
+
+    def __init__(self, count, rank):
+        super().__init__(module=Even, data=lambda: data(64))
+        self.count, self.rank = count, rank
+
+    def loader(self):
+        return self.loader_for([])
+
+    def loader_for(self, callbacks):
+        asked = any("index" in getattr(callback, "signals", ()) for callback in callbacks)
+        rows = with_index(self.data()) if asked else self.data()
+        sampler = DistributedSampler(rows, self.count, self.rank, shuffle=False)
+        return DataLoader(rows, batch_size=32 // self.count, sampler=sampler)
+
+
+def joined(count, rank):
+    """What each method leaves after batches of all processes together."""
     strategy = {"devices": count, "strategy": lambda: DDPStrategy(timeout=PATIENCE)} if count > 1 else {}
     found = {}
     for row in every_method():
-        trial = Ranked(row, Case(module=Even, data=lambda: data(64), batch_size=32 // count))
-        leaves = held(trial.fit(max_epochs=2, **strategy)).items()
-        found[str(row)] = {name: value for name, value in leaves if isinstance(value, torch.Tensor)}
+        run = Ranked(row, Strided(count, rank)).fit(max_epochs=2, use_distributed_sampler=False, **strategy)
+        found[str(row)] = {name: value for name, value in held(run).items() if isinstance(value, torch.Tensor)}
     return found

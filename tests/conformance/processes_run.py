@@ -13,7 +13,17 @@ from functools import partial, wraps
 from pathlib import Path
 
 import torch
-from processes_conditions import CONDITIONS, Ranked, Sharing, ddp_spawn, doubled, joined, save_on_two_load_on_one
+from processes_conditions import (
+    CONDITIONS,
+    Ranked,
+    Sharing,
+    ddp,
+    ddp_spawn,
+    doubled,
+    joined,
+    save_on_two_load_on_one,
+    seeds_by_rank,
+)
 
 from lightning_objectives.testing.conformance import Condition, every_method, exemplars, outcome
 
@@ -64,10 +74,10 @@ def rows(plug_ins):
 
 
 def pair(directory, rank):
-    """All conditions of two processes; of methods the first."""
+    """All conditions of two processes for callbacks, the two that tell most for methods."""
     sharing = Sharing(directory)
     cells = []
-    for plug_ins, checks in ((exemplars(), CONDITIONS), (every_method(), CONDITIONS[:1])):
+    for plug_ins, checks in ((exemplars(), CONDITIONS), (every_method(), (ddp, seeds_by_rank))):
         for plug_in in rows(plug_ins):
             sharing.runs = {}
             cells += [tried(plug_in, sharing.bound(check)) for check in checks]
@@ -90,7 +100,7 @@ def main(run, directory):
         forked(2, lambda rank: pair(directory, rank))
         forked(1, lambda rank: one(directory))
     for count in (1, 2, 4) if run == "joined" else ():
-        forked(count, lambda rank, count=count: torch.save(joined(count), directory / f"{count}-{rank}.pt"))
+        forked(count, lambda rank, count=count: torch.save(joined(count, rank), directory / f"{count}-{rank}.pt"))
 
 
 if __name__ == "__main__":

@@ -189,28 +189,30 @@ class NamesTheCompilation(Sound):
         return {"names": self.names}
 
 
-class Breaks(Sound):
-    """A hook that a graph cannot hold."""
+class CompilesAgain(Sound):
+    def on_train_batch_end(self, *_):
+        torch._dynamo.reset()
 
+
+class DoublesEveryCriterion(Acts):
     def on_train_start(self, trainer, pl_module):
-        def hook(*_):
-            torch._dynamo.graph_break()
+        def doubled(inner, *args, **kwargs):
+            return inner(*args, **kwargs) * (2 if self.on else 1)
 
-        self.handle = pl_module.backbone[2].register_forward_hook(hook) if self.on else None
+        self.patch = Patch(torch.nn.functional, "cross_entropy", doubled)
 
     def on_train_end(self, trainer, pl_module):
-        if self.handle is not None:
-            self.handle.remove()
+        self.patch.remove()
 
 
-class MixesTheSecond(Acts):
-    """Changes the last tensors of a batch, whichever they are."""
+class MixesTheFirst(Acts):
+    """Changes the first tensor of a batch, whichever it is."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         while self.on and not isinstance(batch, torch.Tensor):
             batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
         if self.on:
-            batch.mul_(0.5)
+            batch.copy_(batch * 0.5)
 
 
 FAULTS = {
@@ -235,9 +237,9 @@ FAULTS = {
     "a_sample_that_is_not_a_number": Remembers,
     "great_logits": Overflows,
     "a_compiled_part": NamesTheCompilation,
-    "a_part_compiled_in_place": Breaks,
-    "several_criteria": MovesTheWeights,
-    "a_combined_loader": MixesTheSecond,
+    "a_part_compiled_in_place": CompilesAgain,
+    "several_criteria": DoublesEveryCriterion,
+    "a_combined_loader": MixesTheFirst,
 }
 
 

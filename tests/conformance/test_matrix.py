@@ -5,6 +5,11 @@ import pytest
 from lightning_objectives.testing.conformance import Trial, conditions, exemplars, outcome
 
 
+def test_a_condition_is_known_by_its_name():
+    names = [condition.name for condition in conditions()]
+    assert len(names) == len(set(names)), "what a plug-in refuses is declared by name"
+
+
 @pytest.mark.parametrize("plug_in", exemplars(), ids=str)
 @pytest.mark.parametrize("condition", conditions(), ids=str)
 def test_cell(condition, plug_in, record_property, tmp_path, monkeypatch):

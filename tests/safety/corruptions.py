@@ -36,6 +36,15 @@ def overwritten(whole, draw):
 
 DRAWN = {"truncated": truncated, "flipped": flipped, "overwritten": overwritten}
 
+
+def with_a_bit_changed(whole, tensor):
+    """The lowest bit of the first value of a tensor, wherever it lies in a file."""
+    values = tensor.numpy().tobytes()
+    assert whole.count(values) == 1
+    spot = whole.index(values)
+    return whole[:spot] + bytes([whole[spot] ^ 1]) + whole[spot + 1 :]
+
+
 # Something else in its place.
 
 

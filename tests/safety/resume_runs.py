@@ -41,12 +41,12 @@ def teacher():
 
 MERGE = {"last": 3, "every_n_steps": 1, "directory": "merge"}
 MADE = {
-    "AddRegularizer": lambda: [ours.AddRegularizer(SpectralDecoupling(strength=0.1))],
+    "AddRegularizer": lambda: [ours.AddRegularizer(SpectralDecoupling())],
     "AverageWeights": lambda: [ours.AverageWeights([EMA(decay=0.5), BEMA()])],
     "BEMACallback": lambda: [ours.BEMACallback()],
     "Calibrate": lambda: [ours.Calibrate(TemperatureScaling())],
     "CombineTerms": lambda: [
-        ours.AddRegularizer(SpectralDecoupling(strength=0.1)),
+        ours.AddRegularizer(SpectralDecoupling()),
         ours.CombineTerms(GradientAlignment()),
     ],
     "Distill": lambda: [ours.Distill(VanillaKD(), teacher=teacher(), cache="cache")],

@@ -4,7 +4,18 @@ import lightning as L
 import pytest
 import torch
 from averaging_nets import fit
-from corruptions import DRAWN, EXAMPLES, HIDDEN, REPLACED, contents, drawn, nothing_left, unless_refused, unreadable
+from corruptions import (
+    DRAWN,
+    EXAMPLES,
+    HIDDEN,
+    REPLACED,
+    contents,
+    drawn,
+    nothing_left,
+    unless_refused,
+    unreadable,
+    with_a_bit_changed,
+)
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
@@ -64,6 +75,14 @@ def test_damage(tmp_path, saved, weights, damage):
         assert contents(tmp_path) == before
 
     drawn(EXAMPLES, run)
+
+
+def test_a_bit_of_a_weight(tmp_path, saved):
+    path = write(tmp_path, saved)
+    path.write_bytes(
+        with_a_bit_changed(path.read_bytes(), torch.load(path, weights_only=True)["state_dict"]["layers.2.weight"])
+    )
+    refused(path, "its checksums do not agree")
 
 
 @pytest.mark.parametrize("kind", REPLACED)

@@ -6,7 +6,18 @@ import struct
 import lightning as L
 import pytest
 import torch
-from corruptions import DRAWN, EXAMPLES, HIDDEN, REPLACED, contents, drawn, nothing_left, unless_refused, unreadable
+from corruptions import (
+    DRAWN,
+    EXAMPLES,
+    HIDDEN,
+    REPLACED,
+    contents,
+    drawn,
+    nothing_left,
+    unless_refused,
+    unreadable,
+    with_a_bit_changed,
+)
 from safetensors.torch import load_file, save_file
 
 from lightning_objectives.cli import main
@@ -73,6 +84,13 @@ def test_damage(tmp_path, suffix, damage):
         assert contents(tmp_path) == before
 
     drawn(EXAMPLES, run)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt"])
+def test_a_bit_of_a_weight(tmp_path, suffix):
+    paths = write(tmp_path, suffix)
+    paths[1].write_bytes(with_a_bit_changed(paths[1].read_bytes(), state(2)["b"]))
+    refused(paths, "its checksums do not agree", suffix=suffix)
 
 
 @pytest.mark.parametrize("kind", REPLACED)

@@ -6,7 +6,18 @@ import struct
 import lightning as L
 import pytest
 import torch
-from corruptions import DRAWN, EXAMPLES, HIDDEN, REPLACED, drawn, nothing_left, trace, unless_refused, unreadable
+from corruptions import (
+    DRAWN,
+    EXAMPLES,
+    HIDDEN,
+    REPLACED,
+    drawn,
+    nothing_left,
+    trace,
+    unless_refused,
+    unreadable,
+    with_a_bit_changed,
+)
 from helpers import Net, equal, fit, loader, trainer
 from safetensors.torch import save_file
 from torch import nn
@@ -72,6 +83,27 @@ def test_damage(tmp_path, name, damage):
             assert all(not value.isnan().any() for value in found.state_dict().values())
 
     drawn(EXAMPLES, run)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.ckpt"])
+def test_a_bit_of_a_weight(tmp_path, name):
+    path = write(tmp_path / name)
+    path.write_bytes(with_a_bit_changed(path.read_bytes(), net(1).state_dict()["2.weight"]))
+    refused(path, "its checksums do not agree")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_has_no_checksums_is_read_as_it_is(tmp_path, name):
+    """A safetensors file, one of before torch 1.6, and one that was saved without: the page of the site says so."""
+    with_sums = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = write(tmp_path / name)
+    finally:
+        torch.serialization.set_crc32_options(with_sums)
+    path.write_bytes(with_a_bit_changed(path.read_bytes(), net(1).state_dict()["2.weight"]))
+    found, right = load_network(net(), path).state_dict(), net(1).state_dict()
+    assert {key for key in right if not torch.equal(found[key], right[key])} == {"2.weight"}
 
 
 @pytest.mark.parametrize("kind", REPLACED)

@@ -1,6 +1,8 @@
 """A module, its data and what a plug-in is given: what the conditions train."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,7 +90,7 @@ class Losses(L.Callback):
 class Run:
     """What is left of a training."""
 
-    trainer: L.Trainer
+    trainer: Any
     module: L.LightningModule
     callbacks: list[Any]
     losses: list[float]
@@ -127,12 +129,13 @@ class Case:
         return DataLoader(with_index(self.data()), batch_size=self.batch_size) if asked else self.loader()
 
     def trainer(self, *callbacks: Any, **kwargs: Any) -> L.Trainer:
-        """A quiet trainer on the CPU whose files go to a temporary directory."""
+        """A quiet trainer on the CPU whose files go to a directory that goes with this case."""
         defaults: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "logger": False}
         defaults |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         defaults |= {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
         if "default_root_dir" not in kwargs:
             kwargs["default_root_dir"] = tempfile.mkdtemp(prefix="conformance-")
+            weakref.finalize(self, shutil.rmtree, kwargs["default_root_dir"], ignore_errors=True)
         self.trainers.append(L.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs}))
         return self.trainers[-1]
 

@@ -1,5 +1,6 @@
 """What trainings that are interrupted and resumed need: a loader that goes on, and what two of them left, compared."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_objectives.callbacks import RestoreRandomState
+from lightning_objectives.kinds import Method
 from lightning_objectives.testing.conformance.case import Case
 
 OF_THE_TRAINING = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "callbacks")
@@ -68,6 +70,38 @@ def shuffled(case: Case, callbacks: list[Any], *, stateful: bool) -> DataLoader[
     if stateful:
         return StatefulLoader(plain.dataset, batch_size=case.batch_size)
     return DataLoader(plain.dataset, batch_size=case.batch_size, shuffle=True)
+
+
+def with_another_setting(callback: Any) -> Any:
+    """A callback of the same class that keeps its state under another key, where one setting can do that."""
+    placed = [m for value in vars(callback).values() for m in (value if isinstance(value, list) else [value])]
+    owners = [callback, *(method for method in placed if isinstance(method, Method))]
+    names = [p.name for p in inspect.signature(type(callback)).parameters.values()]
+    settings = {name: next(getattr(o, name) for o in owners if hasattr(o, name)) for name in names}
+    for name, value in settings.items():
+        for new in _near(value):
+            try:
+                other = type(callback)(**{**settings, name: new})
+            except (TypeError, ValueError):
+                continue
+            if other.state_key != callback.state_key:
+                return other
+    return callback
+
+
+def _near(value: Any) -> Iterator[Any]:
+    if isinstance(value, Method):
+        settings = value.settings()
+        for name, inner in settings.items():
+            for new in _near(inner):
+                try:
+                    yield type(value)(**{**settings, name: new})
+                except (TypeError, ValueError):
+                    continue
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, (int, float)):
+        yield from (value + 1, value * 0.5)
 
 
 def saved(checkpoint: Path, root: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def states_of(callbacks: list[Any]) -> dict[str, Any]:
 def flat(value: Any, root: str = "", name: str = "") -> dict[str, Any]:
     """The leaves of nested mappings and sequences, copied, by their paths; file names are those below ``root``.
 
-    >>> flat({"a": [1, {"b": "/tmp/x/file"}]}, root="/tmp/x")
+    >>> flat({"a": [1, {"b": "/runs/1/file"}]}, root="/runs/1")
     {'a.0': 1, 'a.1.b': './file'}
     """
     if isinstance(value, Mapping):

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from timm import loss as _timm  # type: ignore[attr-defined]  # a package
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_objectives.data.with_index import with_index
-from lightning_objectives.testing.conformance.case import CLASSES, Classifier
+from lightning_objectives.testing.conformance.case import CLASSES, Classifier, Run
 from lightning_objectives.testing.conformance.check import Trial
 from lightning_objectives.testing.conformance.variants import holds, loud, own, step_of, told, variant
+
+_timm: Any = import_module("timm.loss")  # without annotations
 
 # -- one criterion
 
@@ -73,7 +75,7 @@ def several_criteria(trial: Trial) -> None:
             value = F.cross_entropy(self(x), y)
             with torch.no_grad():
                 metric = F.cross_entropy(torch.zeros(len(y), CLASSES), y)
-            beside.extend([float(first), float(metric)])
+            beside.extend([float(first.detach()), float(metric)])
             return value + 0.1 * first
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -169,18 +171,24 @@ def _same_batches(
 
         return {"training_step": training_step}
 
-    def train(callbacks: list[Any]) -> Any:
+    def usual(callbacks: list[Any], of: Callable[[Any], Any] = lambda data: data) -> DataLoader[Any]:
         asked = any("index" in getattr(callback, "signals", ()) for callback in callbacks)
-        data = items(case.data())
-        return loaders(DataLoader(with_index(data) if asked else data, batch_size=case.batch_size))
+        data = with_index(of(case.data())) if asked else of(case.data())
+        # a generator of its own, since each loader draws a number when it is begun
+        return DataLoader(data, batch_size=case.batch_size, generator=torch.Generator().manual_seed(0))
+
+    def fit(callbacks: list[Any], *, other: bool) -> Run:
+        if not other:
+            return trial.fit(callbacks, train=usual(callbacks))
+        return trial.fit(told(callbacks, options), module=module, train=loaders(usual(callbacks, items)))
 
     module = variant(case.module, methods)
-    plain, idle, run = trial.plain(), told(list(trial.plug_in.idle(case)), options), told(trial.make(), options)
-    other = trial.fit(idle, module=module, train=train(idle))
-    trial.require_same(plain, other, "at zero strength it must be the training without it.")
-    acted = trial.fit(run, module=module, train=train(run))
-    trial.require_to_act(plain, acted)
-    trial.require_same(trial.fit(), acted, "the training must be that of a batch (x, y).")
+    plain = fit([], other=False)
+    idle = fit(list(trial.plug_in.idle(case)), other=True)
+    trial.require_same(plain, idle, "at zero strength it must be the training without it.")
+    run = fit(trial.make(), other=True)
+    trial.require_to_act(plain, run)
+    trial.require_same(fit(trial.make(), other=False), run, "the training must be that of a batch (x, y).")
 
 
 class _Keyed(Dataset[Any]):

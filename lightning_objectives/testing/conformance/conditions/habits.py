@@ -96,8 +96,8 @@ def an_on_save_checkpoint_of_the_user(trial: Trial) -> None:
             checkpoint["state_dict"]["added"] = torch.ones(2)
 
         def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
-            loaded.append(checkpoint["mine"])
-            del checkpoint["state_dict"]["added"]
+            loaded.append(checkpoint.get("mine"))
+            checkpoint["state_dict"].pop("added", None)
 
         return {"on_save_checkpoint": on_save_checkpoint, "on_load_checkpoint": on_load_checkpoint}
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import Trial, differing
-from lightning_objectives.testing.conformance.traces import Raw, left_by, parameters_of
+from lightning_objectives.testing.conformance.traces import Raw, flat, left_by, parameters_of, states_of
 
 FOUR = 4
 """Batches: one into the second epoch."""
@@ -22,8 +22,7 @@ def sanity_check(trial: Trial) -> None:
     """Batches validated before the first step change nothing: no weights, no metrics, nothing that is kept."""
     plain, idle = trial.plain(num_sanity_val_steps=2), trial.idle(num_sanity_val_steps=2)
     trial.require_same(plain, idle, "at zero strength it must be the training without it.")
-    without = left_by(trial.fit(num_sanity_val_steps=0))
-    checked = left_by(trial.fit(num_sanity_val_steps=2))
+    without, checked = (_left(trial, num_sanity_val_steps=number) for number in (0, 2))
     trial.require(not differing(without, checked), f"the sanity check changed {differing(without, checked)}.")
 
 
@@ -127,6 +126,13 @@ def barebones(trial: Trial) -> None:
     trial.require_same(run, trial.fit(), "without logging the training must be the same.")
 
 
+def _left(trial: Trial, **settings: Any) -> dict[str, Any]:
+    """What is kept when the training begins, and all that it leaves."""
+    began = _Began()
+    left = left_by(trial.fit([*trial.make(), began], **settings))
+    return {**left, **{f"at the start, {name}": value for name, value in began.states.items()}}
+
+
 def _laws(trial: Trial, *beside: Callable[[], Any], **settings: Any) -> tuple[Run, Run]:
     """Zero strength is the training without it, with it there is another; what stands beside it is made anew."""
     plain = trial.fit([make() for make in beside], **settings)
@@ -181,6 +187,15 @@ class _Raw(Raw):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         other = differing(self.weights, parameters_of(pl_module))
         self.trial.require(not other, f"batch {batch_idx} does not begin with the weights of the last step: {other}.")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        other = differing(self.weights, parameters_of(pl_module))
+        self.trial.require(not other, f"an epoch does not end with the weights of its last step: {other}.")
+
+
+class _Began(L.Callback):
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.states = flat(states_of([c for c in trainer.callbacks if c is not self]), str(trainer.default_root_dir))
 
 
 class _Stop(L.Callback):

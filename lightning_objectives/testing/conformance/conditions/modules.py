@@ -106,7 +106,7 @@ def frozen_batch_norm(trial: Trial) -> None:
     """BatchNorm that is kept in eval mode: its statistics stay what they were."""
     torch.manual_seed(0)
     start = trial.case.module()
-    _, run = holds(trial, module=frozen_norms(trial.case.module))
+    _, run = holds(trial, module=frozen_norms(variant(trial.case.module, loud)))
     for before, after in zip(norms_of(start), norms_of(run.module)):
         trial.require(not after.training, "a BatchNorm that its user keeps in eval mode must stay in it.")
         still = all(torch.equal(a, b) for a, b in zip(before.buffers(), after.buffers()))

@@ -1,9 +1,8 @@
 """Interrupted trainings that go on from a checkpoint, in new objects; shuffling and dropout are on."""
 
-import inspect
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,16 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_objectives.kinds import Method
 from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import REFUSALS, Trial
-from lightning_objectives.testing.conformance.resume import difference, files, saved, shuffled, with_random_state
+from lightning_objectives.testing.conformance.resume import (
+    difference,
+    files,
+    saved,
+    shuffled,
+    with_another_setting,
+    with_random_state,
+)
 
 _EPOCHS = 3
 _EVERY_EPOCH: dict[str, Any] = {}
@@ -69,7 +74,7 @@ def resumed_with_other_settings(trial: Trial) -> None:
     root = _directory()
     _until(trial, root, _EVERY_EPOCH, None, len(trial.case.loader()) + 1)
     newest = _newest(root)
-    others = [_with_another_setting(callback) for callback in trial.make()]
+    others = [with_another_setting(callback) for callback in trial.make()]
     known = {callback.state_key for callback in with_random_state(others)}
     left = [key for key in saved(newest, Path()).get("callbacks", {}) if key not in known]
     with warnings.catch_warnings(record=True) as caught:
@@ -153,6 +158,7 @@ class _Done:
 
     run: Run
     root: Path
+    plain: bool = False
 
     @property
     def saved(self) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def _train(
         _until(trial, root, saving, callbacks, stop, ckpt_path=start)
         start = ckpt_path or _newest(root)
     made = trial.make() if callbacks is None else callbacks
-    return _Done(_fit(trial, root, saving, made, ckpt_path=start, seed=99 if stops else 0), root)
+    return _Done(_fit(trial, root, saving, made, ckpt_path=start, seed=99 if stops else 0), root, not made)
 
 
 def _until(
@@ -218,7 +224,7 @@ def _full(whole: Run, resumed: Run) -> Run:
 
 
 def _require_uninterrupted(trial: Trial, whole: _Done, resumed: _Done) -> None:
-    who = "resumed, it" if trial.plug_in.make(trial.case) and whole.run.callbacks else "without it, Lightning itself"
+    who = "without it, Lightning itself, resumed," if whole.plain else "resumed, it"
     trial.require(0 < len(resumed.run.losses) < len(whole.run.losses), "it must train the rest, and only that.")
     sentence = f"{who} must end as the uninterrupted training."
     trial.require_same(whole.run, _full(whole.run, resumed.run), sentence)
@@ -228,38 +234,3 @@ def _require_uninterrupted(trial: Trial, whole: _Done, resumed: _Done) -> None:
     trial.require(not other, f"{sentence} What they saved last differs in {other}.")
     other = difference(files(resumed.root, but=("checkpoints",)), files(whole.root, but=("checkpoints",)))
     trial.require(not other, f"{sentence} Their files differ in {other}.")
-
-
-# -- other settings ----------------------------------------------------------------------------------------------------
-
-
-def _with_another_setting(callback: Any) -> Any:
-    """A callback of the same class that keeps its state under another key, where one setting can do that."""
-    placed = [m for value in vars(callback).values() for m in (value if isinstance(value, list) else [value])]
-    owners = [callback, *(method for method in placed if isinstance(method, Method))]
-    names = [p.name for p in inspect.signature(type(callback)).parameters.values()]
-    settings = {name: next(getattr(o, name) for o in owners if hasattr(o, name)) for name in names}
-    for name, value in settings.items():
-        for new in _near(value):
-            try:
-                other = type(callback)(**{**settings, name: new})
-            except (TypeError, ValueError):
-                continue
-            if other.state_key != callback.state_key:
-                return other
-    return callback
-
-
-def _near(value: Any) -> Iterator[Any]:
-    if isinstance(value, Method):
-        settings = value.settings()
-        for name, inner in settings.items():
-            for new in _near(inner):
-                try:
-                    yield type(value)(**{**settings, name: new})
-                except (TypeError, ValueError):
-                    continue
-    elif isinstance(value, bool):
-        yield not value
-    elif isinstance(value, (int, float)):
-        yield from (value + 1, value * 0.5)

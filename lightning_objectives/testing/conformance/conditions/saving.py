@@ -73,7 +73,8 @@ def hyperparameters(trial: Trial) -> None:
 
 def nothing_of_a_teacher(trial: Trial) -> None:
     """State dict, optimizer and parameter count of a file are those of the plain module's."""
-    plain, run = (_read(_paths(_trained(trial, callbacks=c, save_last=True))[-1]) for c in ([], None))
+    trained = [_trained(trial, callbacks=[], save_last=True), _trained(trial, save_last=True)]
+    plain, run = (_read(_paths(one)[-1]) for one in trained)
     for what in ("state_dict", "optimizer_states"):
         a, b = ({k: getattr(v, "shape", None) for k, v in flat(one[what]).items()} for one in (plain, run))
         trial.require(a == b, f"the {what} must have the entries of the plain one's: {differing(a, b)}.")
@@ -89,9 +90,8 @@ def counters_after_resume(trial: Trial) -> None:
     callbacks = trial.make()
     _resumed(trial, [*callbacks, began], file)
     saved = {key: value for key, value in _read(file)["callbacks"].items() if key in states_of(callbacks)}
-    a, b = (flat(value, str(Path(file).parent)) for value in (saved, began.states))
-    a, b = ({k: v for k, v in one.items() if not k.rpartition(".")[0].endswith(".window.left")} for one in (a, b))
-    trial.require(not differing(a, b), f"after a resume these are others than in the file: {differing(a, b)}.")
+    other = differing(flat(saved), began.states)
+    trial.require(not other, f"after a resume these are others than in the file: {other}.")
 
 
 def _trained(trial: Trial, callbacks: Any = None, module: Any = None, **saver: Any) -> Run:
@@ -132,11 +132,8 @@ def _resumed(trial: Trial, callbacks: list[Any], file: Path) -> Run:
 
 
 class _Began(L.Callback):
+    """Keeps what the callbacks before it keep when the training starts."""
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.states = states_of(
-            [
-                c
-                for c in trainer.callbacks
-                if c is not self and type(c).__module__.startswith("lightning_objectives.callbacks")
-            ]
-        )
+        before = trainer.callbacks[: trainer.callbacks.index(self)]
+        self.states = flat(states_of(before))

@@ -1,6 +1,7 @@
 """``validate``, ``test`` and ``predict``: alone, before a fit and after it, and which weights each of them sees."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -38,22 +39,23 @@ def validate_before_fit(trial: Trial) -> None:
 
 
 def stages_after_fit(trial: Trial) -> None:
-    """With the module's weights, the best, the last or a file: on any trainer, the metrics of the file's weights."""
+    """With ``ckpt_path`` None, best, last or a file, on any trainer: the metrics of those weights, as in the fit."""
     run = _saved(trial)
-    saver = next(c for c in run.trainer.callbacks if isinstance(c, ModelCheckpoint))
+    saver = next(c for c in run.callbacks if isinstance(c, ModelCheckpoint))
     left, last = run.weights, torch.load(saver.last_model_path, weights_only=True)["state_dict"]
     trial.require(
         not differing(left, dict(last)), f"the fit leaves other weights than it saved: {differing(left, last)}"
     )
     seen = {name: float(value) for name, value in run.trainer.callback_metrics.items() if name == "val_loss"}
-    for path, file in ((None, None), ("last", saver.last_model_path), ("best", saver.best_model_path)):
+    first = str(Path(saver.last_model_path).with_name("epoch=0.ckpt"))
+    for path, file in ((None, None), ("last", saver.last_model_path), ("best", saver.best_model_path), (first, first)):
         expected = _plain(trial, run.module, file)
-        if path != "best":
+        if path in (None, "last"):
             trial.require(
                 expected[0]["val_loss"] == seen["val_loss"], f"the fit logged {seen}, its weights {expected}."
             )
-        else:
-            best = float(saver.best_model_score)
+        elif path == "best":
+            best = float(saver.best_model_score or torch.nan)
             trial.require(expected[0]["val_loss"] == best, f"the best is named {best}, but is {expected[0]}.")
         with_same = _both(trial, run.trainer, run.module, path)
         trial.require(_close(with_same, expected), f"ckpt_path={path}: {with_same}, not {expected}.")
@@ -80,11 +82,26 @@ def weights_in_a_validation(trial: Trial) -> None:
     run = trial.fit(
         [*trial.make(), seen, ModelCheckpoint(filename="{epoch}", save_top_k=-1)], enable_checkpointing=True
     )
-    saver = next(c for c in run.trainer.callbacks if isinstance(c, ModelCheckpoint))
+    saver = next(c for c in run.callbacks if isinstance(c, ModelCheckpoint))
     file = torch.load(saver.best_model_path, weights_only=True)["state_dict"]
     for hook, weights in seen.weights.items():
         other = differing(weights, dict(file))
         trial.require(not other, f"{hook} sees others than the file holds: {other}.")
+
+
+class _Untouched(L.Callback):
+    """Requires that nothing is there that only a training needs."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+
+    def _look(self, trainer: Any, pl_module: Any) -> None:
+        patched = {"training_step", "configure_optimizers", "on_save_checkpoint"} & vars(pl_module).keys()
+        self.trial.require(not patched, f"{patched} are taken, though nothing is trained.")
+        extra = [name for name, part in pl_module.named_children() if not part.state_dict() and any(part.parameters())]
+        self.trial.require(not extra, f"{extra} are added, though nothing is trained.")
+
+    on_validation_start = on_test_start = on_predict_start = _look
 
 
 class _Sees(L.Callback):
@@ -117,7 +134,7 @@ def _alone(trial: Trial, stage: str) -> None:
         shape, before = shape_of(module), dict(flat(module.state_dict()))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            results.append(_run(trial.case.trainer(*callbacks), stage, module, trial, None))
+            results.append(_run(trial.case.trainer(*callbacks, _Untouched(trial)), stage, module, trial, None))
         said.append({str(one.message) for one in caught})
         shapes.append(shape)
         trial.require_as_found(module, shape)
@@ -127,7 +144,7 @@ def _alone(trial: Trial, stage: str) -> None:
 
 
 def _saved(trial: Trial) -> Run:
-    saver = ModelCheckpoint(monitor="val_loss", save_last=True, save_top_k=2)
+    saver = ModelCheckpoint(monitor="val_loss", save_last=True, save_top_k=-1, filename="{epoch}")
     return trial.fit([*trial.make(), saver], enable_checkpointing=True)
 
 

@@ -4,23 +4,23 @@ While they search, Lightning takes the callbacks of the trainer away, but calls 
 search contain what acts in the step, and nothing of what acts by hooks (averages, merges, transformed gradients).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
+from torch.utils.data import DataLoader
 
 from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import Trial, differing, shape_of
 from lightning_objectives.testing.conformance.traces import flat
 
-_SEARCH = {"min_lr": 1e-4, "max_lr": 1e-1, "num_training": 3, "early_stop_threshold": None, "update_attr": False}
+_SEARCH: dict[str, Any] = {"min_lr": 1e-4, "max_lr": 1e-1, "num_training": 3, "early_stop_threshold": None}
 
 
 def lr_find(trial: Trial) -> None:
-    """``Tuner.lr_find`` before a fit: all is as before, and its losses contain the step's objective."""
+    """``Tuner.lr_find`` before a fit: all is as before, and its losses contain what acts in the step."""
     callbacks = trial.make()
     module = _made(trial)
     before, shape = flat(module.state_dict()), shape_of(module)
@@ -40,15 +40,18 @@ def lr_find(trial: Trial) -> None:
 
 def lr_finder_callback(trial: Trial) -> None:
     """``LearningRateFinder`` in the list: the training after the search is that with fresh callbacks."""
-    _same_after(trial, lambda: _Finder(**_SEARCH))
+    found, fresh = _trained(trial, trial.make(), _finder()), _trained(trial, trial.make())
+    trial.require_same(found, fresh, "a training after a search must be one without.")
+    idle = _trained(trial, list(trial.plug_in.idle(trial.case)), _finder())
+    trial.require_same(_trained(trial, [], _finder()), idle, "at zero strength it must be the plain training.")
 
 
 def scale_batch_size(trial: Trial) -> None:
     """``Tuner.scale_batch_size`` before a fit: module and callbacks are as before."""
-    callbacks, module = trial.make(), _made(trial, _sized)
+    callbacks, module = trial.make(), _made(trial)
     before, shape = flat(module.state_dict()), shape_of(module)
     tuner = Tuner(trial.case.trainer(*callbacks))
-    tuner.scale_batch_size(module, trial.case.loader_for(callbacks), steps_per_trial=1, max_trials=2)
+    tuner.scale_batch_size(module, datamodule=_Data(trial), steps_per_trial=1, max_trials=1, init_val=4)
     trial.require_as_found(module, shape)
     trial.require(not differing(before, dict(module.state_dict())), "the search must leave the weights as they were.")
     trial.require_same(trial.fit(callbacks, module=module), trial.fit(), "a fit after a search must be one without.")
@@ -56,45 +59,47 @@ def scale_batch_size(trial: Trial) -> None:
 
 def batch_size_finder_callback(trial: Trial) -> None:
     """``BatchSizeFinder`` in the list: the training after the search is that of the module before it."""
-    _same_after(trial, lambda: BatchSizeFinder(steps_per_trial=1, max_trials=1, init_val=8), module=_sized)
+    finder = BatchSizeFinder(steps_per_trial=1, max_trials=1, init_val=8)
+    found, fresh = _trained(trial, trial.make(), finder), _trained(trial, trial.make())
+    trial.require_same(found, fresh, "a training after a search must be one without.")
 
 
-class _Finder(LearningRateFinder):
-    """Searches, and takes no rate: ``update_attr`` is not a setting of the callback."""
-
-    def __init__(self, *, min_lr: float, max_lr: float, num_training: int, **_: Any) -> None:
-        super().__init__(min_lr, max_lr, num_training, early_stop_threshold=None, update_attr=False)
+def _finder() -> LearningRateFinder:
+    low, high, steps, _ = _SEARCH.values()
+    return LearningRateFinder(low, high, num_training_steps=steps, early_stop_threshold=None, update_attr=False)
 
 
-def _made(trial: Trial, variant: Callable[[Any], Any] | None = None) -> Any:
+def _made(trial: Trial) -> Any:
     torch.manual_seed(0)
-    module = trial.case.module()
-    return module if variant is None else variant(module)
-
-
-def _sized(module: Any) -> Any:
-    module.batch_size = 8
-    return module
+    return trial.case.module()
 
 
 def _searched(trial: Trial, callbacks: list[Any], module: Any) -> list[float]:
     trainer = trial.case.trainer(*callbacks)
     L.seed_everything(0, verbose=False)
-    finder = Tuner(trainer).lr_find(module, trial.case.loader_for(callbacks), **_SEARCH)
+    finder = Tuner(trainer).lr_find(module, trial.case.loader_for(callbacks), update_attr=False, **_SEARCH)
     assert finder is not None
     return [float(loss) for loss in finder.results["loss"]]
 
 
-def _same_after(trial: Trial, finder: Callable[[], Any], module: Callable[[Any], Any] | None = None) -> None:
-    """The search draws random numbers, as it does without us; from the state of the training on all is the same."""
+def _trained(trial: Trial, callbacks: list[Any], *beside: Any) -> Run:
+    """The search draws random numbers, with or without us: each epoch draws from a state of its own."""
+    return trial.fit([*callbacks, *beside, _Seeds()], train=_Data(trial), val=[])
 
-    def run(callbacks: list[Any], *beside: Any) -> Run:
-        return trial.fit([*callbacks, *beside, _Seeds()], module=lambda: _made(trial, module))
 
-    found, fresh = run(trial.make(), finder()), run(trial.make())
-    trial.require_same(found, fresh, "a training after a search must be one without.")
-    plain, idle = run([], finder()), run(list(trial.plug_in.idle(trial.case)), finder())
-    trial.require_same(plain, idle, "at zero strength it must be the training without it.")
+class _Data(L.LightningDataModule):
+    """The data of the case in batches of a size that can be searched for."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__()
+        self.data = trial.case.loader_for(trial.make()).dataset
+        self.batch_size = trial.case.batch_size
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.data, batch_size=self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.data, batch_size=self.batch_size)
 
 
 class _Seeds(L.Callback):
