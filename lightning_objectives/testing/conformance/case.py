@@ -5,6 +5,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -128,14 +129,19 @@ class Case:
         asked = any("index" in getattr(callback, "signals", ()) for callback in callbacks)
         return DataLoader(with_index(self.data()), batch_size=self.batch_size) if asked else self.loader()
 
+    def folder(self) -> Path:
+        """A new directory, deleted with this case."""
+        path = Path(tempfile.mkdtemp(prefix="conformance-"))
+        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+        return path
+
     def trainer(self, *callbacks: Any, **kwargs: Any) -> L.Trainer:
-        """A quiet trainer on the CPU whose files go to a directory that goes with this case."""
+        """A quiet trainer on the CPU whose files go to a :meth:`folder`."""
         defaults: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "logger": False}
         defaults |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         defaults |= {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
         if "default_root_dir" not in kwargs:
-            kwargs["default_root_dir"] = tempfile.mkdtemp(prefix="conformance-")
-            weakref.finalize(self, shutil.rmtree, kwargs["default_root_dir"], ignore_errors=True)
+            kwargs["default_root_dir"] = self.folder()
         self.trainers.append(L.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs}))
         return self.trainers[-1]
 
