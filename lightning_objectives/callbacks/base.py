@@ -46,17 +46,24 @@ class Callback(_Both):
         return [method for method in given if isinstance(method, Method)]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse to train under a strategy that is not supported.
+        """Refuse to train under a strategy that is not supported; name checkpoints that cannot be read.
 
         Raises:
             ValueError: the strategy, and why.
         """
-        if stage != "fit":
-            return
-        for strategy in type(trainer.strategy).__mro__:
+        for strategy in type(trainer.strategy).__mro__ if stage == "fit" else ():
             why = self.unsupported().get(STRATEGIES.get(strategy.__name__, ""))
             if why is not None:
                 raise ValueError(f"{type(self).__name__} cannot work under {strategy.__name__}: {why}.")
+        _unreadable_are_named(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the strategy as it was."""
+        _unreadable_are_named(trainer).remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the strategy as it was: `teardown` is not called when a fit raises."""
+        _unreadable_are_named(trainer).remove()
 
 
 C = TypeVar("C")
@@ -70,7 +77,7 @@ def callbacks_of(trainer: Any, kind: type[C]) -> list[C]:
     return [callback for callback in found if isinstance(callback, kind)]
 
 
-def name_unreadable_checkpoints(trainer: Any) -> Patch:
+def _unreadable_are_named(trainer: Any) -> Patch:
     """Until the patch is removed, a checkpoint that cannot be read is an error that says which file, and why.
 
     Its checksums are compared first, which Lightning and torch do not. The callbacks of a trainer share one patch.
@@ -79,11 +86,6 @@ def name_unreadable_checkpoints(trainer: Any) -> Patch:
     while isinstance(patch, Patch) and patch.around is not _load:
         patch = patch.inner
     return patch if isinstance(patch, Patch) else Patch(trainer.strategy, "load_checkpoint", _load)
-
-
-def read_as_before(trainer: Any) -> None:
-    """Remove that patch, if it is there."""
-    name_unreadable_checkpoints(trainer).remove()
 
 
 def _load(inner: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:

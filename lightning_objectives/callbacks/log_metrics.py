@@ -121,10 +121,12 @@ class LogMetrics(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the steps back."""
         self._restore()
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the steps back: `teardown` is not called after an exception."""
         self._restore()
+        super().on_exception(trainer, pl_module, exception)
 
     def _restore(self) -> None:
         if self._steps is not None:
