@@ -12,8 +12,9 @@ TITLES = {
 }
 ABOVE = """# Compatibility
 
-Written by `make test-compat` out of `compat/record.json`, not by hand. The quick tests ran once in each
-environment, on Linux and CPU. It is no part of continuous integration, since it downloads.
+Written by `make test-compat` out of `compat/record.json`, not by hand. The quick tests, and under each
+condition of the [conformance suite](conformance.md) all callbacks together, ran once in each environment, on Linux and
+CPU. It is no part of continuous integration, since it downloads.
 """
 BELOW = """
 ## What this does not show

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,25 @@ def teacher() -> nn.Module:
 
 
 class Losses(L.Callback):
-    """Keeps the loss of each training batch."""
+    """Keeps the loss of each training batch, and what the user's optimizers brought with them."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
+        self.hooks: list[dict[str, int]] = []
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the optimizers."""
+        self.hooks = hooks_of(trainer.optimizers)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         """Copy it."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         self.values.append(None if loss is None else float(loss))
+
+
+def hooks_of(optimizers: Iterable[Any]) -> list[dict[str, int]]:
+    """How many hooks of each kind every optimizer has."""
+    return [{name: len(own) for name, own in vars(o).items() if name.endswith("_hooks")} for o in optimizers]
 
 
 @dataclass

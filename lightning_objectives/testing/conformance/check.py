@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_objectives.testing.conformance.case import Case, Run
+from lightning_objectives.testing.conformance.case import Case, Losses, Run, hooks_of
 from lightning_objectives.testing.conformance.plug_ins import PlugIn
 
 REFUSALS = (ValueError, TypeError, NotImplementedError)
@@ -39,6 +39,9 @@ class Trial:
         before = shape_of(module)
         run = self.case.fit(self.make() if callbacks is None else callbacks, module=module, **settings)
         self.require_as_found(module, before)
+        at_first = next(c.hooks for c in run.trainer.callbacks if isinstance(c, Losses))
+        hooks = hooks_of(run.trainer.optimizers)
+        self.require(hooks == at_first, f"it must take its hooks off the optimizers: before {at_first}, after {hooks}.")
         return run
 
     def plain(self, **settings: Any) -> Run:
