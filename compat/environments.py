@@ -72,6 +72,15 @@ def build_pytorch_lightning() -> Path:
     return python
 
 
+NOT_RUN = {
+    "lowest": {
+        name: "torch 2.6, 2.7 and 2.8 leave a part that is compiled in place uncompiled while the criterion is caught; "
+        "the results are right. 2.14 does not, and none does for `net.part = torch.compile(net.part)`"
+        for name in ("a_part_compiled_in_place", "a_part_compiled_late", "(compiled_once and place)")
+    }
+}
+"""Words of tests that are not run in an environment, and why."""
+
 ENVIRONMENTS: dict[str, Callable[[], Path]] = {
     "lowest": build_lowest,
     "newest": build_newest,

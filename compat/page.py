@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from compat.environments import ENVIRONMENTS, ROOT
+from compat.environments import ENVIRONMENTS, NOT_RUN, ROOT
 
 PAGE = ROOT / "docs" / "compatibility.md"
 TITLES = {
@@ -47,6 +47,9 @@ def text(records: dict[str, dict[str, Any]]) -> str:
         lines.append(_row(f"tests that {word}", [str(records[name]["counts"].get(word, 0)) for name in names]))
     lines.append(_row("seconds", [str(records[name]["seconds"]) for name in names]))
     for name in names:
+        for why in dict.fromkeys(NOT_RUN.get(name, {}).values()):
+            told = ", ".join(f"`{word}`" for word, reason in NOT_RUN[name].items() if reason == why)
+            lines += ["", f"Not run in `{name}`: {told}: {why}."]
         if records[name]["failed"]:
             lines += ["", f"Failed in `{name}`:", "", *(f"- `{test}`" for test in records[name]["failed"])]
     return "\n".join(lines) + "\n" + BELOW

@@ -809,11 +809,6 @@ class Quiet(Net):
         return F.cross_entropy(self(batch[0]), batch[1])
 
 
-class Counter(CompileCounter):
-    def __call__(self, *graph):
-        return torch.compiler.disable(super().__call__(*graph))  # as a compiler's result, not looked into
-
-
 def compiled(where, counter):
     def build():
         net = Quiet()
@@ -833,7 +828,7 @@ def compiled(where, counter):
 def test_compiled_modules_are_compiled_once(where):
     eager, _ = fit(ReweightSamples(LossBasedReweighting(warmup_steps=2)), net=Quiet)
     torch._dynamo.reset()
-    counter = Counter()
+    counter = CompileCounter()
     build = compiled(where, counter)
     L.seed_everything(0, verbose=False)
     net, probe = build(), Probe()
@@ -847,8 +842,8 @@ def test_compiled_modules_are_compiled_once(where):
 def test_a_head_in_a_compiled_module_is_refused():
     torch._dynamo.reset()
     with pytest.raises(ValueError, match="lies in a compiled module"):
-        fit(WrapHead(MultiSampleDropout()), net=compiled("the module", Counter()))
-    fit(WrapHead(MultiSampleDropout()), net=compiled("a part", Counter()))
+        fit(WrapHead(MultiSampleDropout()), net=compiled("the module", CompileCounter()))
+    fit(WrapHead(MultiSampleDropout()), net=compiled("a part", CompileCounter()))
 
 
 # -- what the Trainer does ---------------------------------------------------------------------------------------------
