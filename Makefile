@@ -2,10 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready.stamp
+# Without the environment of the peers their places are blank.
+BENCH = OMP_NUM_THREADS=2 $(if $(wildcard .venv-peers/bin/python),.venv-peers,.venv)/bin/python
 # Two workers on two cores: without this each would start a thread per core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all test-compat conformance lint docs bench clean
+.PHONY: help demo test test-all test-compat conformance lint docs bench bench-peers clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -36,8 +38,15 @@ docs: $(READY) ## Build the site into docs/site; a public name without a page is
 	$(BIN)/python docs/gen.py build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(READY) ## What the methods cost, as ratios to a lower bound and to a peer.
-	$(BIN)/python -m benchmarks
+bench: $(READY) ## What each part costs beside its peers: benchmarks/results, docs/performance.md (20 minutes; ROWS="seam swap").
+	$(BENCH) -m benchmarks.speed $(ROWS)
+	$(BENCH) -m benchmarks.page
+
+bench-peers: $(READY) ## The other libraries that `make bench` measures, in an environment of their own beside .venv.
+	$(BIN)/python -m venv .venv-peers
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-peers/beside
+	mv .venv-peers/beside "$$(.venv-peers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+	.venv-peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
 
 clean: ## Remove what the other jobs made, but for .venv.
 	rm -rf build dist docs/site .mypy_cache .ruff_cache .hypothesis

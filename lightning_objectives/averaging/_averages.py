@@ -23,6 +23,7 @@ class Journal:
     def __init__(self) -> None:
         self.held: dict[str, Tensor] = {}
         self._spare: dict[str, Tensor] = {}
+        self._between: Tensor | None = None
 
     def hold(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Copy those that are not held yet, and return their names."""
@@ -34,6 +35,45 @@ class Journal:
                     spare = torch.empty_like(tensor)
             self.held[name] = spare.copy_(tensor)
         return names
+
+    def exchange(self, name: str, tensor: Tensor, shadows: list[Tensor], at: int) -> None:
+        """Let ``tensor`` and ``shadows[at]`` change places: the one holds the average now, the other the raw values.
+
+        At every moment the raw values are either in their own place or held, and the average stands in ``shadows``, so
+        that an interrupt loses neither.
+        """
+        shadow = shadows[at]
+        self.held[name] = self._aside(tensor)
+        tensor.copy_(shadow)
+        shadows[at] = tensor
+        shadow.copy_(self.held[name])
+        self.held[name] = shadow
+
+    def exchange_back(self, name: str, tensor: Tensor, shadows: list[Tensor], at: int) -> None:
+        """Undo :meth:`exchange`."""
+        shadow = self.held[name]
+        average = shadows[at] = self._aside(tensor)
+        tensor.copy_(shadow)
+        del self.held[name]
+        shadow.copy_(average)
+        shadows[at] = shadow
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Within, one piece of memory as large as the largest tensor is used for all that change places."""
+        try:
+            yield
+        finally:
+            self._between = None  # where an interrupt left something in it, that stays there and alone
+
+    def _aside(self, tensor: Tensor) -> Tensor:
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+        between = self._between
+        fits = between is not None and (between.dtype, between.device) == (tensor.dtype, tensor.device)
+        with torch.inference_mode(False):  # or training could not write to it later
+            if between is None or not fits or len(between) < extent:
+                between = self._between = torch.empty(extent, dtype=tensor.dtype, device=tensor.device)
+            return between.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
     def release(self, names: Iterable[str]) -> None:
         """Forget the copies; their memory is used again."""
@@ -174,7 +214,7 @@ class Averages:
                 wanted = self._shadow(tensor)
                 same = (tensor.device, tensor.dtype) == wanted
                 # Half types and other devices go through a copy that is allocated once.
-                self._inputs.append(tensor if same else torch.empty_like(tensor, device=wanted[0], dtype=wanted[1]))
+                self._inputs.append(tensor if same else _beside(tensor, *wanted))
                 if not same:
                     self._cast.append((self._inputs[-1], tensor))
             self._fetch()
@@ -202,7 +242,10 @@ class Averages:
 
     def _fetch(self) -> None:
         if self._cast:
-            torch._foreach_copy_([to for to, _ in self._cast], [source for _, source in self._cast])
+            torch._foreach_copy_([to for to, _ in self._cast], [source for _, source in self._cast], non_blocking=True)
+            for device in {source.device for to, source in self._cast if to.device.type == "cpu"}:
+                if device.type != "cpu":  # all copies are on their way before the one wait
+                    torch.get_device_module(device).synchronize()
 
     # Over time.
 
@@ -332,13 +375,27 @@ class Averages:
     # Swapping.
 
     @torch.no_grad()
-    def swap_in(self, name: str) -> None:
-        """Let an average stand in the network; the raw weights go into the journal."""
+    def swap_in(self, name: str, *, exchange: bool = False) -> None:
+        """Let an average stand in the network; the raw weights go into the journal.
+
+        Args:
+            name: of the average.
+            exchange: let weights and average change places where they can, instead of copying the weights, so that no
+                further copy of the model is in memory. What is written to the weights before :meth:`swap_out` is then
+                written to the average.
+        """
         values = self._read(name)
         reshard(self.network)
-        self.journal.hold(dict(zip(self.names, self._live)))
-        torch._foreach_copy_(self._live, values)
+        self._settle()
         self.applied_name = name
+        owners = self._owners(name, values) if exchange and not self.journal.held else {}
+        with self.journal.exchanging():
+            for at, owner in sorted(owners.items(), key=lambda item: -self._live[item[0]].numel()):
+                self.journal.exchange(self.names[at], self._live[at], owner, at)
+        copied = [at for at in range(len(values)) if at not in owners]
+        self.journal.hold({self.names[at]: self._live[at] for at in copied})
+        if copied:
+            torch._foreach_copy_([self._live[at] for at in copied], [values[at] for at in copied])
         if self.buffers == "recalibrate":
             self._recalibrate(name)
 
@@ -349,11 +406,48 @@ class Averages:
             return
         self._follow()
         reshard(self.network)
+        with self.journal.exchanging():
+            for at, owner in sorted(self._exchanged().items(), key=lambda item: -self._live[item[0]].numel()):
+                self.journal.exchange_back(self.names[at], self._live[at], owner, at)
         targets = dict(zip(self.names, self._live)) | self._norm_buffers()
         held = {key: self.journal.held[key] for key in targets if key in self.journal.held}
-        torch._foreach_copy_([targets[key] for key in held], list(held.values()))
+        if held:
+            torch._foreach_copy_([targets[key] for key in held], list(held.values()))
         self.journal.release(held)
         self.applied_name = None
+
+    def _owners(self, name: str, values: Sequence[Tensor]) -> dict[int, list[Tensor]]:
+        """By position, the slots of the rule's state that hold the very tensors of an average, laid out as the weights.
+
+        A rule that keeps more than its slots could be holding on to such a tensor, and buffers are written to by
+        forward passes: both are copied.
+        """
+        state, found = self.states[name], {}
+        for at, (key, value, live) in enumerate(zip(self.names, values, self._live)):
+            slots = [tensors for tensors in state.slots.values() if tensors[at] is value]
+            form = (value.dtype, value.device, value.stride()) == (live.dtype, live.device, live.stride())
+            if key in self._parameters and len(slots) == 1 and form and live.numel() and not state.scratch:
+                found[at] = slots[0]
+        return found
+
+    def _exchanged(self) -> dict[int, list[Tensor]]:
+        """By position, the slots whose tensor stands in the network, as :meth:`Journal.exchange` leaves it.
+
+        Where a weight was moved or cast since, its old storage is the average's own.
+        """
+        slots = [tensors for state in self.states.values() for tensors in state.slots.values()]
+        found = {}
+        for at, (key, live) in enumerate(zip(self.names, self._live)):
+            owner = next((tensors for tensors in slots if tensors[at].data_ptr() == live.data_ptr()), None)
+            if owner is not None and live.numel() and key in self.journal.held:
+                found[at] = owner
+        return found
+
+    def _settle(self) -> None:
+        """Give an average that stands in the network by exchange a copy of its own: something else will stand there."""
+        if self.applied_name is not None:
+            for at, owner in self._exchanged().items():
+                owner[at] = self._live[at].clone()
 
     def _norm_buffers(self) -> dict[str, Tensor]:
         ids = {id(buffer) for norm in self.norms for buffer in norm.buffers(recurse=False)}
@@ -507,6 +601,12 @@ def _fitting(tensor: Tensor, of: Tensor, name: str) -> Tensor:
     if tensor.shape != of.shape:
         raise ValueError(f"{name} is {tuple(tensor.shape)} in the checkpoint, but {tuple(of.shape)} in the network.")
     return shard_of(tensor, of)
+
+
+def _beside(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """An empty tensor for copies of ``tensor``, in memory that the other device can write to by itself."""
+    pinned = tensor.device.type == "cuda" and device.type == "cpu"
+    return torch.empty_like(tensor, device=device, dtype=dtype, pin_memory=pinned)
 
 
 def _averaged(parameter: nn.Parameter) -> bool:

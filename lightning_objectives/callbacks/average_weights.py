@@ -47,8 +47,10 @@ class AverageWeights(Callback):
     has begun), so that the file loads without this package; the raw weights and the averages lie in this callback's
     own state, and resuming goes on from them to the bit. A weights-only file holds the average alone.
 
-    When to use: see the rules. Cost: the rule's memory, one copy of the raw weights at validation, one pass over the
-    weights per update. Interactions: a metric that is monitored is the average's; the training itself never sees it.
+    When to use: see the rules. Cost: the rule's memory and one pass over the weights per update; at validation weights
+    and average change places, so that no further copy is in memory, but for a rule whose average is computed when it is
+    read, and for weights of other types or devices than the average's. Interactions: a metric that is monitored is the
+    average's; the training itself never sees it. What a validation writes to the weights is written to the average.
 
     Example:
         >>> from lightning_objectives.averaging import BEMA, EMA
@@ -122,8 +124,8 @@ class AverageWeights(Callback):
     def weights(self, name: str) -> dict[str, Tensor]:
         """The weights of an average, or ``"raw"``, by parameter name, in each parameter's type and place.
 
-        Meant for ``torch.func.functional_call``; the module is not touched. Never write to them. Before the average has
-        begun they are the raw weights.
+        Meant for ``torch.func.functional_call``; the module is not touched. Never write to them, and clone what is to
+        outlive the hook: they may be the module's own. Before the average has begun they are the raw weights.
         """
         return self._begun(name).weights(name)
 
@@ -238,7 +240,7 @@ class AverageWeights(Callback):
         """Let the primary average stand in the module, in the validations of a fit."""
         averages = self._averages
         if averages is not None and self._fitting and self.primary and averages.updates:
-            averages.swap_in(self.names[0])
+            averages.swap_in(self.names[0], exchange=True)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Put the raw weights back."""

@@ -1,19 +1,20 @@
 """The terms of the objective combined by a method of the kind `Combination`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lightning_objectives.callbacks.ranks import world_size
 from lightning_objectives.callbacks.step import Pipeline
 from lightning_objectives.callbacks.step_callback import StepCallback
 
 WHOLE_GRADIENTS = "it compares whole gradients, of which a rank holds only a shard; use DDPStrategy"
-"""Why :func:`flat_gradients` is refused under FSDP2."""
+"""Why :class:`Gradients` are refused under FSDP2."""
 
 
 @dataclass(eq=False)
@@ -21,9 +22,9 @@ class CombineTerms(StepCallback):
     """Weights the model's own loss and the terms that other callbacks add, by their gradients.
 
     The first gradient is that of the model's own loss, the others are those of the terms in the order of their names.
-    They are the means over the ranks, so that all ranks weigh the same; the update is still one backward pass of the
-    weighted sum, which gradient scalers, clipping and accumulation see as any other loss. Logged as
-    ``train/weight_0``, ``train/weight_1``, ...
+    They are the means over the ranks, so that all ranks weigh the same; the network is gone through backwards once for
+    each of them, and their weighted sum is what gradient scalers, clipping and accumulation see as that of any other
+    loss. Logged as ``train/weight_0``, ``train/weight_1``, ...
 
     Args:
         combination: the method, ``gradients (K, P) -> weights (K,)``.
@@ -38,36 +39,113 @@ class CombineTerms(StepCallback):
     def combine(self, terms: Sequence[Tensor], pipeline: Pipeline) -> Tensor:
         """The weighted sum."""
         known = {name: pipeline.signals.get(name) for name in self.signals if name != "gradients"}
-        if "gradients" in self.signals:
-            known["gradients"] = flat_gradients(terms, pipeline)
+        given = Gradients(terms, pipeline) if "gradients" in self.signals else None
+        if given is not None:
+            known["gradients"] = given.rows
         weights: Tensor = self.combination(**known)
         if weights.shape != (len(terms),):
             raise ValueError(
                 f"{self.combination} gave weights of shape {tuple(weights.shape)} for {len(terms)} terms of the loss."
             )
         pipeline.logged |= {f"weight_{i}": weight for i, weight in enumerate(weights.detach())}
-        return torch.stack([weight.to(term) * term for weight, term in zip(weights, terms)]).sum()
+        return weighted_sum(terms, weights) if given is None else given.weighted(weights)
 
 
-def flat_gradients(terms: Sequence[Tensor], pipeline: Pipeline) -> Tensor:
-    """(K, P) the gradients of K terms by all P trained parameters, float32 at least, the mean over the ranks.
+class Gradients:
+    """The gradients of the terms of a step, each found once.
 
-    Where a term does not reach a parameter there are zeros. No hook of a parameter fires, so that DDP's reducer waits
-    for the one backward pass that follows. Under a gradient scaler the terms are scaled first, as that pass will be, so
-    that half-precision gradients do not vanish here.
+    Args:
+        terms: K scalars.
+        pipeline: whose module's trained parameters are meant.
+
+    Nothing is told to DDP's reducer while they are found: it waits for the backward pass. Under a gradient scaler the
+    terms are scaled first, so that half-precision gradients do not vanish.
     """
-    parameters = [parameter for parameter in pipeline.module.parameters() if parameter.requires_grad]
-    scaler = getattr(pipeline.trainer.precision_plugin, "scaler", None)
-    scale = 1.0 if scaler is None else scaler.get_scale()
-    rows = []
-    for term in terms:
-        found = torch.autograd.grad(
-            term * scale, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        parts = [gradient.to(torch.promote_types(gradient.dtype, torch.float32)).flatten() for gradient in found]
-        rows.append(torch.cat(parts) / scale)
-    gradients = torch.stack(rows)
-    if world_size() > 1:
-        dist.all_reduce(gradients)
-        gradients /= world_size()
-    return gradients
+
+    rows: Tensor
+    """(K, P) by all P trained parameters, float32 at least, the mean over the ranks; 0 where a term does not reach."""
+
+    def __init__(self, terms: Sequence[Tensor], pipeline: Pipeline) -> None:
+        self.terms = terms
+        reached = {id(leaf): leaf for leaf in leaves_of(terms)}
+        trained = [parameter for parameter in pipeline.module.parameters() if parameter.requires_grad]
+        self._sizes = [parameter.numel() for parameter in trained]
+        self._trained = [reached.pop(id(parameter), None) for parameter in trained]
+        self._others = list(reached.values())
+        """What is reached beside the trained parameters, such as an input that needs a gradient."""
+        self._leaves = [*(leaf for leaf in self._trained if leaf is not None), *self._others]
+        scaler = getattr(pipeline.trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        rows, self._beside = [], []
+        for term in terms:
+            scaled = term * scale
+            found = list(torch.autograd.grad(scaled, self._leaves, retain_graph=True, materialize_grads=True))
+            self._beside.append([found.pop() / scale for _ in self._others][::-1])
+            known = iter(found)
+            parts = [torch.zeros_like(p) if leaf is None else next(known) for p, leaf in zip(trained, self._trained)]
+            rows.append(
+                torch.cat([part.to(torch.promote_types(part.dtype, torch.float32)).flatten() for part in parts])
+            )
+            rows[-1] /= scale
+        self.rows = torch.stack(rows)
+        if world_size() > 1:
+            dist.all_reduce(self.rows)
+            self.rows /= world_size()
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """The weighted sum of the terms, from which a backward pass reaches the parameters at once.
+
+        It carries the weighted gradients to them by autograd, so that DDP, gradient scalers and accumulation see them
+        as those of any other loss; what lies between is not gone through again. It is only where a hook of a parameter
+        would change its gradient twice, or the weights have gradients of their own.
+        """
+        if weights.requires_grad or any(leaf._backward_hooks for leaf in self._leaves):
+            return weighted_sum(self.terms, weights)
+        with torch.no_grad():
+            value = weighted_sum(self.terms, weights)
+            joined = torch.split(weights.to(self.rows) @ self.rows, self._sizes)
+            gradients = [part.view_as(leaf) for part, leaf in zip(joined, self._trained) if leaf is not None]
+            gradients += [weighted_sum(terms, weights) for terms in zip(*self._beside)]
+        handed: Tensor = _HandOver.apply(value, gradients, *self._leaves)
+        return handed
+
+
+class _HandOver(torch.autograd.Function):
+    """A value with known gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *leaves: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [leaf.dtype for leaf in leaves]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *((part * grad).to(dtype) for part, dtype in zip(ctx.saved_tensors, ctx.dtypes))
+
+
+def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The sum of tensors of one shape, weighted; of each the type stays."""
+    return torch.stack([weight.to(term) * term for weight, term in zip(weights, terms)]).sum(0)
+
+
+def leaves_of(terms: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves that a backward pass would reach.
+
+    >>> weight, frozen = torch.ones(2, requires_grad=True), torch.ones(2)
+    >>> [leaf is weight for leaf in leaves_of([(weight * frozen).sum(), weight.exp().sum()])]
+    [True]
+    """
+    found = {id(term): term for term in terms if term.is_leaf and term.requires_grad}
+    waiting = [term.grad_fn for term in terms if term.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if type(node).__name__ == "AccumulateGrad":
+            leaf: Tensor = node.variable  # type: ignore[attr-defined]  # of this node alone
+            found[id(leaf)] = leaf
+        fresh = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= fresh
+        waiting += fresh
+    return list(found.values())

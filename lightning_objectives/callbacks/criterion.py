@@ -117,18 +117,28 @@ class CriterionMode(TorchFunctionMode):
         super().__init__()
         self.caught = caught
         self.stacks = stacks or Stacks()
+        self.reads = False
+        """Whether criteria are not handed on but noted, which a graph of torch.compile is not broken by."""
+        self.seen: list[tuple[Any, tuple[Any, ...], dict[str, Any], Tensor]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Called for every torch function of the user's step."""
         kwargs = kwargs or {}
-        if self.caught is not None and func in _CAUGHT:
+        if func in _CAUGHT and self.caught is not None and not self.reads:
             return self.caught(parse(func, args, kwargs))
         result = func(*args, **kwargs)
+        if func in _CAUGHT and self.reads:  # in this order: a network knows nothing of it, and is compiled once
+            self.seen.append((func, args, kwargs, result))
         if self.stacks.count:
             self.stacks.follow(func, args, kwargs, result)
         return result
+
+    def taken(self) -> list[tuple[Call, Tensor]]:
+        """The calls that were noted, of which a gradient is asked, and their values."""
+        calls = [(parse(function, args, kwargs), value) for function, args, kwargs, value in self.seen]
+        return [(call, value) for call, value in calls if call.input.requires_grad and value.requires_grad]
 
 
 class Named:

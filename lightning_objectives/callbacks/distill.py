@@ -5,9 +5,10 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from lightning_objectives.callbacks.combine_terms import WHOLE_GRADIENTS, flat_gradients
+from lightning_objectives.callbacks.combine_terms import WHOLE_GRADIENTS, Gradients
 from lightning_objectives.callbacks.extras import COPIED
 from lightning_objectives.callbacks.frozen import Answer, Frozen, Normalization
 from lightning_objectives.callbacks.load_network import load_network
@@ -216,9 +217,10 @@ class Distill(StepCallback):
         value = self.weight * value
         combination = method.combination() if isinstance(method, Distillation) else None
         if combination is not None:
-            own, mine = combination(flat_gradients([pipeline.loss, value], pipeline)).to(value)
-            pipeline.logged["own_loss_weight"] = own
-            value = mine * value + (own - 1) * pipeline.loss
+            gradients = Gradients([pipeline.loss, value], pipeline)
+            weights = combination(gradients.rows)
+            pipeline.logged["own_loss_weight"] = weights[0]
+            pipeline.loss, value = gradients.weighted(weights), torch.zeros_like(value)
         return value
 
     def _signal(self, name: str, pipeline: Pipeline) -> Any:

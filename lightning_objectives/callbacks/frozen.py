@@ -52,7 +52,6 @@ class Frozen:
     def _keep(self, head: nn.Module, args: tuple[Any, ...]) -> None:
         self._features = args[0]
 
-    @torch.no_grad()
     def __call__(self, inputs: Tensor, dtype: torch.dtype) -> Answer:
         """Ask: ``dtype`` is that of the user's module."""
         dtype = inputs.dtype if inputs.is_floating_point() else dtype
@@ -60,9 +59,12 @@ class Frozen:
             self.network.to(device=inputs.device, dtype=dtype)
         self.network.eval()
         try:
-            return Answer(logits_of(self.network(self._translated(inputs))), self._features)
+            with torch.inference_mode():
+                logits = logits_of(self.network(self._translated(inputs)))
+            features = self._features
         finally:
             self._features = None
+        return Answer(_plain(logits), None if features is None else _plain(features))
 
     def _tensors(self) -> list[Tensor]:
         return [*self.network.parameters(), *self.network.buffers()]
@@ -79,6 +81,11 @@ class Frozen:
         shape = (-1, *[1] * (inputs.dim() - 2))
         translated: Tensor = inputs * factor.to(inputs).view(shape) + shift.to(inputs).view(shape)
         return translated
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """What losses may keep for their backward pass, as no tensor of the inference mode can be."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _affine(data: Normalization, network: Normalization) -> tuple[Tensor, Tensor]:

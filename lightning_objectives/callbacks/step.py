@@ -55,7 +55,7 @@ class Pipeline:
         """Criterion calls that were taken, over all steps."""
         self.signals: Signals
         self.loss: Tensor
-        """What the user's step returned, for the terms."""
+        """What the user's step returned, for the terms, of which one may put both of them in its place."""
         self.logged: dict[str, Tensor] = {}
         """What the step logs under ``train/``."""
         self.logs = False
@@ -71,6 +71,8 @@ class Pipeline:
         self._running: dict[str, list[Any]] = {}
         self._named: Named | None = None
         self._mode: CriterionMode | None = None
+        self._changed = False
+        """Whether a criterion's value was changed in a step after the first."""
         self._undo: list[Callable[[], None]] = [
             Patch(module, "configure_model", self._configure_model, visible=True).remove,
             Patch(module, "training_step", self._training_step).remove,
@@ -149,7 +151,7 @@ class Pipeline:
         if wrap or asked & FROM_HEAD:
             self._find_head(wrap)
         if asked & (_FROM_CRITERION | FROM_HEAD) or any(m.place not in ("term", "combination") for m in self.members):
-            # what happens at the criterion is new in each step, so a compiled step breaks its graph there, once
+            # what a change does is new in each step, so a compiled step breaks its graph there, once
             caught = None if self._named else torch.compiler.disable(self._caught)  # type: ignore[no-untyped-call]  # torch
             self._mode = CriterionMode(caught, self.stacks)
         for member in self.members:
@@ -183,7 +185,9 @@ class Pipeline:
                 "name the part behind it with head=."
             )
         self.makers["network"] = lambda signals: network_of(self.module, self._head_path)
-        self._undo.append(Patch(self._head, "forward", self._head_forward).remove)
+        # what is noted there is new in each step, which would be compiled in each
+        forward = torch.compiler.disable(self._head_forward)  # type: ignore[no-untyped-call]  # torch
+        self._undo.append(Patch(self._head, "forward", forward).remove)
 
     def plan(self) -> str:
         """What happens in a step, in words."""
@@ -217,8 +221,11 @@ class Pipeline:
         args, kwargs = ((batch, *args[1:]), kwargs) if args else (args, {**kwargs, "batch": batch})
         self._live = True
         try:
+            self._choose_mode()
             with self._mode or nullcontext():
                 output = inner(*args, **kwargs)
+            for call, value in self._mode.taken() if self._mode is not None else ():
+                self._read(call, value)
             output = self._finished(output)
         finally:
             self._live = False
@@ -228,9 +235,22 @@ class Pipeline:
         self.steps += 1
         return output
 
+    def _choose_mode(self) -> None:
+        """Whether the criterion's calls are only read in this step, which a compiled step is not broken by.
+
+        A compiled step has a graph for each of the two. The first step is proved, which reading does not allow, and
+        what follows a step that changed a call is as that step, so that no graph is made late.
+        """
+        if self._mode is not None and self._named is None:
+            changes = any(self._running[place] for place in ("transform", "head", "loss", "weighting"))
+            self._changed = self._changed or (changes and self._verified)
+            self._mode.reads = self._verified and not self._changed
+
     def _forget(self) -> None:
         """No tensor of a step, and so none of its graph, is held beyond it."""
         self.stacks.clear()
+        if self._mode is not None:
+            self._mode.seen.clear()
         self._calls, self._value, self._output, self._losses = [], None, None, None
         self.signals.made.clear()
 
@@ -272,6 +292,14 @@ class Pipeline:
             raise ValueError(f"{error} If another criterion of this step is meant, say which=1, 2, ...") from error
         return self._value
 
+    def _read(self, call: Call, value: Tensor) -> None:
+        """What `_caught` keeps of a call, for one that is as it was."""
+        self._calls.append(call)
+        if len(self._calls) - 1 == (self.option("which") or 0):
+            self.caught_calls += 1
+            self._value = value
+            self._keep(call, [call])
+
     def _objective(self, call: Call) -> Tensor:
         """The value of the criterion, changed by what is running; the criterion's own where nothing is."""
         stacks = self.stacks.of(call.input)
@@ -283,9 +311,8 @@ class Pipeline:
         asked, weighting = call, self._running["weighting"]
         for member in (*self._running["transform"], *self._running["loss"]):
             call = member.rewrite(call, self)
-        self.signals.take(call)
         every = [call] if stacks is None else [call.on(stack) for stack in stacks]
-        self._losses = lambda: fold(call, _mean(every), unit="sample", batch_size=self.batch_size).losses
+        self._keep(call, every)
         if call is asked and stacks is None and not weighting:
             return call.value()
         elements = _mean(every)
@@ -294,6 +321,10 @@ class Pipeline:
             # a weight of 0 drops a loss that is not finite
             elements = torch.where(weights == 0, 0.0, elements * weights)
         return call.reduce(elements)
+
+    def _keep(self, call: Call, every: list[Call]) -> None:
+        self.signals.take(call)
+        self._losses = lambda: fold(call, _mean(every), unit="sample", batch_size=self.batch_size).losses
 
     def _finished(self, output: Any) -> Any:
         loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -306,9 +337,9 @@ class Pipeline:
         self._verified = True
         self.loss = loss
         terms = [member.term(self) for member in self._running["term"]]
-        combined = loss
+        combined = self.loss
         if terms and self._running["combination"]:
-            combined = self._running["combination"][0].combine([loss, *terms], self)
+            combined = self._running["combination"][0].combine([self.loss, *terms], self)
         else:
             for term in terms:
                 combined = combined + term

@@ -32,7 +32,7 @@ def gradient_alignment(gradients: Tensor) -> Tensor:
     direction.
 
     Differs from the paper: the weights of the losses take the place of the projected gradients, which is the same
-    update, with one backward pass that strategies, gradient scalers and accumulation know.
+    update.
     """
     gradients = gradients.detach().to(torch.promote_types(gradients.dtype, torch.float32))
     first, others = gradients[0], gradients[1:]
@@ -46,8 +46,8 @@ class GradientAlignment(Combination):
     r"""Module form of :func:`gradient_alignment`.
 
     When to use: where an added term helps early and is seen to slow the model's own loss later.
-    Cost: one more backward pass through the shared part for each term, and K gradients in memory at once; under
-    several processes one all-reduce of them.
+    Cost: a backward pass through the shared part for each term, where without it there is one for all of them, and
+    K + 1 gradients in memory at once; under several processes one more all-reduce, of K gradients.
     Interactions: the weight of the model's own loss grows where the terms disagree, and with it the gradient's norm,
     also of the head that only the model's own loss reaches.
 

@@ -63,7 +63,7 @@ class DualHead(Distillation):
     hurt students that are strong already**: fine-tuning a pretrained PiT-B on CIFAR-100 under VOLO-D2, an independent
     study reports 85.83 % with it, 87.37 % without a teacher and 87.58 % with :class:`VanillaKD`. Begin there with a
     low ``alpha``. Reviewers of the paper read gains of 0.1 to 0.2 points in most of its settings.
-    Cost: the teacher's forward pass and one more head; with ``align`` about a second backward pass, and two gradients
+    Cost: the teacher's forward pass and one more head; with ``align`` a second backward pass, and three gradients
     kept in memory.
     Interactions: one-logit tasks are outside of the paper's argument. The BatchNorm of ``"mlp"`` needs more than one
     sample a batch: drop the last, short one.

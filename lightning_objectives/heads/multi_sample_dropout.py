@@ -36,9 +36,9 @@ def multi_sample_dropout(
     Paper: Inoue, Multi-Sample Dropout for Accelerated Training and Better Generalization, 2019,
     https://arxiv.org/abs/1905.09788.
     """
-    # one call on M * N rows, one draw: row m * N + n is sample m of row n
-    rows = features.expand(num_samples, *features.shape).flatten(0, 1)
-    logits = head(F.dropout(rows, p))
+    # one call on M * N rows, one draw: row m * N + n is sample m of row n; the M copies are made by the dropout itself
+    rows = F.dropout(features.expand(num_samples, *features.shape), p).flatten(0, 1)
+    logits = head(rows)
     return logits.view(num_samples, len(features), *logits.shape[1:])
 
 

@@ -12,6 +12,9 @@ from lightning_objectives.kinds import Merge
 from lightning_objectives.merging._files import Source, in_order
 from lightning_objectives.merging._writing import OF_AVERAGES, OF_TRAINING, write_like
 
+_PIECE = 2**15
+"""Elements that are added up at once: they fit the cache, and torch takes no second thread for so few."""
+
 
 def merge_checkpoints(
     files: Iterable[str | Path],
@@ -87,22 +90,43 @@ def merge_checkpoints(
 def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float]) -> Tensor:
     """The merge of one tensor, in the newest's type: added up in float32 at least, as differences to the newest.
 
+    It is added up piece by piece, so that each byte of the files is read once and the rest stays in the cache.
+
     Raises:
         ValueError: it would not be finite, but for infinities (of a mask, say) that all have at the same places.
     """
     newest = sources[-1].tensor(name)
     if not (newest.is_floating_point() or newest.is_complex()):
         return newest
-    anchor = _wide(newest)
-    total = anchor.clone()
-    for source, share in zip(sources[:-1], shares):
-        older = source.tensor(name).to(anchor.dtype)
-        if not torch.equal(older, anchor):  # infinities have no difference
-            total.add_(torch.where(older == anchor, 0.0, older - anchor), alpha=share)
-    merged = total.to(newest.dtype)
-    if not _wide(merged).isfinite().all():
+    merged = newest.clone()
+    columns: list[Sequence[Tensor]] = [[tensor] for tensor in (merged, *(source.tensor(name) for source in sources))]
+    if all(tensor.is_contiguous() for (tensor,) in columns):
+        columns = [torch.split(tensor.view(-1), _PIECE) for (tensor,) in columns]
+    finite = True
+    for part, *older, last in zip(*columns):
+        anchor = _wide(last)
+        part.copy_(_sum(anchor, [tensor.to(anchor.dtype) for tensor in older], shares))
+        finite = finite and _finite(part.to(anchor.dtype))
+    if not finite:
         _check_finite(name, merged, sources)
     return merged
+
+
+def _sum(anchor: Tensor, older: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    total = anchor.clone()
+    others = [(tensor, share) for tensor, share in zip(older, shares) if not torch.equal(tensor, anchor)]
+    for tensor, share in others:
+        total.add_(tensor - anchor, alpha=share)
+    if others and not _finite(total):
+        total = anchor.clone()
+        for tensor, share in others:  # infinities that are equal have no difference
+            total.add_(torch.where(tensor == anchor, 0.0, tensor - anchor), alpha=share)
+    return total
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are surely finite: their sum is, which is cheaper to look at, and may overflow."""
+    return bool(values.sum().isfinite())
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -125,9 +125,10 @@ class SumMetric(Metric):
     def _add_sum(self, name: str, default: Tensor) -> None:
         self.add_state(name + self._suffix, default, dist_reduce_fx="sum")
 
-    def _add(self, name: str, value: Tensor) -> None:
+    def _add(self, name: str, value: Tensor | int) -> None:
         # Out of place: validation runs in inference mode, whose tensors cannot be changed outside it.
-        setattr(self, name + self._suffix, self._sum(name) + value)
+        # Past `Module.__setattr__`, which takes longer than the sum, and would put it at the same place.
+        vars(self)[name + self._suffix] = self._sum(name) + value
 
     def _sum(self, name: str) -> Tensor:
         state: Tensor = getattr(self, name + self._suffix)

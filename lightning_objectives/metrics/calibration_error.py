@@ -1,14 +1,18 @@
 """Calibration error of the predicted class, in constant memory."""
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_objectives.metrics._plain import plain_cells
 from lightning_objectives.metrics._rows import WITHOUT_FLOAT64, SumMetric, probabilities
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["equal_width", "equal_mass"]
@@ -92,8 +96,7 @@ def _check(norm: str, num_bins: int, binning: str) -> None:
 
 def _top_label(preds: Tensor, target: Tensor, *, from_logits: bool) -> tuple[Tensor, Tensor]:
     p = probabilities(preds.detach(), from_logits=from_logits)
-    predicted = p.argmax(1)  # the first of equal ones
-    confidence = p.gather(1, predicted[:, None]).squeeze(1)
+    confidence, predicted = p.max(1)  # the first of equal ones
     if target.is_floating_point():
         return confidence, target.gather(1, predicted[:, None]).squeeze(1)
     return confidence, (predicted == target).to(p.dtype)
@@ -104,6 +107,11 @@ def _edges(num_bins: int, binning: Binning) -> Tensor:
     if binning == "equal_width":
         return torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)[1:-1]
     return torch.linspace(-16, 16, CELLS + 1, dtype=torch.float64)[1:-1].sigmoid()
+
+
+@cache
+def _float32_edges(num_bins: int, binning: Binning) -> "NDArray[np.float32]":
+    return _edges(num_bins, binning).float().numpy()
 
 
 def _histogram(confidence: Tensor, accuracy: Tensor, kept: Tensor, edges: Tensor) -> Bins:
@@ -206,6 +214,13 @@ class CalibrationError(SumMetric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch; shapes as in the class. Never waits for the device."""
+        edges = _float32_edges(self.num_bins, self.binning)
+        found = plain_cells(preds, target, edges, from_logits=self.from_logits, ignore_index=self.ignore_index)
+        if found is not None:
+            for name, total in zip(("rows", "confidence", "accuracy"), found):
+                self._add(name, total)
+            self._add("count", len(preds))
+            return
         rows = self._rows(preds, target)
         confidence, accuracy = _top_label(rows.preds, rows.target, from_logits=self.from_logits)
         cells = _histogram(confidence, accuracy, rows.kept, self.edges)

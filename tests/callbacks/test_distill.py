@@ -117,6 +117,94 @@ def test_combined_terms_are_the_aligned_gradients():
     assert runner.callback_metrics["train/weight_1"] == 1
 
 
+@pytest.mark.parametrize(
+    ("callbacks", "passes"),
+    [
+        (lambda: [Distill(VanillaKD(), teacher=teacher(), weight=5.0), CombineTerms(GradientAlignment())], 2),
+        (lambda: [Distill(DualHead(alpha=5.0, align=True), teacher=teacher())], 2),
+        (
+            lambda: [
+                Distill(VanillaKD(), teacher=teacher()),
+                AddRegularizer(lambda logits: logits.square().mean(1)),
+                CombineTerms(GradientAlignment()),
+            ],
+            3,
+        ),
+        (lambda: [Distill(VanillaKD(), teacher=teacher())], 1),
+    ],
+)
+def test_the_backbone_is_gone_through_once_a_term(callbacks, passes):
+    class Counts(Net):
+        def __init__(self):
+            super().__init__()
+            self.passes = 0
+
+        def training_step(self, batch, batch_idx):
+            taken = self.backbone.register_forward_hook(self.watch)
+            try:
+                return super().training_step(batch, batch_idx)
+            finally:
+                taken.remove()
+
+        def watch(self, module, inputs, output):
+            output.register_hook(self.count)
+
+        def count(self, gradient):
+            self.passes += 1
+
+    net, runner = fit(*callbacks(), net=Counts)
+    assert net.passes == passes * runner.global_step
+
+
+def combined():
+    return Distill(VanillaKD(), teacher=teacher(), weight=5.0), CombineTerms(GradientAlignment())
+
+
+def test_hooks_of_parameters_act_once_on_the_combined_gradient():
+    """Doubled by hooks, and halved by the learning rate."""
+
+    class Hooked(Net):
+        def on_fit_start(self):
+            for parameter in self.parameters():
+                parameter.register_hook(lambda gradient: 2 * gradient)
+
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            for group in optimizer.param_groups:
+                group["lr"] /= 2
+            return optimizer
+
+    close(fit(*combined(), net=Hooked)[0], fit(*combined())[0])
+
+
+def test_what_is_reached_beside_parameters_gets_the_combined_gradient_and_what_is_not_gets_none():
+    class Adversarial(Net):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.ones(1))
+            self.found = []
+
+        def training_step(self, batch, batch_idx):
+            self.x = batch[0].clone().requires_grad_()
+            return super().training_step((self.x, batch[1]), batch_idx)
+
+        def on_after_backward(self):
+            assert self.unused.grad is None
+            self.found.append(self.x.grad)
+
+    class Hooked(Adversarial):
+        """A pass of its own, as hooks have it: what autograd itself makes of the weighted sum."""
+
+        def on_fit_start(self):
+            self.fc.bias.register_hook(lambda gradient: gradient)
+
+    handed, passed = (fit(*combined(), net=net)[0] for net in (Adversarial, Hooked))
+    assert handed.found
+    for mine, other in zip(handed.found, passed.found):
+        torch.testing.assert_close(mine, other)
+    close(handed, passed)
+
+
 def test_weights_of_one_are_the_sum():
     def ones(gradients):
         return torch.ones(len(gradients))

@@ -92,3 +92,21 @@ def test_a_std_of_zero_is_refused():
         Frozen(Net(), translate=(([0.0], [0.0]), ([0.0], [1.0])))
     with pytest.raises(ValueError, match="one number a channel"):
         Frozen(Net(), translate=(([0.0, 0.0], [1.0, 1.0]), ([0.0], [1.0])))
+
+
+def test_an_answer_can_be_kept_for_a_backward_pass():
+    """A product keeps both factors; a tensor of the inference mode would be refused there."""
+    seen = []
+
+    class Teacher(nn.Linear):
+        def forward(self, x):
+            seen.append(torch.is_inference_mode_enabled())
+            return super().forward(x)
+
+    answer = Frozen(nn.Sequential(nn.ReLU(), Teacher(4, 3)), tap=True)(torch.randn(2, 4), torch.float32)
+    student = torch.ones(2, 3, requires_grad=True)
+    (student * answer.logits).sum().backward()
+    assert seen == [True]
+    torch.testing.assert_close(student.grad, answer.logits, rtol=0, atol=0)
+    assert not answer.logits.is_inference()
+    assert not answer.features.is_inference()

@@ -833,10 +833,83 @@ def test_compiled_modules_are_compiled_once(where):
     L.seed_everything(0, verbose=False)
     net, probe = build(), Probe()
     trainer(ReweightSamples(LossBasedReweighting(warmup_steps=2)), probe).fit(net, loader())
-    assert counter.frame_count == 1  # no break in the network's graph, no recompilation
+    # No break in the network's graph, no recompilation; a whole step has another graph for its idle second step.
+    assert counter.frame_count == (2 if where == "the module" else 1)
     assert probe.pipeline.caught_calls == 6
     for a, b in zip(eager.parameters(), net.parameters()):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: AddRegularizer(lambda losses, logits: losses + logits.square().mean(1)),
+        lambda: ReweightSamples(LossBasedReweighting(warmup_steps=5)),
+    ],
+)
+def test_a_compiled_step_that_is_only_read_is_not_broken(callback):
+    class Look(L.Callback):
+        """The graph breaks so far, and the graphs, after each step."""
+
+        def on_train_start(self, trainer, pl_module):
+            self.found = []
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            found = torch._dynamo.utils.counters
+            self.found.append((sum(found["graph_break"].values()), counter.frame_count))
+
+    def run(build):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        L.seed_everything(0, verbose=False)
+        net, probe, look = build(), Probe(), Look()
+        trainer(callback(), probe, look).fit(net, loader())
+        assert probe.pipeline.caught_calls == 6
+        return net, look
+
+    counter = CompileCounter()
+    net, look = run(compiled("the module", counter))
+    (breaks, _), second, *later = look.found
+    assert second == (breaks, 2)  # the first step is proved, and broken for it
+    assert set(later) == {second}
+    for a, b in zip(run(Quiet)[0].parameters(), net.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: WrapHead(MultiSampleDropout(num_samples=2)),
+        lambda: ReweightSamples(LossBasedReweighting()),
+        lambda: AddRegularizer(lambda features: features.square().mean(1)),
+    ],
+)
+def test_a_compiled_function_of_the_step_is_not_compiled_again_and_again(callback):
+    class Compiled(Net):
+        def __init__(self):
+            super().__init__()
+            self.graphs = []
+
+        def on_fit_start(self):
+            self.compute = torch.compile(self._compute, backend=counter)
+
+        def _compute(self, x, y):
+            return 0.5 * F.cross_entropy(2 * self(x).float(), y)
+
+        def training_step(self, batch, batch_idx):
+            loss = self.compute(*batch)
+            self.graphs.append(counter.frame_count)
+            return loss
+
+    class Eager(Compiled):
+        def on_fit_start(self):
+            self.compute = self._compute
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    net, _ = fit(callback(), net=Compiled)
+    assert net.graphs[2] == net.graphs[-1] > 0
+    assert equal(net, fit(callback(), net=Eager)[0])
 
 
 def test_a_head_in_a_compiled_module_is_refused():

@@ -10,7 +10,7 @@ from lightning_objectives.heads import MultiSampleDropout, multi_sample_dropout
 
 def test_by_hand(monkeypatch):
     # two masks of three features, p = 1/2: kept features are doubled; head(z) = z @ [1, 10, 100]
-    masks = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    masks = torch.tensor([[[1.0, 0, 1]], [[0, 1, 0]]])
     monkeypatch.setattr(F, "dropout", lambda rows, p: rows * masks / (1 - p))
     features = torch.tensor([[1.0, 2.0, 3.0]])
     stacks = multi_sample_dropout(features, lambda z: z @ torch.tensor([[1.0], [10], [100]]), num_samples=2, p=0.5)

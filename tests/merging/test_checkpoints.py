@@ -379,3 +379,21 @@ def test_a_merge_opens_where_this_package_is_not(tmp_path):
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout.strip().endswith("40"), run.stderr
     assert nets
+
+
+def test_pieces_make_no_difference(tmp_path, monkeypatch):
+    """Ten elements in pieces of three: one with an infinity in all files, one laid out otherwise in a file of torch."""
+    draw = torch.Generator().manual_seed(0)
+    files = [tmp_path / f"step={step}.pt" for step in range(3)]
+    states = [{"w": torch.randn(10, generator=draw), "c": torch.randn(1, 3, 2, 2, generator=draw)} for _ in files]
+    for state, file in zip(states, files):
+        state["w"][4] = torch.inf
+        torch.save({**state, "c": state["c"].to(memory_format=torch.channels_last)}, file)
+    whole = torch.load(merge_checkpoints(files, WSM(), tmp_path / "whole.pt"))
+    monkeypatch.setattr("lightning_objectives.merging._checkpoints._PIECE", 3)
+    pieces = torch.load(merge_checkpoints(files, WSM(), tmp_path / "pieces.pt"))
+    shares = WSM().coefficients([0, 1, 2]).tolist()
+    for key in ("w", "c"):
+        torch.testing.assert_close(pieces[key], whole[key], rtol=0, atol=0)
+        slow = sum(share * state[key].double() for share, state in zip(shares, states))
+        torch.testing.assert_close(pieces[key].double(), slow, rtol=0, atol=1e-6)

@@ -1,0 +1,164 @@
+"""Writes ``docs/performance.md`` out of the files in ``benchmarks/results`` and nothing else.
+
+``python -m benchmarks.page`` writes it; ``python -m benchmarks.page FOLDER OUT`` takes other files.
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
+HEAD = """# Performance
+
+What each part costs beside its peers and beside what the hardware allows. This page is made of the files in
+`benchmarks/results` alone, which hold every repeat: `make bench` measures anew, `make bench-peers` makes the
+environment of the peers first, `python -m benchmarks.speed ROW` measures one row and `python -m benchmarks.page` writes
+this page.
+
+Times travel badly, ratios well: the variants of a table ran in turn in one process, or in turn in processes of their
+own, and the ratios are those of their medians, to the variant named *limit*. "CPU" is the ratio of the processor time
+of all threads, which other work on the machine disturbs less. What could not be run is blank.
+"""
+ORDER = (
+    "ema_update trainer_step swap seam merging merging_blocks distillation multi_sample_dropout large_vocabulary "
+    "calibration_error weighting alignment growth all_five compiled"
+).split()
+
+MISSED: dict[str, str] = {}
+"""By row, why a target of it is missed and what was tried; said where it is."""
+
+
+def page(results: Path) -> str:
+    """The text of the page."""
+    rows = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
+    rows.sort(key=lambda row: (ORDER.index(row["row"]) if row["row"] in ORDER else len(ORDER), row["row"]))
+    parts = [HEAD, *_unmeasured(rows), "## Targets\n", _targets(rows)]
+    for row in rows:
+        parts += [f"## {row['title']}\n", row["text"] + "\n", *[_table(row, table) for table in row["tables"]]]
+        if busy(row):
+            loads = f"{row['load_before'][0]} before and {row['load'][0]} after"
+            parts.append(f"**The machine was busy (load {loads}): do not rely on these times and ratios.**\n")
+        parts += [f"{note}\n" for note in row["notes"]]
+        if row["row"] in MISSED and any(not kept for table in row["tables"] for *_, kept in promises(table)):
+            parts.append(MISSED[row["row"]] + "\n")
+        if row["absent"]:
+            told = "; ".join(f"{name} ({_code(why)})" for name, why in row["absent"].items())
+            parts.append(f"Not run: {told}.\n")
+        parts.append(_where(row))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _unmeasured(rows: list[dict[str, Any]]) -> list[str]:
+    missing = [name for name in ORDER if name not in {row["row"] for row in rows}]
+    told = []
+    if missing:
+        told.append(f"Not measured yet: {', '.join(f'`{name}`' for name in missing)}.\n")
+    if all(row["device"] == "cpu" for row in rows):
+        told.append(
+            "**Nothing here was measured on a GPU.** The rows take `--device cuda`, time with events and count what "
+            "the allocator gives out; that path has not been run.\n"
+        )
+    return told
+
+
+def _targets(rows: list[dict[str, Any]]) -> str:
+    lines = ["| Row | Target | Measured | |", "| --- | --- | ---: | --- |"]
+    for row in rows:
+        for table in row["tables"]:
+            for words, target, measured, kept in promises(table):
+                lines.append(f"| {row['title']} | {words}: {target} | {measured} | {_verdict(row, kept)} |")
+    return "\n".join(lines) + "\n"
+
+
+def promises(table: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """What is promised of a table: in words, the bound, what was measured, and whether it was kept."""
+    found = []
+    for words, value, sign, bound in table.get("promised", []):
+        words = words if table["name"] in words else f"{table['name']}: {words}"
+        kept = value <= bound if sign == "<=" else value >= bound
+        found.append((words, f"{sign} {bound:g}", f"{value:.4g}", kept))
+    for target in table.get("targets", []):
+        wall, of, over, most = table["wall"], target["of"], target["over"], target["at_most"]
+        if of not in wall or (over and over not in wall):
+            continue
+        mine = median(wall[of])
+        if target["kind"] == "seconds":
+            found.append((f"{table['name']}: {of}", f"<= {1e3 * most:g} ms", f"{1e3 * mine:.4g} ms", mine <= most))
+            continue
+        other, words = median(wall[over]), f"{table['name']}: {of} over {over}"
+        if target["kind"] == "difference":
+            added = mine - other
+            found.append((words, f"<= {1e3 * most:+g} ms", f"{1e3 * added:+.3f} ms", added <= most))
+        else:
+            found.append((words, f"<= {most:g}", f"{mine / other:.3f}", mine / other <= most))
+    return found
+
+
+def _table(row: dict[str, Any], table: dict[str, Any]) -> str:
+    name = f"**{table['name'][:1].upper()}{table['name'][1:]}**\n"
+    if "columns" in table:
+        head = [table["columns"], ["---", *["---:"] * (len(table["columns"]) - 1)]]
+        lines = [[_shown(value) for value in line] for line in table["rows"]]
+        return name + "\n" + "\n".join("| " + " | ".join(line) + " |" for line in [*head, *lines]) + "\n"
+    lines = ["| | median | quartiles | to the limit | CPU |", "| --- | ---: | ---: | ---: | ---: |"]
+    limit = table["limit"]
+    for key, seconds in table["wall"].items():
+        low, high = (quantiles(seconds, n=4)[i] for i in (0, 2)) if len(seconds) > 1 else (seconds[0], seconds[0])
+        ratio = f"{median(seconds) / median(table['wall'][limit]):.3f}" if limit else ""
+        base = median(table["cpu"][limit]) if limit else 0
+        cpu = f"{median(table['cpu'][key]) / base:.3f}" if base else ""
+        shown = f"{key} (limit)" if key == limit else key
+        lines.append(f"| {shown} | {_time(median(seconds))} | {_time(low)} to {_time(high)} | {ratio} | {cpu} |")
+    lines += [f"| {key} | | | | |" for key in table["blank"]]
+    return name + "\n" + "\n".join(lines) + "\n"
+
+
+def busy(row: dict[str, Any]) -> bool:
+    """Whether more ran on the machine than the row and what stood before it: its times are then no judges."""
+    return max(row["load_before"][0], row["load"][0]) > row["threads"] + 0.75
+
+
+def _verdict(row: dict[str, Any], kept: bool) -> str:
+    return "not judged: busy machine" if busy(row) else "kept" if kept else "**missed**"
+
+
+def _where(row: dict[str, Any]) -> str:
+    used = [name for name in ("torch", "lightning", "timm", "torchmetrics") if name in row["versions"]]
+    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ["python", *used])
+    revision = row["revision"][:10] + (" with changes" if row["modified"] else "")
+    return (
+        f"<small>`{row['command']}`, {row['date'][:10]}, revision {revision}; {row['machine']}, "
+        f"{row['threads']} threads, load {row['load_before'][0]} before; {versions}.</small>\n"
+    )
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.2f} s"
+        if seconds >= 1
+        else f"{1e3 * seconds:.2f} ms"
+        if seconds >= 1e-3
+        else f"{1e6 * seconds:.1f} µs"
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def main() -> None:
+    results, out = (Path(arg) for arg in (sys.argv[1:] or [RESULTS, PAGE]))
+    out.write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()
