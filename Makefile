@@ -5,7 +5,7 @@ READY := .venv/ready.stamp
 # Two workers on two cores: without this each would start a thread per core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all conformance lint docs bench clean
+.PHONY: help demo test test-all conformance lint docs bench bench-quality clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ docs: $(READY) ## Build the site into docs/site; a public name without a page is
 
 bench: $(READY) ## What the methods cost, as ratios to a lower bound and to a peer.
 	$(BIN)/python -m benchmarks
+
+bench-quality: $(READY) ## Whether the methods help: the runs that are not there yet, and docs/evidence anew.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality
 
 clean: ## Remove what the other jobs made, but for .venv.
 	rm -rf build dist docs/site .mypy_cache .ruff_cache .hypothesis

@@ -265,8 +265,8 @@ CLAIMS = {
             "together",
             (),
             tuple(
-                Compared("clean", f"{ALL}: WSM", other, "nll")
-                for other in ("constant: raw", "constant: WSM", *(f"{arm.name}: WSM" for arm in TOGETHER[1:4]))
+                Compared("clean", f"{ALL}: WSM 1-sqrt", other, "nll")
+                for other in ("constant: raw", *(f"{arm.name}: WSM 1-sqrt" for arm in TOGETHER[:4]))
             ),
         ),
     )
