@@ -1,10 +1,7 @@
 """What is done to a training: an arm is a list of the library's callbacks and methods, by their names."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from torch import nn
 
 from lightning_objectives import callbacks, discovery
 
@@ -99,7 +96,6 @@ def logged_names(carried: dict[str, Any]) -> dict[str, str]:
     return {f"{r}_{n}" if n > 1 else r: name for r, n, name in zip(rules, numbers, carried)}
 
 
-def step_callbacks(arm: Arm, teacher: Callable[[], nn.Module], cache: str) -> list[Any]:
-    """The callbacks that change the training itself."""
-    more = {"Distill": {"teacher": teacher, "cache": cache}}
-    return [part.build(**more.get(part.callback, {})) for part in arm.parts]
+def step_callbacks(arm: Arm, **taught: Any) -> list[Any]:
+    """The callbacks that change the training itself; ``taught`` are the settings of a teacher."""
+    return [part.build(**(taught if part.callback == "Distill" else {})) for part in arm.parts]

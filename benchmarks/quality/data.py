@@ -7,12 +7,13 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 from lightning_objectives.data import FashionMNISTDataModule
 from lightning_objectives.data.with_index import Indexed
 
 CLASSES = 10
+MEAN, STD = 0.286, 0.353
 SIMILAR = {0: 6, 6: 2, 2: 4, 4: 3, 3: 1, 1: 8, 8: 5, 5: 7, 7: 9, 9: 0}
 """What asymmetric noise turns each class into: tops into tops, shoes into shoes, and the ends of the two chains."""
 TEST_LINES = VAL_LINES = 0.008
@@ -78,7 +79,7 @@ def _fashion() -> Splits:
     parts = []
     for part in (source.train, source.val, source.test):
         images, target = part.tensors
-        parts.append(TensorDataset((images - 0.286) / 0.353, target))
+        parts.append(TensorDataset((images - MEAN) / STD, target))
     return Splits(*parts)
 
 
@@ -161,8 +162,8 @@ def train_loader(data: Dataset, *, batch_size: int, seed: int, steps: int | None
     return DataLoader(data, sampler=BatchSampler(sampler, batch_size, drop_last=True), batch_size=None)
 
 
-def eval_loader(data: Dataset, *, batch_size: int = 1000) -> DataLoader:
-    """Everything once, in order; of a text, the windows that do not overlap."""
+def eval_loader(data: Dataset, *, batch_size: int = 1000, rows: int | None = None) -> DataLoader:
+    """Everything once (or the first rows), in order; of a text, the windows that do not overlap."""
     step = data.context if isinstance(data, Windows) else 1
-    sampler = range(0, len(data), step) if step > 1 else SequentialSampler(data)
+    sampler = range(0, min(len(data), rows or len(data)), step)
     return DataLoader(data, sampler=BatchSampler(sampler, batch_size, drop_last=False), batch_size=None)

@@ -97,7 +97,9 @@ def execute(job: Job, *, steps: int | None = None, evaluate: bool = True, answer
     log = LogMetrics(MetricCollection(metrics), weights=riding)
     with tempfile.TemporaryDirectory() as folder:
         kept = [snapshots(steps, folder)] if arm.carries else []
-        changes = step_callbacks(arm, teacher.network, answers or str(teacher.folder() / "answers"))
+        changes = step_callbacks(
+            arm, teacher=teacher.network, cache=answers or teacher.answers(), **teacher.TRANSLATION
+        )
         trainer = L.Trainer(
             max_epochs=-1,
             max_steps=steps,
@@ -118,11 +120,14 @@ def execute(job: Job, *, steps: int | None = None, evaluate: bool = True, answer
         trainer.fit(module, loader, val)
         fit = time.process_time() - began - curve.evaluating
         test = eval_loader(data.test, batch_size=200 if text else 1000) if job.phase == "final" else None
-        final = {}
+        final: dict[str, Any] = {}
         if evaluate:
             plain = train_loader(data.train, batch_size=500, seed=0) if not text else None
             found = read_out(module, carried, folder if kept else None, plain, few=arm.carries == "few")
-            final = {name: judged(network, val, test) for name, network in found}
+            for name, network in found:
+                if name != "raw" and test is not None:  # enough for a temperature
+                    val = eval_loader(data.val, rows=3000)
+                final[name] = judged(network, val, test)
     return {
         "key": job.key,
         **{name: getattr(job, name) for name in ("claim", "task", "arm", "seed", "phase", "factor")},

@@ -227,7 +227,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.quality.data.Text.splits", lambda self, seed: words)
     monkeypatch.setattr(grid, "vocabulary", lambda: 20)
     monkeypatch.setattr(teacher, "network", lambda: nets.resnet8(8).eval())
-    monkeypatch.setenv("QUALITY_CACHE", str(tmp_path))
+    monkeypatch.setenv("QUALITY_ANSWERS", str(tmp_path))
 
 
 def test_noise_and_tail_leave_validation_and_test_alone(monkeypatch):
