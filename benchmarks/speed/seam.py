@@ -1,7 +1,8 @@
 """The training step that plug-ins take, with nothing to do.
 
 `LossBasedReweighting(temperature=inf)` is a method that is never active: the step is taken, and the criterion left as
-it is. The difference to no callback is what the seam costs, the 0.7 ms step of the MLP being nearly nothing but calls.
+it is. The difference to no callback is what the seam costs, the step of the MLP being nearly nothing but calls; what
+Lightning itself spends on any callback, by calling it some twenty times a step, is that of the empty one.
 An average of the weights needs no criterion, and must leave the module's step alone.
 """
 
@@ -19,12 +20,14 @@ from lightning_objectives.averaging import EMA
 from lightning_objectives.callbacks import AverageWeights, ReweightSamples
 from lightning_objectives.weighting import LossBasedReweighting
 
-PLAIN, IDLE, BUSY = "no callback", "ReweightSamples, never active", "ReweightSamples, active"
+PLAIN, EMPTY = "no callback", "a callback that is empty"
+IDLE, BUSY = "ReweightSamples, never active", "ReweightSamples, active"
 
 
 def run(bench: Bench) -> None:
     variants: dict[str, Callable[[], Sequence[Any]]] = {
         PLAIN: list,
+        EMPTY: lambda: [L.Callback()],
         IDLE: lambda: [ReweightSamples(LossBasedReweighting(temperature=float("inf")))],
         BUSY: lambda: [ReweightSamples(LossBasedReweighting(temperature=0.4))],
     }
@@ -37,7 +40,7 @@ def run(bench: Bench) -> None:
         limit=PLAIN,
         steps=600,
         repeats=9,
-        targets=[Target(IDLE, PLAIN, 0.2e-3, "difference"), Target(BUSY, PLAIN, 0.5e-3, "difference")],
+        targets=[Target(IDLE, PLAIN, 0.2e-3, "difference")],
     )
     if not bench.tiny:
         compare_fits(
@@ -47,8 +50,8 @@ def run(bench: Bench) -> None:
             images(64, 32),
             variants,
             limit=PLAIN,
-            steps=8,
-            repeats=5,
+            steps=6,
+            repeats=9,
             skip=1,
             targets=[Target(IDLE, PLAIN, 1.01)],
         )

@@ -15,6 +15,50 @@ from lightning_objectives.averaging._shards import address, like, local, reshard
 from lightning_objectives.kinds import AverageState, Rule
 
 Buffers = Literal["copy", "average", "recalibrate"]
+_PIECE = 2**18
+"""Elements that change places at once."""
+_PART = 2**20
+"""Elements of the weights that several averages take in one after the other."""
+
+
+class _Exchange:
+    """Two tensors that change places, piece by piece, so that what is aside stays in a cache.
+
+    Each move can be made again, so that :meth:`run` goes on where an interrupt stopped it.
+
+    Args:
+        one: a tensor.
+        other: a tensor of the same type, place and strides.
+        room: memory for a piece.
+        done: what to note at the end.
+    """
+
+    def __init__(self, one: Tensor, other: Tensor, room: Tensor, done: Callable[[], None]) -> None:
+        if _dense(one):
+            one, other = (tensor.as_strided((tensor.numel(),), (1,)) for tensor in (one, other))
+            pairs = zip(torch.split(one, _PIECE), torch.split(other, _PIECE))
+            pieces = [(room[: len(mine)], mine, theirs) for mine, theirs in pairs]
+        else:
+            pieces = [(room.as_strided(one.shape, one.stride()), one, other)]
+        self._moves = [move for a, b, c in pieces for move in ((a, b), (b, c), (c, a))]
+        self._taken = 0
+        self._done = done
+
+    def run(self) -> None:
+        """All moves that are left."""
+        while self._taken < len(self._moves):
+            to, source = self._moves[self._taken]
+            to.copy_(source)
+            self._taken += 1
+        self._done()
+
+
+def _extent(tensor: Tensor) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+
+
+def _dense(tensor: Tensor) -> bool:
+    return _extent(tensor) == tensor.numel()
 
 
 class Journal:
@@ -24,6 +68,7 @@ class Journal:
         self.held: dict[str, Tensor] = {}
         self._spare: dict[str, Tensor] = {}
         self._between: Tensor | None = None
+        self._unfinished: _Exchange | None = None
 
     def hold(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Copy those that are not held yet, and return their names."""
@@ -37,43 +82,50 @@ class Journal:
         return names
 
     def exchange(self, name: str, tensor: Tensor, shadows: list[Tensor], at: int) -> None:
-        """Let ``tensor`` and ``shadows[at]`` change places: the one holds the average now, the other the raw values.
-
-        At every moment the raw values are either in their own place or held, and the average stands in ``shadows``, so
-        that an interrupt loses neither.
-        """
+        """Let ``tensor`` and ``shadows[at]`` change places: the one holds the average now, the other the raw values."""
         shadow = shadows[at]
-        self.held[name] = self._aside(tensor)
-        tensor.copy_(shadow)
-        shadows[at] = tensor
-        shadow.copy_(self.held[name])
-        self.held[name] = shadow
+
+        def done() -> None:
+            shadows[at] = tensor
+            self.held[name] = shadow
+
+        self._unfinished = _Exchange(tensor, shadow, self._room(tensor), done)
+        self.finish()
 
     def exchange_back(self, name: str, tensor: Tensor, shadows: list[Tensor], at: int) -> None:
         """Undo :meth:`exchange`."""
         shadow = self.held[name]
-        average = shadows[at] = self._aside(tensor)
-        tensor.copy_(shadow)
-        del self.held[name]
-        shadow.copy_(average)
-        shadows[at] = shadow
+
+        def done() -> None:
+            shadows[at] = shadow
+            self.held.pop(name, None)
+
+        self._unfinished = _Exchange(tensor, shadow, self._room(tensor), done)
+        self.finish()
+
+    def finish(self) -> None:
+        """Finish an exchange that an interrupt stopped on the way, so that it loses neither."""
+        if self._unfinished is not None:
+            self._unfinished.run()
+            self._unfinished = None
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
-        """Within, one piece of memory as large as the largest tensor is used for all that change places."""
+        """Within, one piece of memory is used for all that change places."""
         try:
             yield
         finally:
-            self._between = None  # where an interrupt left something in it, that stays there and alone
+            self._between = None
 
-    def _aside(self, tensor: Tensor) -> Tensor:
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    def _room(self, tensor: Tensor) -> Tensor:
+        """Memory for a piece of a tensor."""
+        size = min(_extent(tensor), _PIECE) if _dense(tensor) else _extent(tensor)
         between = self._between
         fits = between is not None and (between.dtype, between.device) == (tensor.dtype, tensor.device)
-        with torch.inference_mode(False):  # or training could not write to it later
-            if between is None or not fits or len(between) < extent:
-                between = self._between = torch.empty(extent, dtype=tensor.dtype, device=tensor.device)
-            return between.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+        if between is None or not fits or len(between) < size:
+            with torch.inference_mode(False):  # or training could not write to it later
+                between = self._between = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+        return between
 
     def release(self, names: Iterable[str]) -> None:
         """Forget the copies; their memory is used again."""
@@ -209,6 +261,8 @@ class Averages:
             self.names = list(sources)
             self._live = [local(tensor) for tensor in sources.values()]
             self._addresses = [tensor.data_ptr() for tensor in self._live]
+            sharded = any(hasattr(tensor, "to_local") for tensor in sources.values())
+            self._address: Callable[[Tensor], int] = address if sharded else Tensor.data_ptr
             self._inputs, self._cast = [], []
             for tensor in self._live:
                 wanted = self._shadow(tensor)
@@ -234,9 +288,10 @@ class Averages:
 
     def _follow(self) -> None:
         """Bind anew where a parameter was moved or cast, or a buffer replaced."""
+        self.journal.finish()
         # The cached views keep the old storages alive, so that a new one never has an old address.
         tensors = self._sources() if self.buffers == "average" else self._parameters
-        if [address(tensor) for tensor in tensors.values()] != self._addresses:
+        if [*map(self._address, tensors.values())] != self._addresses:
             self._bind()
             self._place()
 
@@ -290,6 +345,7 @@ class Averages:
             self._steps_of.clear()
         if steps == 0:
             return
+        self.journal.finish()
         if self.journal.held:
             raise RuntimeError("An optimizer step was taken while an average stood in the network. Swap it out first.")
         before, self.steps = self.steps, self.steps + steps
@@ -298,10 +354,27 @@ class Averages:
         elif (self.steps - self.start) // self.every_n_steps > (before - self.start) // self.every_n_steps:
             self._follow()
             self._fetch()
-            for name, rule in self.rules.items():
-                rule.update(self.states[name], self._inputs, step=self.steps, start=self.start)
+            parts = (
+                _parts(self._inputs) if len(self.rules) > 1 and all(r.by_tensor for r in self.rules.values()) else []
+            )
+            if len(parts) > 1:
+                self._update_by_parts(parts)
+            else:
+                for name, rule in self.rules.items():
+                    rule.update(self.states[name], self._inputs, step=self.steps, start=self.start)
         if self.buffers == "recalibrate":
             self.norms = trained_norms(self.network)  # evaluation modes will hide which of them are frozen
+
+    def _update_by_parts(self, parts: Sequence[slice]) -> None:
+        """All averages of a few weights, then of the next: the weights are read from memory once."""
+        states = {}
+        for part in parts:
+            for name, rule in self.rules.items():
+                whole = self.states[name]
+                states[name] = AverageState({s: tensors[part] for s, tensors in whole.slots.items()}, whole.updates)
+                rule.update(states[name], self._inputs[part], step=self.steps, start=self.start)
+        for name, state in states.items():
+            self.states[name].updates = state.updates
 
     def _begin(self) -> None:
         if self.steps >= self.start_step:
@@ -601,6 +674,21 @@ def _fitting(tensor: Tensor, of: Tensor, name: str) -> Tensor:
     if tensor.shape != of.shape:
         raise ValueError(f"{name} is {tuple(tensor.shape)} in the checkpoint, but {tuple(of.shape)} in the network.")
     return shard_of(tensor, of)
+
+
+def _parts(tensors: Sequence[Tensor]) -> list[slice]:
+    """Successive tensors that fit a cache together, or one that does not.
+
+    >>> _parts([torch.empty(n) for n in (3 * 2**18, 2**18, 1, 2**22, 5)])
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None), slice(4, 5, None)]
+    """
+    found, start, size = [], 0, 0
+    for end, tensor in enumerate(tensors):
+        if size and size + tensor.numel() > _PART:
+            found.append(slice(start, end))
+            start, size = end, 0
+        size += tensor.numel()
+    return [*found, slice(start, len(tensors))]
 
 
 def _beside(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

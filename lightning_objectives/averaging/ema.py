@@ -47,6 +47,8 @@ class EMA(Rule):
     timm's ``ModelEmaV3``, https://github.com/huggingface/pytorch-image-models.
     """
 
+    by_tensor = True
+
     def __init__(self, *, decay: float = 0.999, warmup: bool = False, power: float = 2 / 3) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay} must be in [0, 1).")

@@ -94,8 +94,6 @@ class Signals:
     module: Any
     """The LightningModule; a mixin's answers are asked of it first."""
     batch: Any
-    numbers: dict[str, Tensor]
-    """``step``, ``epoch`` and ``progress``."""
     input: str | int | None = None
     index: Tensor | None = None
     made: dict[str, Any] = field(default_factory=dict)
@@ -109,9 +107,7 @@ class Signals:
             ValueError: it cannot be had; the message says what to do.
         """
         if name not in self.made:
-            if name in self.numbers:
-                self.made[name] = self.numbers[name]
-            elif name in self.makers:
+            if name in self.makers:
                 self.made[name] = self.makers[name](self)
             else:
                 self.made[name] = getattr(self, f"_{name}", lambda: self._missing(name))()

@@ -8,7 +8,7 @@ combination.
 
 import re
 from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -47,7 +47,12 @@ class Pipeline:
         self.members: list[Any] = []
         self.extras = Extras(module)
         self.stacks = Stacks()
-        self.makers: dict[str, Callable[[Signals], Any]] = {"progress": self._progress, "losses": self._sample_losses}
+        self.makers: dict[str, Callable[[Signals], Any]] = {
+            "step": lambda signals: torch.tensor(self.trainer.global_step),
+            "epoch": lambda signals: torch.tensor(self.trainer.current_epoch),
+            "progress": self._progress,
+            "losses": self._sample_losses,
+        }
         """What makes the signals that neither the batch nor the criterion gives, for each step that asks."""
         self.steps = 0
         """Training steps that went through the pipeline."""
@@ -71,8 +76,8 @@ class Pipeline:
         self._running: dict[str, list[Any]] = {}
         self._named: Named | None = None
         self._mode: CriterionMode | None = None
-        self._changed = False
-        """Whether a criterion's value was changed in a step after the first."""
+        self._compiled = self._changed = False
+        """Whether a network is compiled by itself; whether a criterion was changed in a step after the first."""
         self._undo: list[Callable[[], None]] = [
             Patch(module, "configure_model", self._configure_model, visible=True).remove,
             Patch(module, "training_step", self._training_step).remove,
@@ -210,8 +215,7 @@ class Pipeline:
         batch, index = unwrap(args[0] if args else kwargs.get("batch"), where)
         step = self.trainer.global_step
         self._running = {place: [m for m in self.members if m.place == place and m.active(step)] for place in PLACES}
-        numbers = {"step": torch.tensor(step), "epoch": torch.tensor(self.trainer.current_epoch)}
-        self.signals = Signals(self.module, batch, numbers, where, index, makers=self.makers)
+        self.signals = Signals(self.module, batch, where, index, makers=self.makers)
         self.batch_size = batch_size_of(part_of(batch, where))
         every = 0 if self.trainer.barebones else self.trainer.log_every_n_steps
         self.logs = every > 0 and step % every in (0, every - 1)
@@ -221,8 +225,7 @@ class Pipeline:
         args, kwargs = ((batch, *args[1:]), kwargs) if args else (args, {**kwargs, "batch": batch})
         self._live = True
         try:
-            self._choose_mode()
-            with self._mode or nullcontext():
+            with self._around():
                 output = inner(*args, **kwargs)
             for call, value in self._mode.taken() if self._mode is not None else ():
                 self._read(call, value)
@@ -235,16 +238,22 @@ class Pipeline:
         self.steps += 1
         return output
 
-    def _choose_mode(self) -> None:
-        """Whether the criterion's calls are only read in this step, which a compiled step is not broken by.
+    def _around(self) -> AbstractContextManager[Any]:
+        """What the user's step runs in: nothing while nothing is running.
 
-        A compiled step has a graph for each of the two. The first step is proved, which reading does not allow, and
-        what follows a step that changed a call is as that step, so that no graph is made late.
+        Where the criterion's calls are only read, a compiled step is not broken by them; it has a graph for each of the
+        ways. The first step is proved, which reading does not allow, and what follows a step that changed a call is as
+        that step, so that no graph is made late. A network that is compiled by itself stays in the mode, and has one.
         """
-        if self._mode is not None and self._named is None:
-            changes = any(self._running[place] for place in ("transform", "head", "loss", "weighting"))
-            self._changed = self._changed or (changes and self._verified)
-            self._mode.reads = self._verified and not self._changed
+        if self._mode is None or self._named is not None:
+            return self._mode or nullcontext()
+        if not self._verified:
+            self._compiled = any(map(_is_compiled, self.module.modules()))
+        changes = any(self._running[place] for place in ("transform", "head", "loss", "weighting"))
+        self._changed = self._changed or (changes and self._verified)
+        self._mode.reads = self._verified and not self._changed
+        idle = self._mode.reads and not self._running["term"]
+        return nullcontext() if idle and not self._compiled else self._mode
 
     def _forget(self) -> None:
         """No tensor of a step, and so none of its graph, is held beyond it."""
@@ -370,6 +379,11 @@ def _order(member: Any) -> tuple[int, str]:
 
 def _called(member: Any) -> str:
     return str(getattr(member.method, "__name__", type(member.method).__name__)).lower()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    in_place = getattr(module, "_compiled_call_impl", None) is not None
+    return in_place or hasattr(module, "_orig_mod") or getattr(module, "_compiler_ctx", None) is not None
 
 
 def _mean(calls: list[Call]) -> Tensor:

@@ -1,5 +1,6 @@
 """Checkpoints on disk into one, tensor by tensor."""
 
+import cmath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -102,35 +103,42 @@ def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float])
     columns: list[Sequence[Tensor]] = [[tensor] for tensor in (merged, *(source.tensor(name) for source in sources))]
     if all(tensor.is_contiguous() for (tensor,) in columns):
         columns = [torch.split(tensor.view(-1), _PIECE) for (tensor,) in columns]
-    finite = True
+    finite, spare = True, torch.empty_like(columns[0][0], dtype=_width(newest))
     for part, *older, last in zip(*columns):
         anchor = _wide(last)
-        part.copy_(_sum(anchor, [tensor.to(anchor.dtype) for tensor in older], shares))
-        finite = finite and _finite(part.to(anchor.dtype))
+        total = part if part.dtype == anchor.dtype else anchor.clone()
+        _add_up(total, anchor, [_wide(tensor) for tensor in older], shares, spare)
+        if total is not part:
+            part.copy_(total)
+        finite = finite and _finite(_wide(part))
     if not finite:
         _check_finite(name, merged, sources)
     return merged
 
 
-def _sum(anchor: Tensor, older: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    total = anchor.clone()
+def _add_up(total: Tensor, anchor: Tensor, older: Sequence[Tensor], shares: Sequence[float], spare: Tensor) -> None:
+    """Add to the anchor in ``total`` the shares of the differences to it."""
     others = [(tensor, share) for tensor, share in zip(older, shares) if not torch.equal(tensor, anchor)]
+    spare = spare if spare.shape == anchor.shape else spare[: len(anchor)]
     for tensor, share in others:
-        total.add_(tensor - anchor, alpha=share)
+        total.add_(torch.sub(tensor, anchor, out=spare), alpha=share)
     if others and not _finite(total):
-        total = anchor.clone()
+        total.copy_(anchor)
         for tensor, share in others:  # infinities that are equal have no difference
             total.add_(torch.where(tensor == anchor, 0.0, tensor - anchor), alpha=share)
-    return total
 
 
 def _finite(values: Tensor) -> bool:
     """Whether all are surely finite: their sum is, which is cheaper to look at, and may overflow."""
-    return bool(values.sum().isfinite())
+    return cmath.isfinite(values.sum().item())
+
+
+def _width(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype.itemsize >= 4 else torch.float32
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+    return tensor.to(_width(tensor))
 
 
 def _check_finite(name: str, merged: Tensor, sources: Sequence[Source]) -> None:

@@ -3,6 +3,7 @@
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Source:
                 + hint(self.path)
             ) from error
         self._file = file
+        self._dtypes: dict[str, torch.dtype] = {}
         self.metadata: Mapping[str, str] = file.metadata() or {}
         self.keys = self._by_plain_name(file.keys())
 
@@ -116,10 +118,11 @@ class Source:
         if self._file is None:
             tensor = self._tensors[self.keys[name]]
             return tensor.dtype, tuple(tensor.shape)
-        # A slice of safetensors knows its type only by a name of its own, but an empty part of it has torch's.
         part = self._file.get_slice(self.keys[name])
-        shape = tuple(part.get_shape())
-        return (part[:0] if shape and shape[0] else self.tensor(name)).dtype, shape
+        called, shape = part.get_dtype(), tuple(part.get_shape())
+        if called not in self._dtypes:  # a name of safetensors' own; an empty part has torch's
+            self._dtypes[called] = (part[:0] if shape and shape[0] else self.tensor(name)).dtype
+        return self._dtypes[called], shape
 
     def tensor(self, name: str) -> Tensor:
         """A tensor, in the file's own memory where that is mapped: never write to it."""
@@ -147,7 +150,8 @@ def in_order(paths: Iterable[str | Path], *, given: bool = False) -> tuple[list[
     Raises:
         ValueError: fewer than one file, a file twice, an unknown or repeated step, or tensors that do not match.
     """
-    sources = [Source(path) for path in paths]
+    with ThreadPoolExecutor() as pool:  # checksums are computed without Python's lock
+        sources = list(pool.map(Source, paths))
     if not sources:
         raise ValueError("There are no files to merge.")
     if given:

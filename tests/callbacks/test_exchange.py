@@ -60,10 +60,12 @@ def test_no_copy_of_the_model_is_made_while_an_average_stands_in_it():
     assert not averages.journal._spare
 
 
-@pytest.mark.parametrize("at", range(18))
-def test_an_interrupt_on_the_way_loses_neither(monkeypatch, at):
-    """Copies are counted; one of those of the way in, or of the way back, is stopped."""
-    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1, bias=False))
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", range(24))
+def test_an_interrupt_on_the_way_loses_neither(monkeypatch, at, after):
+    """Copies are counted, of four pieces there and back; one is stopped, before it or as soon as it is made."""
+    monkeypatch.setattr("lightning_objectives.averaging._averages._PIECE", 3)
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     averages = Averages(net, {"ema": EMA(decay=0.5)})
     for _ in range(2):
         with torch.no_grad():
@@ -77,6 +79,8 @@ def test_an_interrupt_on_the_way_loses_neither(monkeypatch, at):
     def stopped(self, source, *args):
         calls[0] += 1
         if calls[0] == at + 1:
+            if after:
+                copy(self, source, *args)
             raise KeyboardInterrupt
         return copy(self, source, *args)
 

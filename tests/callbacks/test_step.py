@@ -62,7 +62,7 @@ def test_zero_strength_is_the_untouched_run_bit_for_bit(callback):
     probe = Probe()
     touched, _ = fit(callback(), probe, net=lambda: Net(dropout=0.5))
     assert probe.pipeline.steps == 6
-    assert probe.pipeline.caught_calls == 6
+    assert probe.pipeline.caught_calls == 1  # the first, by which the plan is proved
     assert equal(plain, touched)
     assert plain.losses == touched.losses
 
@@ -841,13 +841,13 @@ def test_compiled_modules_are_compiled_once(where):
 
 
 @pytest.mark.parametrize(
-    "callback",
+    ("callback", "taken"),
     [
-        lambda: AddRegularizer(lambda losses, logits: losses + logits.square().mean(1)),
-        lambda: ReweightSamples(LossBasedReweighting(warmup_steps=5)),
+        (lambda: AddRegularizer(lambda losses, logits: losses + logits.square().mean(1)), 6),
+        (lambda: ReweightSamples(LossBasedReweighting(warmup_steps=5)), 2),  # the first step, and the last
     ],
 )
-def test_a_compiled_step_that_is_only_read_is_not_broken(callback):
+def test_a_compiled_step_that_is_only_read_is_not_broken(callback, taken):
     class Look(L.Callback):
         """The graph breaks so far, and the graphs, after each step."""
 
@@ -864,7 +864,7 @@ def test_a_compiled_step_that_is_only_read_is_not_broken(callback):
         L.seed_everything(0, verbose=False)
         net, probe, look = build(), Probe(), Look()
         trainer(callback(), probe, look).fit(net, loader())
-        assert probe.pipeline.caught_calls == 6
+        assert probe.pipeline.caught_calls == taken
         return net, look
 
     counter = CompileCounter()
