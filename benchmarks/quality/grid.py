@@ -102,7 +102,6 @@ SWEEP = [
     Arm("LinUpper r=0.1", (reweight("lin_upper", 0.1),), tuned_as=UPPER.name),
 ]
 TOKENS = Arm("LinUpper r=0.4, each token", (reweight("lin_upper", 0.4, unit="element"),), tuned_as=UPPER.name)
-LINES = [UPPER, MIDDLE, TOKENS]
 
 # Averages and merges, on a constant learning rate; and the decays that the merge stands for.
 STABLE = Arm("constant", recipe=CONSTANT, carries="all")
@@ -273,26 +272,31 @@ CLAIMS = {
 }
 
 GROUPS = (
+    # what the verdicts need
     Group("dropout", "MLP", (ONE, EIGHT, LONGER, PLAIN)),
     Group("reweighting", "clean", (PLAIN, UPPER, MIDDLE)),
     Group("WSM", "clean", (STABLE, DECAY)),
     Group("distillation", "clean", (DUAL, LOGITS, ONE_HEAD, ALONE)),
     Group("WSM", "characters", (STABLE, DECAY, COSINE)),
-    Group("reweighting", "40 % symmetric noise", (PLAIN, UPPER, MIDDLE)),
-    Group("reweighting", "long tail", (PLAIN, UPPER, MIDDLE)),
-    Group("together", "clean", tuple(TOGETHER)),
-    Group("dropout", "MLP", (*SAMPLES, *RATES)),
-    Group("reweighting", "characters", tuple(LINES)),
-    Group("distillation", "5 % of the data", (PLAIN, DUAL, LOGITS)),
-    Group("distillation", "clean", (TAUGHT_AS_LONG, *VARIANTS)),
     Group("dropout", "clean", (ONE, EIGHT)),
-    Group("WSM", "characters", (*DECAYS, SHORT)),
-    Group("reweighting", "40 % asymmetric noise", (PLAIN, UPPER, MIDDLE)),
+    Group("reweighting", "40 % symmetric noise", (PLAIN, UPPER, MIDDLE)),
+    Group("distillation", "clean", (TAUGHT_AS_LONG, *VARIANTS[:3])),
+    Group("reweighting", "characters", (UPPER, TOKENS)),
+    Group("reweighting", "long tail", (PLAIN, UPPER, MIDDLE)),
+    Group("distillation", "5 % of the data", (PLAIN, DUAL, LOGITS)),
+    Group("together", "clean", tuple(TOGETHER)),
+    # sweeps, and a look at why
+    Group("dropout", "MLP", (*SAMPLES, *RATES)),
+    Group("distillation", "clean", tuple(VARIANTS[3:])),
+    Group("WSM", "characters", tuple(DECAYS)),
     Group("reweighting", "40 % symmetric noise", tuple(SWEEP)),
+    Group("reweighting", "40 % asymmetric noise", (PLAIN, UPPER, MIDDLE)),
     Group("reweighting", "clean", tuple(SWEEP)),
+    Group("WSM", "characters", (SHORT,)),
+    Group("distillation", "clean", tuple(PLAIN_KL)),
     Group("reweighting", "20 % symmetric noise", (PLAIN, UPPER, MIDDLE)),
     Group("reweighting", "20 % asymmetric noise", (PLAIN, UPPER, MIDDLE)),
-    Group("distillation", "clean", tuple(PLAIN_KL)),
+    Group("reweighting", "characters", (MIDDLE,)),
     Group("WSM", "clean", (SHORT,)),
 )
 

@@ -86,7 +86,7 @@ def reweighting(results: Results) -> plt.Figure:
         axes.flat[6], arms_of(results, "long tail", names, "worst class"), label=MEASURES["worst class"], beside="plain"
     )
     axes.flat[6].set_title("long tail")
-    lines = [grid.COSINE.name, *(arm.name for arm in grid.LINES)]
+    lines = [grid.COSINE.name, *(arm.name for arm in (grid.UPPER, grid.MIDDLE, grid.TOKENS))]
     dots(axes.flat[7], arms_of(results, "characters", lines, "nll"), label="test loss", beside="cosine")
     axes.flat[7].set_title("characters")
     return figure
