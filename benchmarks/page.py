@@ -27,7 +27,55 @@ ORDER = (
     "calibration_error weighting alignment growth all_five compiled"
 ).split()
 
-MISSED: dict[str, str] = {}
+MISSED = {
+    "ema_update": """\
+*What is missed, and why.* An update is one `torch._foreach_lerp_` over cached lists, and a profile of it shows
+nothing else above a tenth. On the CPU torch works through such a list tensor by tensor, a call and a start of
+the threads each, where the limit is one call. Tried: lists by type and device that are made once, no state
+dict, one look at the addresses in C (all kept). Keeping the averages in one flat tensor does not help as long
+as the weights lie apart. Four averages must move 9 tensors' worth of bytes where one moves 3, so that 3.0, and
+not 2.5, is what the memory allows; the weights are read once for all of them, part by part.""",
+    "trainer_step": """\
+*What is missed, and why.* The update itself takes what the row above says; what is left is what Lightning
+spends on calling one more callback some twenty times a step, which the seam's row measures alone.""",
+    "swap": """\
+*What is missed, and why.* Three copies each way, as the limit's, tensor by tensor: a network of many small
+tensors takes more calls than two flat ones. Tried: the whole tensor put aside at once (slower), and pieces of
+2^15 (kept) to 2^20 elements. Not tried: an exchange of the pointers, which would break what holds on to them:
+captured graphs, views, and memory that processes share.""",
+    "seam": """\
+*What is missed, and why.* While a method is not active, nothing is caught and the step runs in no mode. What is
+left is a few dozen lines of Python, and what Lightning spends on any callback, which the empty one shows.""",
+    "distillation": """\
+*What is missed, and why.* The teacher's forward pass in inference mode, which the user's own code by hand takes
+as well, is nearly all that is added: the ratio is that of the two networks on this machine. The cached logits
+add a checksum of each sample's inputs, by which random augmentation is found out.""",
+    "multi_sample_dropout": """\
+*What is missed, and why.* One product for all samples, as the limit's. The profile shows what is not a product:
+the draw of the masks, one random number for each feature and sample, by torch's own dropout; the softmax of M
+times as many logits, and its gradient. Tried: no copy of the features before the dropout (kept); one draw for
+all samples (kept). A cheaper draw would not be torch's dropout bit by bit, which one sample is promised to be.""",
+    "large_vocabulary": """\
+*What is missed, and why.* The products are nearly all of the plain loss already. Chunks of 512 tokens keep the
+memory within its bound, and cost time in torch's own function. By hand, with the gradients made in the forward
+pass, it takes the plain time, and more memory than the bound.""",
+    "calibration_error": """\
+*What is missed, and why.* At 256 rows a `max` is as short as ten calls of anything. An update is some twenty
+calls of NumPy, three sums of torch, and the bookkeeping of torchmetrics around each update, which by itself
+takes a good part of the bound. Tried: one pass for the greatest class and its probability, rules of validity
+that are looked at row by row only where the extremes break one, sums that go past `Module.__setattr__` (all
+kept). Rows that are collected and counted later would be faster, and wrong for who reads or copies the state in
+between.""",
+    "compiled": """\
+*What is missed, and why.* A step in which nothing is running is the plain compiled one, without a break; what
+is left is the Python of the step and what Lightning spends on a callback, as in the seam's row. Where a
+criterion is changed, the graph is broken there once: what is done depends on how many rows count, which no
+graph can hold.""",
+    "merging": """\
+*What is missed, and why.* Files of torch are read twice, once for the checksums in them, which nobody else
+looks at; those of several files are computed at the same time. The merged file is written and put on the disk
+within the time, where reading only writes nothing.""",
+}
 """By row, why a target of it is missed and what was tried; said where it is."""
 
 

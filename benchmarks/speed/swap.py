@@ -38,7 +38,7 @@ def run(bench: Bench) -> None:
 
 def flat(network: torch.nn.Module):
     one, other = (torch.cat([p.detach().flatten() for p in network.parameters()]) for _ in range(2))
-    piece = min(len(one), 2**20)
+    piece = min(len(one), 2**15)
     spare = torch.empty(piece, device=one.device)
 
     def there() -> None:

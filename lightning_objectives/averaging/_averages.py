@@ -15,8 +15,9 @@ from lightning_objectives.averaging._shards import address, like, local, reshard
 from lightning_objectives.kinds import AverageState, Rule
 
 Buffers = Literal["copy", "average", "recalibrate"]
-_PIECE = 2**18
-"""Elements that change places at once."""
+_PIECE = {"cpu": 2**15}
+"""Elements that change places at once, where it is not the whole tensor: they fit a cache, and torch takes no second
+thread for so few. Elsewhere a call costs more than the memory."""
 _PART = 2**20
 """Elements of the weights that several averages take in one after the other."""
 
@@ -36,7 +37,7 @@ class _Exchange:
     def __init__(self, one: Tensor, other: Tensor, room: Tensor, done: Callable[[], None]) -> None:
         if _dense(one):
             one, other = (tensor.as_strided((tensor.numel(),), (1,)) for tensor in (one, other))
-            pairs = zip(torch.split(one, _PIECE), torch.split(other, _PIECE))
+            pairs = zip(torch.split(one, len(room)), torch.split(other, len(room)))
             pieces = [(room[: len(mine)], mine, theirs) for mine, theirs in pairs]
         else:
             pieces = [(room.as_strided(one.shape, one.stride()), one, other)]
@@ -119,13 +120,15 @@ class Journal:
 
     def _room(self, tensor: Tensor) -> Tensor:
         """Memory for a piece of a tensor."""
-        size = min(_extent(tensor), _PIECE) if _dense(tensor) else _extent(tensor)
+        size = _extent(tensor)
+        if _dense(tensor):
+            size = min(size, _PIECE.get(tensor.device.type, size))
         between = self._between
         fits = between is not None and (between.dtype, between.device) == (tensor.dtype, tensor.device)
         if between is None or not fits or len(between) < size:
             with torch.inference_mode(False):  # or training could not write to it later
                 between = self._between = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
-        return between
+        return between[:size]
 
     def release(self, names: Iterable[str]) -> None:
         """Forget the copies; their memory is used again."""
@@ -354,21 +357,18 @@ class Averages:
         elif (self.steps - self.start) // self.every_n_steps > (before - self.start) // self.every_n_steps:
             self._follow()
             self._fetch()
-            parts = (
-                _parts(self._inputs) if len(self.rules) > 1 and all(r.by_tensor for r in self.rules.values()) else []
-            )
-            if len(parts) > 1:
-                self._update_by_parts(parts)
+            if len(self.rules) > 1 and all(rule.by_tensor for rule in self.rules.values()):
+                self._update_by_parts()
             else:
                 for name, rule in self.rules.items():
                     rule.update(self.states[name], self._inputs, step=self.steps, start=self.start)
         if self.buffers == "recalibrate":
             self.norms = trained_norms(self.network)  # evaluation modes will hide which of them are frozen
 
-    def _update_by_parts(self, parts: Sequence[slice]) -> None:
+    def _update_by_parts(self) -> None:
         """All averages of a few weights, then of the next: the weights are read from memory once."""
         states = {}
-        for part in parts:
+        for part in _parts(self._inputs):
             for name, rule in self.rules.items():
                 whole = self.states[name]
                 states[name] = AverageState({s: tensors[part] for s, tensors in whole.slots.items()}, whole.updates)
