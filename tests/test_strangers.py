@@ -210,6 +210,7 @@ def same(a, b):
 
 
 @pytest.mark.processes
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # each run has a folder of its own
 def test_killed_in_an_epoch_and_resumed_it_ends_to_the_bit(tmp_path):
     last = killed(__file__, tmp_path, directory=tmp_path)
     assert last.name == "epoch=1.ckpt"

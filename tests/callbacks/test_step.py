@@ -26,6 +26,10 @@ from lightning_objectives.kinds import Regularizer
 from lightning_objectives.regularizers import LogPartitionPenalty
 from lightning_objectives.weighting import LossBasedReweighting
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's compiler looks
+
 
 def ones(losses: Tensor) -> Tensor:
     return torch.ones_like(losses)
@@ -824,7 +828,6 @@ def compiled(where, counter):
 
 
 @pytest.mark.parametrize("where", ["a part", "a part, in place", "the module"])
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's compiler looks at it
 def test_compiled_modules_are_compiled_once(where):
     eager, _ = fit(ReweightSamples(LossBasedReweighting(warmup_steps=2)), net=Quiet)
     torch._dynamo.reset()
