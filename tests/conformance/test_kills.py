@@ -113,8 +113,8 @@ def compare(root, whole):
     for name in names:
         assert not difference(saved(root / "checkpoints" / name, root), saved(whole / "checkpoints" / name, whole))
     mine, theirs = files(root, but=NO_PLUG_INS), files(whole, but=NO_PLUG_INS)
-    # What left the window stays while one of the two newest checkpoints tells of it, and a process that was killed after
-    # the last one and only ends has not seen the one before.
+    # What left the window stays while one of the two newest checkpoints tells of it, and a process that was killed
+    # after the last one and only ends has not seen the one before.
     told = {Path(entry["file"]).name for entry in _entries(whole)}
     old = {
         name for name in mine.keys() ^ theirs.keys() if name.startswith("merge/step=") and Path(name).name not in told
