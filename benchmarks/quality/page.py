@@ -171,7 +171,8 @@ def write(store: Store, *, docs: Path = DOCS, verdicts: Path = WORDS) -> None:
     parts.append(prose("introduction")[1])
     for title, (plot, names) in SECTIONS.items():
         asked, meant = prose(plot)
-        parts += [f"## {title}", asked, f"![{title}]({plot}.png)"]
+        parts += [f"## {title}", asked]
+        parts.append(f"![{title}]({plot}.png)" if (docs / f"{plot}.png").exists() else "*No run of it yet.*")
         for name in names:
             claim = grid.CLAIMS[name]
             label = ", ".join(f"`{method}`" for method in claim.methods) or name
