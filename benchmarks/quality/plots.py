@@ -154,7 +154,7 @@ def together(results: Results) -> plt.Figure:
                     label = name if place == 0 else None
                     ax.plot([np.mean(values)], [place], "|", color=colour, label=label, ms=18, markeredgewidth=3)
         decayed = list(results.values("clean", "plain", measure).values())
-        if decayed:
+        if decayed and ax.lines:
             ax.axvline(np.mean(decayed), color=COLOURS[0], linestyle=":", label="plain, cosine decay")
         ax.set(xlabel=MEASURES[measure])
         ax.grid(axis="x", alpha=0.3)
@@ -218,7 +218,7 @@ def draw(results: Results, folder: Path) -> None:
             ax.set_visible(any(len(line.get_xdata()) for line in ax.lines))
         if any(ax.get_visible() for ax in figure.axes):
             figure.tight_layout()
-            figure.savefig(file, dpi=90, metadata={"Software": None})
+            figure.savefig(file, dpi=90, bbox_inches="tight", metadata={"Software": None})
         else:
             file.unlink(missing_ok=True)
         plt.close(figure)
