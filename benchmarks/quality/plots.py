@@ -160,7 +160,8 @@ def together(results: Results) -> plt.Figure:
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(grid.TOGETHER)), [arm.name for arm in grid.TOGETHER])
     axes[0].invert_yaxis()
-    axes[1].legend(fontsize=8)
+    if axes[1].lines:
+        axes[1].legend(fontsize=8)
     return figure
 
 
