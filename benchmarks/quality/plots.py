@@ -195,7 +195,8 @@ def calibration(results: Results) -> plt.Figure:
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(shown)), list(shown))
     axes[0].invert_yaxis()
-    axes[2].legend(fontsize=8)
+    if shown:
+        axes[2].legend(fontsize=8)
     return figure
 
 
