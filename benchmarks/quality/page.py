@@ -1,6 +1,7 @@
 """The page: what was asked, the plot, the numbers, the verdict, the command. All figures come from the results."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def words(results: Results) -> dict[str, str]:
         differences = [results.compared(asked) for asked in claim.judged]
         found[name] = verdict(["not shown" if d is None else d.word for d in differences])
     return found
+
+
+def tally(results: Results, claim: grid.Claim) -> str:
+    """How often each word was said of a claim's comparisons."""
+    said = Counter(d.word if (d := results.compared(asked)) else "not shown" for asked in claim.judged)
+    return ", ".join(f"{count} {word}" for word, count in sorted(said.items()))
 
 
 def judged(results: Results, claim: grid.Claim) -> str:
@@ -152,16 +159,16 @@ def write(store: Store, *, docs: Path = DOCS, verdicts: Path = WORDS) -> None:
     draw(results, docs)
     planned, done = list(grid.jobs()), [job for job in grid.jobs() if job.key in store.runs]
     seconds = sum(run["seconds"]["all"] for run in store.runs.values())
-    missing = [f"{g.claim} on {g.task}" for g in grid.GROUPS if _missing(results, g)]
+    missing = dict.fromkeys(f"{g.claim} on {g.task}" for g in grid.GROUPS if _missing(results, g))
     versions = sorted({json.dumps(run["versions"]) for run in store.runs.values()})
     revisions = sorted({run["revision"] for run in store.runs.values()})
     parts = ["# Does it help? Evidence on real data, with seeds", prose("introduction")[0]]
     rows = [
-        [title, ", ".join(f"{name}: **{said[name]}**" for name in names)]
+        [title, name, f"**{said[name]}**", tally(results, grid.CLAIMS[name])]
         for title, (_, names) in SECTIONS.items()
-        if names
+        for name in names
     ]
-    parts.append(table(("claim", "verdict"), rows))
+    parts.append(table(("section", "claim", "verdict", "comparisons"), rows))
     parts.append(
         f"{len(done)} of {len(planned)} planned runs, {seconds / 3600:.2f} core hours of CPU time. Versions: "
         f"{'; '.join(versions)}; revisions {', '.join(revisions)}."
@@ -171,7 +178,8 @@ def write(store: Store, *, docs: Path = DOCS, verdicts: Path = WORDS) -> None:
     parts.append(prose("introduction")[1])
     for title, (plot, names) in SECTIONS.items():
         asked, meant = prose(plot)
-        parts += [f"## {title}", asked, f"![{title}]({plot}.png)"]
+        parts += [f"## {title}", asked]
+        parts.append(f"![{title}]({plot}.png)" if (docs / f"{plot}.png").exists() else "*No run of it yet.*")
         for name in names:
             claim = grid.CLAIMS[name]
             label = ", ".join(f"`{method}`" for method in claim.methods) or name

@@ -46,20 +46,22 @@ def dropout(results: Results) -> plt.Figure:
             steps = np.arange(1, len(loss) + 1) * runs[0]["loss"]["every"]
             left.plot(steps, loss, color=colour, label=f"M={m}", linewidth=1.4)
     left.set(xlabel="step", ylabel="training loss, running mean", title="MLP, p=0.3", yscale="log")
-    left.legend()
+    if left.lines:
+        left.legend()
     names = {"none": grid.PLAIN.name, **{f"M={m}": name for m, name in samples.items()}}
-    names["M=1, as long as M=8"] = grid.LONGER.name
+    names["M=1, as long"] = grid.LONGER.name
     found = {label: results.values("MLP", name) for label, name in names.items()}
     dots(middle, found, label="test error", beside="M=1")
     middle.set_title("MLP, p=0.3")
     for colour, kind in ((COLOURS[0], "dropout"), (COLOURS[1], "MSD M=8")):
         points = {p: list(results.values("MLP", f"{kind} p={p}").values()) for p in (0.1, 0.3, 0.5, 0.7)}
         rates = [p for p, values in points.items() if values]
-        right.plot(rates, [np.mean(points[p]) for p in rates], color=colour, label=kind)
-        for p in rates:
-            right.plot([p] * len(points[p]), points[p], "o", color=colour, alpha=0.4, markersize=4)
+        if len(rates) > 1:
+            right.plot(rates, [np.mean(points[p]) for p in rates], color=colour, label=kind)
+            for p in rates:
+                right.plot([p] * len(points[p]), points[p], "o", color=colour, alpha=0.4, markersize=4)
+            right.legend()
     right.set(xlabel="p", ylabel="test error", title="MLP, by the rate")
-    right.legend()
     return figure
 
 
@@ -149,16 +151,17 @@ def together(results: Results) -> plt.Figure:
                 values = list(results.values("clean", f"{arm.name}: {name}", measure).values())
                 if values:
                     ax.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=4)
-                    ax.plot([np.mean(values)], [place], "|", color=colour, markersize=18, markeredgewidth=3)
-            ax.plot([], [], "|", color=colour, label=name, markersize=12, markeredgewidth=3)
+                    label = name if place == 0 else None
+                    ax.plot([np.mean(values)], [place], "|", color=colour, label=label, ms=18, markeredgewidth=3)
         decayed = list(results.values("clean", "plain", measure).values())
-        if decayed:
+        if decayed and ax.lines:
             ax.axvline(np.mean(decayed), color=COLOURS[0], linestyle=":", label="plain, cosine decay")
         ax.set(xlabel=MEASURES[measure])
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(grid.TOGETHER)), [arm.name for arm in grid.TOGETHER])
     axes[0].invert_yaxis()
-    axes[1].legend(fontsize=8)
+    if axes[1].lines:
+        axes[1].legend(fontsize=8)
     return figure
 
 
@@ -182,17 +185,18 @@ def calibration(results: Results) -> plt.Figure:
     figure, axes = plt.subplots(1, 3, figsize=(15, 5), sharey=True)
     shown = {label: name for label, name in CALIBRATED.items() if results.values("clean", name, "ece")}
     for ax, measure in zip(axes, ("ece", "nll", "brier")):
-        for colour, suffix, label in ((COLOURS[2], "", "as trained"), (COLOURS[1], " scaled", "temperature scaled")):
+        for colour, suffix, legend in ((COLOURS[2], "", "as trained"), (COLOURS[1], " scaled", "temperature scaled")):
             for place, name in enumerate(shown.values()):
                 values = list(results.values("clean", name, measure + suffix).values())
                 ax.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=4)
-                ax.plot([np.mean(values)], [place], "|", color=colour, markersize=16, markeredgewidth=3)
-            ax.plot([], [], "|", color=colour, label=label, markersize=12, markeredgewidth=3)
+                label = legend if place == 0 else None
+                ax.plot([np.mean(values)], [place], "|", color=colour, label=label, ms=16, markeredgewidth=3)
         ax.set_xlabel(f"test {measure.upper() if measure != 'brier' else 'Brier score'}")
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(shown)), list(shown))
     axes[0].invert_yaxis()
-    axes[2].legend(fontsize=8)
+    if shown:
+        axes[2].legend(fontsize=8)
     return figure
 
 
@@ -208,10 +212,15 @@ PLOTS: dict[str, Callable[[Results], plt.Figure]] = {
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Every plot as a PNG without a date in it, so that the same results give the same file."""
+    """Every plot of which there are runs, as a PNG without a date in it: the same results give the same file."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, plot in PLOTS.items():
-        figure = plot(results)
-        figure.tight_layout()
-        figure.savefig(folder / f"{name}.png", dpi=90, metadata={"Software": None})
+        figure, file = plot(results), folder / f"{name}.png"
+        for ax in figure.axes:
+            ax.set_visible(any(len(line.get_xdata()) for line in ax.lines))
+        if any(ax.get_visible() for ax in figure.axes):
+            figure.tight_layout()
+            figure.savefig(file, dpi=90, bbox_inches="tight", metadata={"Software": None})
+        else:
+            file.unlink(missing_ok=True)
         plt.close(figure)
