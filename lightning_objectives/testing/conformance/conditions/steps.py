@@ -52,7 +52,13 @@ def clipping_by_value(trial: Trial) -> None:
 
 
 def added_parameters(trial: Trial) -> None:
-    """What a plug-in adds is trained as what is there: by the optimizer, once each, and not left as it began."""
+    """What a plug-in adds is trained, by an optimizer too that was given the user's own parameters one by one."""
+
+    def listed(user: Any) -> dict[str, Any]:
+        return {"configure_optimizers": lambda self: torch.optim.SGD(self.listed, lr=0.1)}
+
+    def keep(module: Any) -> None:
+        module.listed = list(module.parameters())
 
     def parameters(module: Any) -> dict[str, Any]:
         groups = [group["params"] for optimizer in module.trainer.optimizers for group in optimizer.param_groups]
@@ -63,7 +69,7 @@ def added_parameters(trial: Trial) -> None:
         return {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     probe = Probe(start=parameters, end=parameters)
-    trial.fit([*trial.make(), probe])
+    trial.fit([*trial.make(), probe], module=variant(trial.case.module, listed, keep))
     first, last = probe.starts[0], probe.ends[-1]
     still = [name for name in first.keys() - trial.case.module().state_dict() if first[name].equal(last[name])]
     trial.require(not still, f"what it adds must be trained, but {still} are as they began.")
