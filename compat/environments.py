@@ -78,6 +78,8 @@ NOT_RUN = {
         "torch 2.6, 2.7 and 2.8 do not compile a part that is compiled in place while the criterion is caught; the "
         "results are right. With 2.14, and with `net.part = torch.compile(net.part)`, it is compiled",
     )
+    | {"compiled_again_and_again": "torch 2.6 compiles a function around a wrapped head twice after the third step"},
+    "pytorch_lightning": {"strangers": "torch-uncertainty, whose routine is trained there, needs `lightning`"},
 }
 """Words of tests that are not run in an environment, and why."""
 

@@ -10,6 +10,8 @@ RENAMED = [
     (r"\bimport lightning as L\b", "import pytorch_lightning as L"),
     (r"\blightning\.pytorch\b", "pytorch_lightning"),
     (r"\blightning\.fabric\b", "lightning_fabric"),
+    (r"\bL\.pytorch\.", "L."),
+    (r"\"lightning\.", '"pytorch_lightning.'),  # the names of modules that tests make
 ]
 
 
@@ -18,7 +20,7 @@ def copy() -> Path:
     target = FOLDER / "pytorch_lightning_project"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for name in ("tests", "examples", "docs", "lightning_objectives", "pyproject.toml"):
+    for name in ("tests", "examples", "benchmarks", "docs", "lightning_objectives", "pyproject.toml"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "site", "build"))
@@ -27,7 +29,12 @@ def copy() -> Path:
     for path in ROOT.glob("*.md"):
         shutil.copy(path, target)
     for path in target.rglob("*"):
-        if path.suffix in (".py", ".yaml") and path.relative_to(target).parts[0] in ("tests", "examples", "docs"):
+        if path.suffix in (".py", ".yaml") and path.relative_to(target).parts[0] in (
+            "tests",
+            "examples",
+            "benchmarks",
+            "docs",
+        ):
             path.write_text(renamed(path.read_text()))
         elif path.suffix == ".py" and path.is_relative_to(target / "lightning_objectives" / "testing" / "conformance"):
             path.write_text(renamed(path.read_text()))  # trains modules of its own, as tests do
