@@ -24,12 +24,15 @@ def part(name: str) -> Any:
 VERSION: str = part("").__version__
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback as Callback
-    from lightning.pytorch import LightningDataModule as LightningDataModule
-    from lightning.pytorch.utilities import rank_zero_info as rank_zero_info
-    from lightning.pytorch.utilities import rank_zero_warn as rank_zero_warn
-    from lightning.pytorch.utilities.seed import isolate_rng as isolate_rng
-    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature as is_param_in_hook_signature
+    import lightning.pytorch as pl
+    from lightning.pytorch.utilities import seed, signature_utils
+
+    # By assignment: the documentation follows imports, and stops before other people's packages.
+    Callback = pl.Callback
+    LightningDataModule = pl.LightningDataModule
+    rank_zero_info, rank_zero_warn = pl.utilities.rank_zero_info, pl.utilities.rank_zero_warn
+    isolate_rng = seed.isolate_rng
+    is_param_in_hook_signature = signature_utils.is_param_in_hook_signature
 else:
     # A Trainer knows only the classes of its own Lightning: be both.
     Callback, LightningDataModule = (
