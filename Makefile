@@ -7,7 +7,7 @@ BENCH = OMP_NUM_THREADS=2 $(if $(wildcard .venv-peers/bin/python),.venv-peers,.v
 # Two workers on two cores: without this each would start a thread per core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all conformance lint docs bench bench-peers clean
+.PHONY: help demo test test-all test-compat conformance lint docs bench bench-peers bench-quality clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: $(READY) ## The quick part of the tests.
 test-all: $(READY) ## All tests, those that start processes too; no cell of the conformance suite may stay empty.
 	$(PYTEST) --junitxml=build/tests.xml
 	$(BIN)/python docs/conformance.py build/tests.xml
+
+test-compat: $(READY) ## The quick tests with the lowest and the newest versions, and without `lightning`; downloads.
+	$(BIN)/python -m compat
 
 conformance: $(READY) ## Every plug-in under everything that the Trainer does; writes docs/conformance.md.
 	$(PYTEST) tests/conformance tests/test_conformance.py --junitxml=build/conformance.xml
@@ -44,6 +47,9 @@ bench-peers: $(READY) ## The other libraries that `make bench` measures, in an e
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-peers/beside
 	mv .venv-peers/beside "$$(.venv-peers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
 	.venv-peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
+
+bench-quality: $(READY) ## Whether the methods help: the runs that are not there yet, and docs/evidence anew.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality
 
 clean: ## Remove what the other jobs made, but for .venv.
 	rm -rf build dist docs/site .mypy_cache .ruff_cache .hypothesis

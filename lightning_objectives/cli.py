@@ -1,12 +1,14 @@
 """The command ``lightning-objectives``: Lightning's own command line, and what this package knows of its methods."""
 
 import inspect
+import json
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,13 +61,13 @@ def _lightning(args: list[str]) -> None:
         import_module("jsonargparse")
     except ModuleNotFoundError:
         _stop(f"{args[0]} needs jsonargparse: pip install 'lightning-objectives[cli]'.")
-    from lightning.pytorch.cli import LightningCLI
+    from lightning_objectives._lightning import part
 
     # The user's own files, as with `python -m`: an installed command does not see them otherwise.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    LightningCLI(
+    part("cli").LightningCLI(
         subclass_mode_model=True,
         subclass_mode_data=True,
         # Without a logger the directory is the same for every run, and Lightning's own file name, config.yaml, may be
@@ -96,17 +98,25 @@ def _room(room: str, methods: list[type[Any]]) -> str:
             _plain(_doc(cls).split("\n\n")[0]), 110, initial_indent=f"  {cls.__name__}: ", subsequent_indent="    "
         )
         lines += [f"    {url}" for url in _paper(cls)]
+        lines += [f"    {found}" for found in _evidence(cls)]
     return "\n".join(lines)
 
 
 def _card(room: str, cls: type[Any]) -> str:
-    own = _heading(f"{room}.{cls.__name__}", cls) + f"\n\n{cls.__name__}{inspect.signature(cls)}\n\n{_doc(cls)}"
+    head = "\n".join([_heading(f"{room}.{cls.__name__}", cls), *_evidence(cls)])
+    own = f"{head}\n\n{cls.__name__}{inspect.signature(cls)}\n\n{_doc(cls)}"
     return own + "".join(f"\n\n{f.__name__}{inspect.signature(f)}\n\n{_doc(f)}" for f in _functions(cls))
 
 
 def _heading(name: str, cls: type[Any]) -> str:
     callback = getattr(cls, "callback", "")
     return f"{name}, placed by {callback}" if callback else name
+
+
+def _evidence(cls: type[Any]) -> list[str]:
+    """What the benchmarks of this project found of a method, in a word; nothing where they have not tried it."""
+    words: dict[str, str] = json.loads(files("lightning_objectives").joinpath("evidence.json").read_text("utf-8"))
+    return [f"evidence: {words[cls.__name__]}"] if cls.__name__ in words else []
 
 
 def _doc(thing: Any) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-PATIENCE = float(os.environ.get("PATIENCE", "90"))
-"""Seconds for a run; a machine that is shared needs more."""
+PATIENCE = float(os.environ.get("PATIENCE", "240"))
+"""Seconds for a script of many trainings; a collective that hangs gives up after a minute by itself."""
 PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -23,7 +23,7 @@ def start(script, *words, **pipes):
 
 
 def finished(script, run, directory):
-    """Wait for all processes of ``run``; one that hangs is killed after a minute and a half."""
+    """Wait for all processes of ``run``; one that hangs is killed in the end."""
     directory.mkdir(exist_ok=True)
     process = start(script, run, directory)
     try:
@@ -43,7 +43,7 @@ def killed(script, *words, directory):
     """Send SIGKILL to a training once it says that it is ``ready``; returns its newest checkpoint."""
     process = start(script, *words)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE
         while not (directory / "ready").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline

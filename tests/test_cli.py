@@ -157,6 +157,7 @@ def test_methods_lists_every_method(capsys):
         assert f"\n{room}" in f"\n{out}"
         assert f"  {cls.__name__}: " in out
     assert "averaging, placed by AverageWeights\n" in out
+    assert out.count("    evidence: ") > 5
     assert "    https://arxiv.org/abs/2502.06733\n" in out, "the paper of a module form stands in its function"
     assert ":math:" not in out
     assert "`" not in out

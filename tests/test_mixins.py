@@ -196,6 +196,7 @@ def test_a_merge_from_the_mixin_is_that_of_the_callback():
     assert equal(dict(first), dict(second))
 
 
+@pytest.mark.filterwarnings("ignore:The learning rate varied")  # one cycle of it, in two snapshots
 def test_all_five_on_an_existing_class_train_as_the_callbacks_do():
     Digits = digits()  # a class
 

@@ -74,6 +74,7 @@ def check_five(runner, net, names):
     return merged["state_dict"]
 
 
+@pytest.mark.filterwarnings("ignore:The learning rate varied")  # one cycle of it, in two snapshots
 def test_the_five_together_on_the_example(tmp_path):
     net, teacher = digits()(width=2), digits()(width=4)
     names, taught = set(net.state_dict()), copy.deepcopy(teacher.state_dict())
@@ -87,6 +88,7 @@ def test_the_five_together_on_the_example(tmp_path):
     plain.load_state_dict(merged, strict=True)
 
 
+@pytest.mark.filterwarnings("ignore:You called `self.log")  # the routine asks for a logger
 def test_the_five_together_on_a_classification_routine_from_pypi(tmp_path):
     from torch_uncertainty.routines import ClassificationRoutine
 
@@ -118,6 +120,7 @@ def test_the_example_is_not_touched():
     assert "lightning_objectives" not in MODEL.read_text()
 
 
+@pytest.mark.filterwarnings("ignore:You called `self.log")
 def test_a_classification_routine_from_pypi():
     from torch_uncertainty.routines import ClassificationRoutine
 
@@ -207,6 +210,7 @@ def same(a, b):
 
 
 @pytest.mark.processes
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # each run has a folder of its own
 def test_killed_in_an_epoch_and_resumed_it_ends_to_the_bit(tmp_path):
     last = killed(__file__, tmp_path, directory=tmp_path)
     assert last.name == "epoch=1.ckpt"

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_objectives._lightning import VERSION
 from lightning_objectives.averaging._recalibrate import recalibrate
 from lightning_objectives.callbacks._training_pass import joint_pass
 from lightning_objectives.callbacks._whole_state import persistent, standing_in
@@ -63,7 +63,7 @@ def _checkpoint(trainer: Any, module: Any, state: dict[str, Any]) -> dict[str, A
     checkpoint = {
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
-        "pytorch-lightning_version": lightning.__version__,
+        "pytorch-lightning_version": VERSION,
         "state_dict": state,
     }
     if module.hparams:

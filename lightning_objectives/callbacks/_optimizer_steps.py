@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
+
+from lightning_objectives._lightning import rank_zero_warn
 
 Rates = dict[str, list[float]]
 """The least and the greatest learning rate of each parameter group, by the numbers of the optimizer and the group."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_objectives._lightning import rank_zero_warn
 from lightning_objectives.averaging._shards import local, whole
 from lightning_objectives.callbacks._optimizer_steps import Rates, varied
 from lightning_objectives.callbacks._whole_state import persistent

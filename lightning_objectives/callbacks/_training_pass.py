@@ -4,10 +4,11 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
+
+from lightning_objectives._lightning import isolate_rng
 
 
 def check_training_data(trainer: Any) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_objectives._lightning import rank_zero_warn
 from lightning_objectives.callbacks._background import Background
 from lightning_objectives.callbacks._optimizer_steps import Rates, varied
 from lightning_objectives.callbacks._whole_state import copied

@@ -33,5 +33,5 @@ class AddRegularizer(StepCallback):
         """The term of this step."""
         value: Tensor = self.regularizer(**{name: pipeline.signals.get(name) for name in self.signals})
         value = value.mean()
-        pipeline.logged[type(self.regularizer).__name__.lower()] = value.detach()
+        pipeline.log_term(self, value)
         return self.strength * value

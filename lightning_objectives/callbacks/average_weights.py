@@ -6,12 +6,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_objectives._lightning import rank_zero_warn
 from lightning_objectives.averaging._averages import Averages, Buffers, Journal, restore
 from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
-from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, name_unreadable_checkpoints, taking
+from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, taking
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.kinds import Rule
 
@@ -181,7 +181,6 @@ class AverageWeights(Callback):
             )
         if self.primary:
             self._refuse_lightnings(trainer)
-        self._patches.append(name_unreadable_checkpoints(trainer))
 
     def _refuse_lightnings(self, trainer: Any) -> None:
         for callback in trainer.callbacks:
@@ -275,9 +274,11 @@ class AverageWeights(Callback):
         """Take the hooks off; after a fit the raw weights and the averages stay here."""
         if stage == "fit":
             self._detach()
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Put the raw weights back, since teardown is not called."""
+        super().on_exception(trainer, pl_module, exception)
         if not self._fitting:
             return
         if self._averages is None:

@@ -2,25 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 from zipfile import is_zipfile
 
 from torch import Tensor
 
+from lightning_objectives._lightning import Callback as _Both
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.kinds import Method
 from lightning_objectives.merging._intact import check_sums, hint
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Callback as _Both
-else:
-    # A project on `pytorch_lightning` has a Trainer that knows another class of the same name: be both.
-    names = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name)]
-    _Both = type("_Both", tuple(import_module(name).Callback for name in names), {"__module__": __name__})
-
 
 STRATEGIES = {"FSDPStrategy": "fsdp", "DeepSpeedStrategy": "deepspeed", "ModelParallelStrategy": "fsdp2"}
 """The conditions that strategies make, by the names of their classes, which both Lightnings share."""
@@ -55,17 +46,24 @@ class Callback(_Both):
         return [method for method in given if isinstance(method, Method)]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse to train under a strategy that is not supported.
+        """Refuse to train under a strategy that is not supported; name checkpoints that cannot be read.
 
         Raises:
             ValueError: the strategy, and why.
         """
-        if stage != "fit":
-            return
-        for strategy in type(trainer.strategy).__mro__:
+        for strategy in type(trainer.strategy).__mro__ if stage == "fit" else ():
             why = self.unsupported().get(STRATEGIES.get(strategy.__name__, ""))
             if why is not None:
                 raise ValueError(f"{type(self).__name__} cannot work under {strategy.__name__}: {why}.")
+        _unreadable_are_named(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the strategy as it was."""
+        _unreadable_are_named(trainer).remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the strategy as it was: `teardown` is not called when a fit raises."""
+        _unreadable_are_named(trainer).remove()
 
 
 C = TypeVar("C")
@@ -79,7 +77,7 @@ def callbacks_of(trainer: Any, kind: type[C]) -> list[C]:
     return [callback for callback in found if isinstance(callback, kind)]
 
 
-def name_unreadable_checkpoints(trainer: Any) -> Patch:
+def _unreadable_are_named(trainer: Any) -> Patch:
     """Until the patch is removed, a checkpoint that cannot be read is an error that says which file, and why.
 
     Its checksums are compared first, which Lightning and torch do not. The callbacks of a trainer share one patch.
@@ -88,11 +86,6 @@ def name_unreadable_checkpoints(trainer: Any) -> Patch:
     while isinstance(patch, Patch) and patch.around is not _load:
         patch = patch.inner
     return patch if isinstance(patch, Patch) else Patch(trainer.strategy, "load_checkpoint", _load)
-
-
-def read_as_before(trainer: Any) -> None:
-    """Remove that patch, if it is there."""
-    name_unreadable_checkpoints(trainer).remove()
 
 
 def _load(inner: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:

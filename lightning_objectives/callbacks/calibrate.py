@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints, read_as_before, taking
+from lightning_objectives.callbacks.base import Callback, taking
 from lightning_objectives.callbacks.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives.callbacks.log_metrics import Measured
 from lightning_objectives.callbacks.ranks import gather_rows
@@ -87,17 +87,16 @@ class Calibrate(Callback):
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
         otherwise = "a calibrator needs logits of classes and a class a row"
         self._steps = EvaluationSteps(pl_module, self._seen, where, otherwise=otherwise)
-        name_unreadable_checkpoints(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the steps back."""
         self._restore()
-        read_as_before(trainer)
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the steps back: `teardown` is not called after an exception."""
         self._restore()
-        read_as_before(trainer)
+        super().on_exception(trainer, pl_module, exception)
 
     def _restore(self) -> None:
         if self._steps is not None:

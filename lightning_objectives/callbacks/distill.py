@@ -213,7 +213,7 @@ class Distill(StepCallback):
         if {"logits", "teacher_logits"} <= given.keys():
             given["teacher_logits"] = _as_rows(given["teacher_logits"], given["logits"])
         value: Tensor = method(**given).mean()
-        pipeline.logged[type(method).__name__.lower()] = value.detach()
+        pipeline.log_term(self, value)
         value = self.weight * value
         combination = method.combination() if isinstance(method, Distillation) else None
         if combination is not None:

@@ -207,8 +207,8 @@ class EvaluationSteps:
             raise ValueError("weights= needs the network's own forward, which the evaluation step did not call.")
         args, kwargs, output = self._forward
         if not self._checked:
-            same = isinstance(output, Tensor) and output.shape == logits.shape
-            if not same or not torch.allclose(output.softmax(1), logits.softmax(1), atol=1e-5):
+            shaped = _in_shape_of(logits, output)
+            if shaped is None or not torch.allclose(shaped.softmax(1), logits.softmax(1), atol=1e-5):
                 raise ValueError(
                     f"weights=: the logits are not what {type(self._network).__name__} gives, so that its forward "
                     "cannot be repeated with other weights. Name the network with the mixin's `objective_network`."
@@ -219,6 +219,20 @@ class EvaluationSteps:
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         EvaluationSteps._repeating = True
         try:
-            return torch.func.functional_call(self._network, own, args, kwargs)  # type: ignore[no-any-return]  # a Tensor
+            repeated = _in_shape_of(logits, torch.func.functional_call(self._network, own, args, kwargs))
         finally:
             EvaluationSteps._repeating = False
+        assert repeated is not None  # as in the first batch
+        return repeated
+
+
+def _in_shape_of(logits: Tensor, output: Any) -> Tensor | None:
+    """What a network gives as it is compared: itself, or one row a position, as the steps of language models say.
+
+    >>> _in_shape_of(torch.zeros(6, 4), torch.ones(2, 3, 4)).shape, _in_shape_of(torch.zeros(6, 4), torch.ones(6, 5))
+    (torch.Size([6, 4]), None)
+    """
+    if not isinstance(output, Tensor) or output.shape == logits.shape:
+        return output if isinstance(output, Tensor) else None
+    flat = output.flatten(0, -2) if output.dim() > 2 else output
+    return flat if flat.shape == logits.shape else None

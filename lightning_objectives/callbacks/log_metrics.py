@@ -59,7 +59,8 @@ class LogMetrics(Callback):
         prefix: what the keys begin with, before the stage.
         weights: other weights whose metrics are logged too, by one more forward pass of the network each: ``"raw"``
             under ``val/raw/...``, ``"average"`` for each average under its name (``val/ema/top1``, ``val/bema/top1``),
-            and each merge that is evaluated under its (``val/wsm/top1``).
+            and each merge that is evaluated under its (``val/wsm/top1``). Where names repeat, also among several
+            callbacks, they are numbered in the callbacks' order (``val/ema_2/top1``).
         criterion: path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses.
         which: number of the criterion's call, from 0, where a step makes several.
         head: path of the network's head, where a step has no criterion and the head is not found.
@@ -121,10 +122,12 @@ class LogMetrics(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the steps back."""
         self._restore()
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the steps back: `teardown` is not called after an exception."""
         self._restore()
+        super().on_exception(trainer, pl_module, exception)
 
     def _restore(self) -> None:
         if self._steps is not None:
@@ -146,7 +149,9 @@ class LogMetrics(Callback):
             found.append(("raw", averages[0].weights("raw")))
         if "average" in self.weights:
             owners: list[Any] = [*averages, *(callbacks_of(trainer, MergeCheckpoints) if fitting else ())]
-            found += [(name, owner.weights(name)) for owner in owners for name in owner.names]
+            for owner in owners:
+                for name in owner.names:
+                    found.append((_free(name, [key for key, _ in found]), owner.weights(name)))
         return found
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -164,3 +169,15 @@ class LogMetrics(Callback):
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what was measured."""
         self._measured.log(trainer, pl_module, f"{self.prefix}test/")
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    """The name, with the next number where it is taken.
+
+    >>> _free("ema", ["raw"]), _free("ema", ["ema", "ema_2"])
+    ('ema', 'ema_3')
+    """
+    base, number, found = name.rstrip("0123456789").rstrip("_"), 2, name
+    while found in taken:
+        found, number = f"{base}_{number}", number + 1
+    return found

@@ -8,23 +8,16 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, ClassVar, Literal
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_objectives._lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives.averaging._recalibrate import trained_norms
 from lightning_objectives.callbacks._merged import Evaluated, new_folder, recalibrated, save_merged
 from lightning_objectives.callbacks._optimizer_steps import OptimizerSteps, warn_if_varied
 from lightning_objectives.callbacks._running_sum import RunningSum, refuse_manual_steps
 from lightning_objectives.callbacks._training_pass import check_training_data
 from lightning_objectives.callbacks._window import Window
-from lightning_objectives.callbacks.base import (
-    CARRIED,
-    Callback,
-    callbacks_of,
-    name_unreadable_checkpoints,
-    read_as_before,
-    taking,
-)
+from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, taking
 from lightning_objectives.callbacks.ranks import on_rank_zero
 from lightning_objectives.kinds import Merge
 
@@ -174,7 +167,6 @@ class MergeCheckpoints(Callback):
         self._clear()
         super().setup(trainer, pl_module, stage)
         self._fitting = True
-        name_unreadable_checkpoints(trainer)
         if self.keep == "sum":
             refuse_manual_steps(pl_module)
         if self.evaluate:
@@ -281,13 +273,13 @@ class MergeCheckpoints(Callback):
         """Take the hooks off."""
         if stage == "fit":
             self._detach()
-            read_as_before(trainer)
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Take the hooks off; the snapshots stay."""
         if self._fitting:
             self._detach()
-            read_as_before(trainer)
+        super().on_exception(trainer, pl_module, exception)
 
     def _detach(self) -> None:
         if self._optimizers is not None:

@@ -26,9 +26,9 @@ def gather_rows(rows: list[Tensor]) -> tuple[list[Tensor], slice]:
     ranks = world_size()
     if ranks == 1:
         return rows, slice(0, count)
-    sizes = torch.zeros(ranks, dtype=torch.int64, device=rows[0].device)
-    dist.all_gather_into_tensor(sizes, torch.full_like(sizes[:1], count))
-    counts: list[int] = sizes.tolist()
+    sizes = list(torch.zeros(ranks, 1, dtype=torch.int64, device=rows[0].device))
+    dist.all_gather(sizes, torch.full_like(sizes[0], count))
+    counts: list[int] = torch.cat(sizes).tolist()
     gathered = []
     for tensor in rows:
         padded = tensor.new_zeros(max(counts), *tensor.shape[1:])

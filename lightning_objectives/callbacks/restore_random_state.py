@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints, read_as_before, taking
+from lightning_objectives._lightning import rank_zero_warn
+from lightning_objectives.callbacks.base import Callback, taking
 
 
 class RestoreRandomState(Callback):
@@ -43,16 +43,11 @@ class RestoreRandomState(Callback):
         self._loaded = None
         self._alone = False
         self._resumed = False
-        name_unreadable_checkpoints(trainer)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the strategy as it was."""
-        read_as_before(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The other processes may not come to a checkpoint that is saved now: do not wait for them."""
         self._alone = True
-        read_as_before(trainer)
+        super().on_exception(trainer, pl_module, exception)
 
     def state_dict(self) -> dict[str, Any]:
         """The random states of all processes, by rank."""

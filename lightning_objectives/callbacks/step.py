@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_objectives.callbacks.base import name_unreadable_checkpoints
+from lightning_objectives._lightning import is_param_in_hook_signature
 from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives.callbacks.extras import Extras
 from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
@@ -82,7 +81,6 @@ class Pipeline:
         self._undo: list[Callable[[], None]] = [
             Patch(module, "configure_model", self._configure_model, visible=True).remove,
             Patch(module, "training_step", self._training_step).remove,
-            name_unreadable_checkpoints(trainer).remove,
         ]
 
     @classmethod
@@ -200,6 +198,13 @@ class Pipeline:
         """What happens in a step, in words."""
         parts = [f"{type(m).__name__}({m.method})" for m in self.members]
         return " -> ".join(parts) + (f"; head: {self._head_path}" if self._head is not None else "")
+
+    def log_term(self, member: Any, value: Tensor) -> None:
+        """Log the value of a term under its method's name, with a number from the second of this name on."""
+        if self.logs:
+            name = _called(member)
+            number = [m for m in self.members if m.place == "term" and _called(m) == name].index(member)
+            self.logged[f"{name}_{number}" if number else name] = value.detach()
 
     # -- during a step -------------------------------------------------------------------------------------------------
 
@@ -370,6 +375,10 @@ def _order(member: Any) -> tuple[int, str]:
     """By place, and by name within it: sums are rounded by their order, and the order in the list shall not matter."""
     name = re.sub(r" at 0x\w+", "", member.state_key)  # the address of a function is another in each process
     return PLACES.index(member.place), name
+
+
+def _called(member: Any) -> str:
+    return str(getattr(member.method, "__name__", type(member.method).__name__)).lower()
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -78,10 +78,12 @@ class StepCallback(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the module back as it was."""
         Pipeline.detach_from(pl_module)
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the module back as it was: `teardown` is not called when a fit raises."""
         Pipeline.detach_from(pl_module)
+        super().on_exception(trainer, pl_module, exception)
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state, where it has any."""

@@ -8,7 +8,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_objectives.callbacks.base import Callback, name_unreadable_checkpoints, read_as_before, taking
+from lightning_objectives.callbacks.base import Callback, taking
 from lightning_objectives.kinds import GradientTransform
 
 
@@ -60,15 +60,6 @@ class TransformGradients(Callback):
             return
         self._names, self._states, self._loaded = [], [], None
         super().setup(trainer, pl_module, stage)
-        name_unreadable_checkpoints(trainer)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the strategy as it was."""
-        read_as_before(trainer)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the strategy as it was."""
-        read_as_before(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the optimizer; begin, or go on from what was loaded."""

@@ -1,21 +1,13 @@
 """What the data modules share: both names of Lightning, loaders, a stratified split."""
 
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule
-else:
-    # As with callbacks, either Trainer knows only a class of its own: be both.
-    _names = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name)]
-    _bases = tuple(import_module(name).LightningDataModule for name in _names)
-    LightningDataModule = type("LightningDataModule", _bases, {"__module__": __name__})
+from lightning_objectives._lightning import LightningDataModule
 
 
 class ImageDataModule(LightningDataModule):

@@ -38,7 +38,10 @@ def read_idx(path: Path) -> Tensor:
             f"{path} holds {len(data) - start} values where its shape {shape} needs {math.prod(shape)}: it is "
             "truncated or corrupt; delete it and fetch it again."
         )
-    return torch.tensor(bytearray(data[start:]), dtype=torch.uint8).reshape(shape)
+    if len(data) == start:
+        return torch.zeros(shape, dtype=torch.uint8)
+    # a copy that may be written to; torch.tensor(bytearray) would read it number by number
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).reshape(shape)
 
 
 class FashionMNISTDataModule(ImageDataModule):

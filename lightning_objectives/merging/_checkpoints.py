@@ -54,12 +54,14 @@ def merge_checkpoints(
     Example:
         >>> import tempfile
         >>> from lightning_objectives.merging import WSM
-        >>> folder = Path(tempfile.mkdtemp())
+        >>> scratch = tempfile.TemporaryDirectory()
+        >>> folder = Path(scratch.name)
         >>> for step, value in ((10, 1.0), (20, 4.0)):
         ...     torch.save({"weight": torch.tensor([value])}, folder / f"step={step}.pt")
         >>> merged = merge_checkpoints(folder.glob("*.pt"), WSM(shape="linear"), folder / "merged.pt")
         >>> torch.load(merged, weights_only=True)
         {'weight': tensor([2.5000])}
+        >>> scratch.cleanup()
     """
     if order not in ("step", "given"):
         raise ValueError(f"order={order!r} must be 'step' or 'given'.")

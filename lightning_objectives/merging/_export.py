@@ -29,11 +29,13 @@ def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["ra
 
     Example:
         >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
+        >>> scratch = tempfile.TemporaryDirectory()
+        >>> folder = Path(scratch.name)
         >>> both = {"state_dict": {"w": torch.ones(1)}, "current_model_state": {"w": torch.zeros(1)}}
         >>> torch.save({**both, "averaging_state": {}}, folder / "both.pt")
         >>> torch.load(export_checkpoint(folder / "both.pt", folder / "raw.pt", weights="raw"))
         {'state_dict': {'w': tensor([0.])}}
+        >>> scratch.cleanup()
     """
     if weights not in ("raw", "average"):
         raise ValueError(f"weights={weights!r} must be 'raw' or 'average'.")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -15,7 +16,10 @@ def _rates(schedule: LRScheduler, steps: int) -> list[float]:
     for _ in range(steps):
         rates += [float(rate) for rate in schedule.get_last_lr()]
         schedule.optimizer.step()
-        schedule.step()
+        with warnings.catch_warnings():
+            # A copy of an optimizer has lost torch's mark on `step`, by which the order of the two is checked.
+            warnings.filterwarnings("ignore", "Seems like `optimizer.step")
+            schedule.step()
     return rates
 
 

@@ -55,6 +55,7 @@ def net(criterion):
 
 
 @pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.filterwarnings("ignore:size_average and reduce args")
 def test_weights_of_one_change_nothing(name):
     plain, _ = fit(net=net(CRITERIA[name]))
     ones = ReweightSamples(lambda losses: torch.ones_like(losses))
@@ -67,6 +68,7 @@ def test_weights_of_one_change_nothing(name):
 
 
 @pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.filterwarnings("ignore:size_average and reduce args")
 def test_weights_are_applied_by_a_slow_reference(name):
     generator = torch.Generator().manual_seed(1)
     z, y = torch.randn(8, 3, generator=generator), torch.randint(3, (8,), generator=generator)
@@ -132,6 +134,7 @@ def named_net(name):
 
 
 @pytest.mark.parametrize("name", NAMED)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no batching rule of its divergence yet
 def test_a_criterion_named_by_its_path(name):
     plain, _ = fit(net=named_net(name))
     ones, _ = fit(ReweightSamples(lambda losses: torch.ones_like(losses), criterion="loss_fn"), net=named_net(name))

@@ -66,6 +66,35 @@ def test_keys_with_several_loaders_and_a_prefix():
     assert keys <= set(runner.callback_metrics)
 
 
+def test_averages_of_several_callbacks_keep_their_own_keys():
+    """The second callback's EMA and BEMA are ema_2 and bema_2, and not measured into the first's."""
+    one, two = AverageWeights([EMA(decay=0.5), BEMA()]), AverageWeights([EMA(decay=0.9), BEMA(lag=3)], primary=False)
+    net, runner = fit(one, two, LogMetrics(weights=["average"]), val=loader())
+    for callback, names in ((one, ("ema", "bema")), (two, ("ema_2", "bema_2"))):
+        for name, own in zip(names, ("ema", "bema")):
+            with callback.applied(net, own):
+                close(runner.callback_metrics, reference(net, f"val/{name}/"))
+
+
+def test_averages_of_a_network_whose_step_flattens_the_positions():
+    """As language models do: (N, T, C) logits are compared as N * T rows."""
+
+    class Positions(Net):
+        def forward(self, x):
+            return super().forward(x[:, None].expand(-1, 2, -1))
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]).flatten(0, 1), batch[1].repeat_interleave(2))
+
+        def validation_step(self, batch, batch_idx):
+            self.training_step(batch, batch_idx)
+
+    averages = AverageWeights(EMA(decay=0.5))
+    _, runner = fit(averages, LogMetrics(default_metrics(3), weights=["average"]), net=Positions, val=loader())
+    logged = runner.callback_metrics
+    torch.testing.assert_close(logged["val/ema/nll"], logged["val/nll"])
+
+
 def test_raw_and_averaged_weights_beside_each_other():
     averages = AverageWeights([EMA(decay=0.5), BEMA()])
     net, runner = fit(averages, LogMetrics(weights=["raw", "average"]), val=loader())

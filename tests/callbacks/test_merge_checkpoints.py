@@ -160,7 +160,8 @@ def test_layers_that_unfreeze_on_the_way():
             self.backbone = self.layers[0]
 
     callback = MergeCheckpoints(WSM(), last=3, every_n_steps=4)
-    net, _ = fit(callback, BackboneFinetuning(1, verbose=False), net=Backboned(), epochs=3)
+    with pytest.warns(UserWarning, match="learning rate varied"):
+        net, _ = fit(callback, BackboneFinetuning(1, verbose=False), net=Backboned(), epochs=3)
     assert files("merge") == [4, 8, 12]
     torch.testing.assert_close(merged(callback, net).double(), slow(after(net), [4, 8, 12]), rtol=0, atol=1e-6)
 

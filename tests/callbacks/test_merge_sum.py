@@ -256,6 +256,7 @@ def saver(folder, **when):
     return ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}-{step}", **when)
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
 @pytest.mark.parametrize("at", ["epoch=0-step=4", "epoch=1-step=6", "epoch=1-step=7", "epoch=2-step=12"])
 def test_resuming_is_the_uninterrupted_run_to_the_bit(tmp_path, at):
     def run(folder, *others, **kwargs):

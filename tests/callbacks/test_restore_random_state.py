@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_objectives.callbacks.restore_random_state import RestoreRandomState, random_state, set_random_state
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # each run has a folder of its own
 
 
 class Noisy(Net):
@@ -92,6 +92,7 @@ def test_another_number_of_processes_is_not_restored():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # there is nothing to test on
 def test_evaluation_restores_nothing(tmp_path):
     run(tmp_path, RestoreRandomState())
     seed(5)

@@ -26,6 +26,10 @@ from lightning_objectives.kinds import Regularizer
 from lightning_objectives.regularizers import LogPartitionPenalty
 from lightning_objectives.weighting import LossBasedReweighting
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's compiler looks
+
 
 def ones(losses: Tensor) -> Tensor:
     return torch.ones_like(losses)
@@ -1006,3 +1010,15 @@ def test_a_callback_beside_them_does_not_rename_extra_modules(front):
     beside = [WrapHead(MultiSampleDropout()), AddRegularizer(LogPartitionPenalty())]
     fit(*([*beside, own_head()] if front else [own_head(), *beside]), Names())
     assert names[0] == names[1]
+
+
+def test_terms_of_one_name_are_logged_apart():
+    def square(logits):
+        return logits.square().mean(1)
+
+    terms = [AddRegularizer(square), *(AddRegularizer(LogPartitionPenalty(), strength=s) for s in (1.0, 2.0))]
+    terms[2].__dict__["state_key"] = "another"  # of two alike, which Lightning refuses
+    _, runner = fit(*terms)
+    logged = runner.callback_metrics
+    assert {"train/square", "train/logpartitionpenalty", "train/logpartitionpenalty_1"} <= set(logged)
+    assert logged["train/logpartitionpenalty"] == logged["train/logpartitionpenalty_1"] > 0

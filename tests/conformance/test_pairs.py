@@ -8,6 +8,10 @@ from lightning_objectives.testing.conformance import Case, Trial, exemplars
 from lightning_objectives.testing.conformance.check import REFUSALS
 from lightning_objectives.testing.conformance.plug_ins import PlugIn, methods_of, place, switched_off, verbs
 
+# Switched off, some never begin, and say so.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:AverageWeights of .* never began", "ignore:MergeCheckpoints has no snapshot to merge"
+)
 SHORT = {"max_epochs": 1, "limit_val_batches": 1}
 PAIRS = list(combinations(verbs().items(), 2))
 

@@ -16,6 +16,8 @@ EXAMPLES = ROOT / "examples"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
     pytest.mark.filterwarnings("ignore:`Digits.configure_optimizers` will be overridden"),
+    # Two steps of a recipe of thousands: averages do not begin, and schedules are in their warmup.
+    pytest.mark.filterwarnings("ignore:AverageWeights of .* never began", "ignore:The learning rate varied"),
 ]
 BRIEF = ["--trainer.max_steps=2", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
 BRIEF += ["--trainer.num_sanity_val_steps=0", "--trainer.enable_progress_bar=false"]

@@ -266,6 +266,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("old", [False, True])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")  # torch, of the file that could run code
 def test_a_wrong_file_gives_an_error_and_no_output(tmp_path, monkeypatch, wrong, old):
     monkeypatch.chdir(tmp_path)
     torch.save({"w": torch.ones(2)}, tmp_path / "step=2.pt")

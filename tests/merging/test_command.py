@@ -67,6 +67,7 @@ def test_export(tmp_path, capsys):
     assert "holds no average" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
 def test_all_of_it_from_yaml(tmp_path):
     """A schedule by class_path with the optimizer from the command line, and the callback in both forms."""
     merging = {"last": 2, "every_n_steps": 1, "directory": str(tmp_path / "one")}

@@ -1,8 +1,11 @@
 """A module, its data and what a plug-in is given: what the conditions train."""
 
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -73,15 +76,25 @@ def teacher() -> nn.Module:
 
 
 class Losses(L.Callback):
-    """Keeps the loss of each training batch."""
+    """Keeps the loss of each training batch, and what the user's optimizers brought with them."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
+        self.hooks: list[dict[str, int]] = []
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the optimizers."""
+        self.hooks = hooks_of(trainer.optimizers)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         """Copy it."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         self.values.append(None if loss is None else float(loss))
+
+
+def hooks_of(optimizers: Iterable[Any]) -> list[dict[str, int]]:
+    """How many hooks of each kind every optimizer has."""
+    return [{name: len(own) for name, own in vars(o).items() if name.endswith("_hooks")} for o in optimizers]
 
 
 @dataclass
@@ -126,13 +139,19 @@ class Case:
         asked = any("index" in getattr(callback, "signals", ()) for callback in callbacks)
         return DataLoader(with_index(self.data()), batch_size=self.batch_size) if asked else self.loader()
 
+    def folder(self) -> Path:
+        """A new directory, deleted with this case."""
+        path = Path(tempfile.mkdtemp(prefix="conformance-"))
+        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+        return path
+
     def trainer(self, *callbacks: Any, **kwargs: Any) -> L.Trainer:
-        """A quiet trainer on the CPU whose files go to a temporary directory."""
+        """A quiet trainer on the CPU whose files go to a :meth:`folder`."""
         defaults: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "logger": False}
         defaults |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         defaults |= {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
         if "default_root_dir" not in kwargs:
-            kwargs["default_root_dir"] = tempfile.mkdtemp(prefix="conformance-")
+            kwargs["default_root_dir"] = self.folder()
         self.trainers.append(L.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs}))
         return self.trainers[-1]
 

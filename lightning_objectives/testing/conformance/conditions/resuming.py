@@ -1,6 +1,5 @@
 """Interrupted trainings that go on from a checkpoint, in new objects; shuffling and dropout are on."""
 
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def resumed_after_an_early_stop(trial: Trial) -> None:
 
 def resumed_with_other_settings(trial: Trial) -> None:
     """Refused in a sentence, or every state of the checkpoint that nobody takes is named in a warning."""
-    root = _directory()
+    root = trial.case.folder()
     _until(trial, root, _EVERY_EPOCH, None, len(trial.case.loader()) + 1)
     newest = _newest(root)
     others = [with_another_setting(callback) for callback in trial.make()]
@@ -93,11 +92,11 @@ def resumed_with_other_settings(trial: Trial) -> None:
 
 def taken_out_at_resume(trial: Trial) -> None:
     """Resumed without it, the training goes on as the plain module's; where its file is the plain one's, to the bit."""
-    plain, root = _train(trial, _EVERY_EPOCH, []), _directory()
+    plain, root = _train(trial, _EVERY_EPOCH, []), trial.case.folder()
     stop = len(trial.case.loader()) + 1
     _until(trial, root, _EVERY_EPOCH, None, stop)
     newest = _newest(root)
-    before = _until(trial, _directory(), _EVERY_EPOCH, [], stop)
+    before = _until(trial, trial.case.folder(), _EVERY_EPOCH, [], stop)
     ours, theirs = saved(newest, root), saved(_newest(before), before)
     resumed = _Done(_fit(trial, root, _EVERY_EPOCH, [], ckpt_path=newest, seed=99), root)
     end = resumed.saved
@@ -112,14 +111,14 @@ def taken_out_at_resume(trial: Trial) -> None:
 
 def put_in_at_resume(trial: Trial) -> None:
     """A plain training goes on with it: the same at zero strength or if it says so, and always the same each time."""
-    root = _directory()
+    root = trial.case.folder()
     whole = _train(trial, _EVERY_BATCH, []).run
     _until(trial, root, _EVERY_BATCH, [], 1)
     newest = _newest(root)
 
     def go_on(callbacks: list[Any] | None) -> Run:
         made = trial.make() if callbacks is None else callbacks
-        return _full(whole, _fit(trial, _directory(), _EVERY_BATCH, made, ckpt_path=newest, seed=99))
+        return _full(whole, _fit(trial, trial.case.folder(), _EVERY_BATCH, made, ckpt_path=newest, seed=99))
 
     idle = go_on(list(trial.plug_in.idle(trial.case)))
     trial.require_same(whole, idle, "put in at zero strength it must change nothing.")
@@ -174,7 +173,7 @@ def _train(
     ckpt_path: Any = None,
 ) -> _Done:
     """A whole training; at each stop it is interrupted, and goes on in new objects, from another seed."""
-    root, start = _directory(), None
+    root, start = trial.case.folder(), None
     for stop in stops:
         _until(trial, root, saving, callbacks, stop, ckpt_path=start)
         start = ckpt_path or _newest(root)
@@ -207,10 +206,6 @@ def _fit(trial: Trial, root: Path, saving: dict[str, Any], made: list[Any], *mor
     run = trial.fit([*callbacks, *more, saver], train=train, **settings)
     run.callbacks = callbacks
     return run
-
-
-def _directory() -> Path:
-    return Path(tempfile.mkdtemp(prefix="conformance-"))
 
 
 def _newest(root: Path) -> Path:

@@ -36,6 +36,8 @@ def accumulation(trial: Trial) -> None:
     as_many = trial.fit(module=module, limit_train_batches=-(-batches // window))
     taken = as_many.trainer.global_step
     trial.require(run.trainer.global_step == taken, f"{taken} steps must be taken, not {run.trainer.global_step}.")
+    wrong = [f"{name}={count}" for name, count in counters(run) if name.endswith(".steps") and count != taken]
+    trial.require(not wrong, f"{taken} steps were taken, but the states say {wrong}.")
     _require_counters(trial, run, as_many, f"{taken} steps in windows of {window} batches count as {taken} steps")
 
 
@@ -47,6 +49,30 @@ def clipping_by_norm(trial: Trial) -> None:
 def clipping_by_value(trial: Trial) -> None:
     """``gradient_clip_algorithm="value"``: each element of the gradient is clipped last."""
     _clipped(trial, lambda gradient: gradient.abs().max(), gradient_clip_algorithm="value")
+
+
+def added_parameters(trial: Trial) -> None:
+    """What a plug-in adds is trained, by an optimizer too that was given the user's own parameters one by one."""
+
+    def listed(user: Any) -> dict[str, Any]:
+        return {"configure_optimizers": lambda self: torch.optim.SGD(self.listed, lr=0.1)}
+
+    def keep(module: Any) -> None:
+        module.listed = list(module.parameters())
+
+    def parameters(module: Any) -> dict[str, Any]:
+        groups = [group["params"] for optimizer in module.trainer.optimizers for group in optimizer.param_groups]
+        held = [id(parameter) for group in groups for parameter in group]
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        other = [name for name, parameter in trained.items() if held.count(id(parameter)) != 1]
+        trial.require(not other, f"the optimizer must hold each parameter once, but not so {other}.")
+        return {name: parameter.detach().clone() for name, parameter in trained.items()}
+
+    probe = Probe(start=parameters, end=parameters)
+    trial.fit([*trial.make(), probe], module=variant(trial.case.module, listed, keep))
+    first, last = probe.starts[0], probe.ends[-1]
+    still = [name for name in first.keys() - trial.case.module().state_dict() if first[name].equal(last[name])]
+    trial.require(not still, f"what it adds must be trained, but {still} are as they began.")
 
 
 def manual_optimization(trial: Trial) -> None:

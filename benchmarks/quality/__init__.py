@@ -1,0 +1,1 @@
+"""Whether the headline systems help: a grid of claims, tasks, arms and seeds; ``python -m benchmarks.quality``."""
