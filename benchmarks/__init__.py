@@ -1,1 +1,1 @@
-"""What the methods cost, as ratios; run with ``python -m benchmarks``."""
+"""What the parts cost (`speed`), and whether the methods help (`quality`)."""

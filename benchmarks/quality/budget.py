@@ -46,7 +46,7 @@ def write() -> None:
     hours = total / 3600
     lines = [
         *("# The budget of the evidence", ""),
-        "Made from `benchmarks/quality/grid.py` before the first run, by `python -m benchmarks.quality budget`. The",
+        "Made from `benchmarks/quality/grid.py` by `python -m benchmarks.quality budget`; first before any run. The",
         f"limits: at most {LIMIT_RUNS} runs, and {LIMIT_HOURS} hours on {CORES} cores for everything.",
         "",
         f"Seeds {', '.join(map(str, SEEDS))}: a seed fixes the part of the data, the wrong labels, the initial",

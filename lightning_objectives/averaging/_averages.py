@@ -10,141 +10,14 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_objectives.averaging._journal import Journal, parts
 from lightning_objectives.averaging._recalibrate import recalibrate, trained_norms
 from lightning_objectives.averaging._shards import address, like, local, reshard, shard_of, whole
 from lightning_objectives.kinds import AverageState, Rule
 
 Buffers = Literal["copy", "average", "recalibrate"]
-_PIECE = 2**19
-"""Elements that change places at once: with what they change with they fit a cache."""
 _PART = 2**20
 """Elements of the weights that several averages take in one after the other."""
-
-
-class _Exchange:
-    """Pairs of tensors that change places, a few at a time, so that what is aside stays in a cache.
-
-    Each move can be made again, so that :meth:`run` goes on where an interrupt stopped it.
-
-    Args:
-        pairs: two tensors of the same type, place and strides each.
-        done: what to note at the end; it may be called again too.
-    """
-
-    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]], done: Callable[[], None]) -> None:
-        groups: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, Tensor, int]]] = {}
-        self._moves: list[tuple[list[Tensor], list[Tensor]]] = []
-        for one, other in pairs:
-            groups.setdefault((one.dtype, one.device), []).extend(_pieces(one, other, _most(one.device)))
-        for (dtype, device), pieces in groups.items():
-            most = max(_most(device), *(size for *_, size in pieces))
-            with torch.inference_mode(False):  # or training could not write to it later
-                room = torch.empty(most, dtype=dtype, device=device)
-            used = 0
-            aside: list[Tensor] = []
-            ones: list[Tensor] = []
-            others: list[Tensor] = []
-            for one, other, size in pieces:
-                if used + size > most:
-                    self._plan(aside, ones, others)
-                    used, aside, ones, others = 0, [], [], []
-                part = room[used : used + size]
-                aside.append(part if one.dim() == 1 else part.view(one.shape))
-                ones.append(one)
-                others.append(other)
-                used += size
-            self._plan(aside, ones, others)
-        self._taken = 0
-        self._done = done
-
-    def _plan(self, aside: list[Tensor], ones: list[Tensor], others: list[Tensor]) -> None:
-        self._moves += [(aside, ones), (ones, others), (others, aside)]
-
-    def run(self) -> None:
-        """All moves that are left."""
-        while self._taken < len(self._moves):
-            torch._foreach_copy_(*self._moves[self._taken])
-            self._taken += 1
-        self._done()
-
-
-def _most(device: torch.device) -> int:
-    """Elements that change places at once; where a call costs more than a cache gains, many."""
-    return _PIECE if device.type == "cpu" else 2**24
-
-
-def _pieces(one: Tensor, other: Tensor, most: int) -> list[tuple[Tensor, Tensor, int]]:
-    """Two tensors in flat pieces with their sizes, where their elements lie one behind the other in some order."""
-    size = one.numel()
-    if one.is_contiguous():
-        one, other = one.view(-1), other.view(-1)
-    elif 1 + sum((length - 1) * stride for length, stride in zip(one.shape, one.stride())) == size:
-        one, other = one.as_strided((size,), (1,)), other.as_strided((size,), (1,))
-    else:
-        return [(one, other, size)]
-    starts = range(0, size, most)
-    if len(starts) == 1:
-        return [(one, other, size)]
-    return [(one[at : at + most], other[at : at + most], min(most, size - at)) for at in starts]
-
-
-class Journal:
-    """The raw tensors, by name, while averages stand in their place; one for all averages of a network."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, Tensor] = {}
-        self._spare: dict[str, Tensor] = {}
-        self._unfinished: _Exchange | None = None
-
-    def hold(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Copy those that are not held yet, and return their names."""
-        names = [name for name in tensors if name not in self.held]
-        for name in names:
-            spare, tensor = self._spare.pop(name, None), tensors[name]
-            if spare is None or (spare.shape, spare.dtype, spare.device) != (tensor.shape, tensor.dtype, tensor.device):
-                with torch.inference_mode(False):  # or training could not write to it later
-                    spare = torch.empty_like(tensor)
-            self.held[name] = spare.copy_(tensor)
-        return names
-
-    def exchange(self, places: Mapping[str, tuple[Tensor, list[Tensor], int]]) -> None:
-        """Let tensors and shadows change places: the ones hold the average now, the others the raw values.
-
-        Args:
-            places: by name the tensor, and the slot and the position in it of its shadow.
-        """
-        shadows = {name: slot[at] for name, (_, slot, at) in places.items()}
-
-        def done() -> None:
-            for name, (tensor, slot, at) in places.items():
-                slot[at] = tensor
-                self.held[name] = shadows[name]
-
-        self._unfinished = _Exchange([(place[0], shadows[name]) for name, place in places.items()], done)
-        self.finish()
-
-    def exchange_back(self, places: Mapping[str, tuple[Tensor, list[Tensor], int]]) -> None:
-        """Undo :meth:`exchange`."""
-        shadows = {name: self.held[name] for name in places}
-
-        def done() -> None:
-            for name, (_, slot, at) in places.items():
-                slot[at] = shadows[name]
-                self.held.pop(name, None)
-
-        self._unfinished = _Exchange([(place[0], shadows[name]) for name, place in places.items()], done)
-        self.finish()
-
-    def finish(self) -> None:
-        """Finish an exchange that an interrupt stopped on the way, so that it loses neither."""
-        if self._unfinished is not None:
-            self._unfinished.run()
-            self._unfinished = None
-
-    def release(self, names: Iterable[str]) -> None:
-        """Forget the copies; their memory is used again."""
-        for name in names:
-            self._spare[name] = self.held.pop(name)
 
 
 class Averages:
@@ -379,7 +252,7 @@ class Averages:
     def _update_by_parts(self) -> None:
         """All averages of a few weights, then of the next: the weights are read from memory once."""
         states = {}
-        for part in _parts(self._inputs):
+        for part in parts(self._inputs, _PART):
             for name, rule in self.rules.items():
                 whole = self.states[name]
                 states[name] = AverageState({s: tensors[part] for s, tensors in whole.slots.items()}, whole.updates)
@@ -684,21 +557,6 @@ def _fitting(tensor: Tensor, of: Tensor, name: str) -> Tensor:
     if tensor.shape != of.shape:
         raise ValueError(f"{name} is {tuple(tensor.shape)} in the checkpoint, but {tuple(of.shape)} in the network.")
     return shard_of(tensor, of)
-
-
-def _parts(tensors: Sequence[Tensor]) -> list[slice]:
-    """Successive tensors that fit a cache together, or one that does not.
-
-    >>> _parts([torch.empty(n) for n in (3 * 2**18, 2**18, 1, 2**22, 5)])
-    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None), slice(4, 5, None)]
-    """
-    found, start, size = [], 0, 0
-    for end, tensor in enumerate(tensors):
-        if size and size + tensor.numel() > _PART:
-            found.append(slice(start, end))
-            start, size = end, 0
-        size += tensor.numel()
-    return [*found, slice(start, len(tensors))]
 
 
 def _beside(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

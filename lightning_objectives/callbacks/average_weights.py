@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_objectives._lightning import rank_zero_warn
-from lightning_objectives.averaging._averages import Averages, Buffers, Journal, restore
+from lightning_objectives.averaging._averages import Averages, Buffers, restore
+from lightning_objectives.averaging._journal import Journal
 from lightning_objectives.callbacks._training_pass import check_training_data, joint_pass
-from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, taking
+from lightning_objectives.callbacks.base import CARRIED, Callback, callbacks_of, numbered, taking
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.kinds import Rule
 
@@ -367,7 +368,5 @@ class AverageWeights(Callback):
 def _by_name(rules: Sequence[Rule]) -> dict[str, Rule]:
     named: dict[str, Rule] = {}
     for rule in rules:
-        name = type(rule).__name__.lower()
-        number = 1 + sum(type(other) is type(rule) for other in named.values())
-        named[name if number == 1 else f"{name}_{number}"] = rule
+        named[numbered(type(rule).__name__.lower(), named)] = rule
     return named

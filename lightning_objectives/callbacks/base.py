@@ -1,6 +1,7 @@
 """What every callback of this package is: a Callback under both names of Lightning."""
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -118,6 +119,18 @@ def _load(inner: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> An
             f"The checkpoint {path} is none of Lightning's: it has no 'state_dict', or parts of another form. "
             "Nothing was loaded; for weights alone use module.load_state_dict(torch.load(path, weights_only=True))."
         )
+    return found
+
+
+def numbered(name: str, taken: Container[str]) -> str:
+    """The name, with the next number where it is taken.
+
+    >>> numbered("ema", ["raw"]), numbered("top1", ["top1"]), numbered("ema_2", ["ema", "ema_2"])
+    ('ema', 'top1_2', 'ema_3')
+    """
+    base, number, found = re.sub(r"_\d+$", "", name), 2, name
+    while found in taken:
+        found, number = f"{base}_{number}", number + 1
     return found
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives.callbacks.average_weights import AverageWeights
-from lightning_objectives.callbacks.base import Callback, callbacks_of
+from lightning_objectives.callbacks.base import Callback, callbacks_of, numbered
 from lightning_objectives.callbacks.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.metrics import default_metrics
@@ -151,7 +151,7 @@ class LogMetrics(Callback):
             owners: list[Any] = [*averages, *(callbacks_of(trainer, MergeCheckpoints) if fitting else ())]
             for owner in owners:
                 for name in owner.names:
-                    found.append((_free(name, [key for key, _ in found]), owner.weights(name)))
+                    found.append((numbered(name, [key for key, _ in found]), owner.weights(name)))
         return found
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -169,15 +169,3 @@ class LogMetrics(Callback):
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what was measured."""
         self._measured.log(trainer, pl_module, f"{self.prefix}test/")
-
-
-def _free(name: str, taken: Sequence[str]) -> str:
-    """The name, with the next number where it is taken.
-
-    >>> _free("ema", ["raw"]), _free("ema", ["ema", "ema_2"])
-    ('ema', 'ema_3')
-    """
-    base, number, found = name.rstrip("0123456789").rstrip("_"), 2, name
-    while found in taken:
-        found, number = f"{base}_{number}", number + 1
-    return found

@@ -17,6 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_objectives._lightning import is_param_in_hook_signature
+from lightning_objectives.callbacks.base import numbered
 from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives.callbacks.extras import Extras
 from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
@@ -202,9 +203,11 @@ class Pipeline:
     def log_term(self, member: Any, value: Tensor) -> None:
         """Log the value of a term under its method's name, with a number from the second of this name on."""
         if self.logs:
-            name = _called(member)
-            number = [m for m in self.members if m.place == "term" and _called(m) == name].index(member)
-            self.logged[f"{name}_{number}" if number else name] = value.detach()
+            names: list[str] = []
+            terms = [m for m in self.members if m.place == "term"]
+            for term in terms:
+                names.append(numbered(_called(term), names))
+            self.logged[names[terms.index(member)]] = value.detach()
 
     # -- during a step -------------------------------------------------------------------------------------------------
 

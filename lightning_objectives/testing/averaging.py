@@ -65,6 +65,22 @@ def going_on_from_a_file_is_going_on(rule: Rule) -> None:
         require(same, rule, "stopping, saving and going on must equal going on: keep all memory in the state's slots.")
 
 
+def parts_of_the_weights_make_no_difference(rule: Rule) -> None:
+    """A rule with ``by_tensor`` may be given one tensor after the other, and changes no bit."""
+    if not rule.by_tensor:
+        return
+    whole, parts = rule.init(_weights(0)), rule.init(_weights(0))
+    for step in range(1, STEPS):
+        weights = _weights(step)
+        rule.update(whole, weights, step=step)
+        for at in range(len(weights)):
+            part = AverageState({slot: tensors[at : at + 1] for slot, tensors in parts.slots.items()}, parts.updates)
+            rule.update(part, weights[at : at + 1], step=step)
+        parts.updates += 1
+    same = all(close(whole.slots[slot], parts.slots[slot], 0) for slot in whole.slots)
+    require(same, rule, "by_tensor: each tensor must be written in place, by what belongs to it alone.")
+
+
 def reading_changes_nothing(rule: Rule) -> None:
     """An average that is looked at on the way ends where the other ends."""
     quiet, watched = rule.init(_weights(0)), rule.init(_weights(0))

@@ -1020,5 +1020,5 @@ def test_terms_of_one_name_are_logged_apart():
     terms[2].__dict__["state_key"] = "another"  # of two alike, which Lightning refuses
     _, runner = fit(*terms)
     logged = runner.callback_metrics
-    assert {"train/square", "train/logpartitionpenalty", "train/logpartitionpenalty_1"} <= set(logged)
-    assert logged["train/logpartitionpenalty"] == logged["train/logpartitionpenalty_1"] > 0
+    assert {"train/square", "train/logpartitionpenalty", "train/logpartitionpenalty_2"} <= set(logged)
+    assert logged["train/logpartitionpenalty"] == logged["train/logpartitionpenalty_2"] > 0

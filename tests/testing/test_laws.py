@@ -68,6 +68,8 @@ class Even(kinds.Combination):
 
 
 class Mean(kinds.Rule):
+    by_tensor = True
+
     def update(self, state, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
         state.updates += 1
         torch._foreach_lerp_(state.slots["average"], list(params), 1 / state.updates)
@@ -395,6 +397,12 @@ class MemoryOfItsOwn(Mean):
         torch._foreach_lerp_(state.slots["average"], list(params), 1 / self.seen)
 
 
+class DividesByTheNormOfAll(Mean):
+    def update(self, state, params, *, step, start=0):
+        norm = sum(p.square().sum() for p in params).sqrt()
+        super().update(state, [p / norm for p in params], step=step, start=start)
+
+
 class ReadsOnce(Mean):
     def read(self, state, params, *, step):
         state.slots["average"] = [(a + p) / 2 for a, p in zip(state.slots["average"], params)]
@@ -536,6 +544,7 @@ FAULTS = {
     "the_average_has_the_form_of_the_weights": [Doubled, Uncounted],
     "constant_weights_stay": [Biased, BiasedOnceStartedLate],
     "going_on_from_a_file_is_going_on": [MemoryOfItsOwn, MemoryBeside, FitsAnAttribute],
+    "parts_of_the_weights_make_no_difference": [DividesByTheNormOfAll],
     "reading_changes_nothing": [ReadsOnce],
     "the_live_weights_are_neither_changed_nor_aliased": [HandsOutTheLiveWeights, WritesToTheLiveWeights],
     "a_copy_is_the_same": [lambda: ForgetsASetting(decay=0.25)],
