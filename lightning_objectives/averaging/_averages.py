@@ -143,13 +143,14 @@ class Averages:
     @torch.no_grad()
     def _bind(self) -> None:
         """Cache the lists of tensors."""
+        self.journal.forget()
         with torch.inference_mode(False):
             sources = self._sources()
             self.names = list(sources)
             self._live = [local(tensor) for tensor in sources.values()]
             self._addresses = [tensor.data_ptr() for tensor in self._live]
-            sharded = any(hasattr(tensor, "to_local") for tensor in sources.values())
-            self._address: Callable[[Tensor], int] = address if sharded else Tensor.data_ptr
+            self._sharded = any(hasattr(tensor, "to_local") for tensor in sources.values())
+            self._address: Callable[[Tensor], int] = address if self._sharded else Tensor.data_ptr
             self._inputs, self._cast = [], []
             for tensor in self._live:
                 wanted = self._shadow(tensor)
@@ -277,7 +278,11 @@ class Averages:
     def _read(self, name: str) -> list[Tensor]:
         self._follow()
         state = self.states[name]
-        raw = [tensor.to(*self._shadow(live)) for tensor, live in zip(self._raw(), self._live)]
+        if self.journal.held:
+            raw = [tensor.to(*self._shadow(live)) for tensor, live in zip(self._raw(), self._live)]
+        else:
+            self._fetch()
+            raw = self._inputs
         values = self.rules[name].read(state, raw, step=self.steps)
         # Buffers are averaged but never extrapolated: a variance must stay positive.
         plain = state.slots["average"]
@@ -342,7 +347,7 @@ class Averages:
                 written to the average.
         """
         values = self._read(name)
-        reshard(self.network)
+        self._reshard()
         self._settle()
         self.applied_name = name
         owners = self._owners(name, values) if exchange and not self.journal.held else {}
@@ -360,7 +365,7 @@ class Averages:
         if self.applied_name is None:
             return
         self._follow()
-        reshard(self.network)
+        self._reshard()
         self.journal.exchange_back(self._places(self._exchanged()))
         targets = dict(zip(self.names, self._live)) | self._norm_buffers()
         held = {key: self.journal.held[key] for key in targets if key in self.journal.held}
@@ -368,6 +373,10 @@ class Averages:
             torch._foreach_copy_([targets[key] for key in held], list(held.values()))
         self.journal.release(held)
         self.applied_name = None
+
+    def _reshard(self) -> None:
+        if self._sharded:
+            reshard(self.network)
 
     def _places(self, owners: Mapping[int, list[Tensor]]) -> dict[str, tuple[Tensor, list[Tensor], int]]:
         return {self.names[at]: (self._live[at], slot, at) for at, slot in owners.items()}
@@ -406,6 +415,8 @@ class Averages:
                 owner[at] = self._live[at].clone()
 
     def _norm_buffers(self) -> dict[str, Tensor]:
+        if not self.norms:
+            return {}
         ids = {id(buffer) for norm in self.norms for buffer in norm.buffers(recurse=False)}
         return {name: buffer for name, buffer in _named(self.network.named_buffers()) if id(buffer) in ids}
 
@@ -440,7 +451,7 @@ class Averages:
             fresh = [key for key in targets if key not in before and key in self.journal.held]
             before |= {key: self.journal.held[key] for key in fresh}
             with torch.no_grad():
-                reshard(self.network)
+                self._reshard()
                 torch._foreach_copy_([targets[key] for key in before], list(before.values()))
             self.journal.release(fresh)
             self.applied_name = outer

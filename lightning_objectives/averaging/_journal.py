@@ -1,6 +1,7 @@
 """Where raw tensors are while averages stand in their place, and how the two change places."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ class Journal:
     def __init__(self) -> None:
         self.held: dict[str, Tensor] = {}
         self._spare: dict[str, Tensor] = {}
-        self._unfinished: _Exchange | None = None
+        self._planned: _Exchange | None = None
+        self._unfinished: Callable[[], None] | None = None
 
     def hold(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Copy those that are not held yet, and return their names."""
@@ -43,8 +45,7 @@ class Journal:
                 slot[at] = tensor
                 self.held[name] = shadows[name]
 
-        self._unfinished = _Exchange([(place[0], shadows[name]) for name, place in places.items()], done)
-        self.finish()
+        self._exchange([(tensor, shadows[name]) for name, (tensor, *_) in places.items()], done)
 
     def exchange_back(self, places: Mapping[str, tuple[Tensor, list[Tensor], int]]) -> None:
         """Undo :meth:`exchange`."""
@@ -55,14 +56,24 @@ class Journal:
                 slot[at] = shadows[name]
                 self.held.pop(name, None)
 
-        self._unfinished = _Exchange([(place[0], shadows[name]) for name, place in places.items()], done)
+        self._exchange([(tensor, shadows[name]) for name, (tensor, *_) in places.items()], done)
+
+    def _exchange(self, pairs: list[tuple[Tensor, Tensor]], done: Callable[[], None]) -> None:
+        # The way back is the way there, and the next validation's too: it is planned once.
+        if self._planned is None or not self._planned.is_of(pairs):
+            self._planned = _Exchange(pairs)
+        self._unfinished = partial(_run, [*self._planned.moves], done)
         self.finish()
 
     def finish(self) -> None:
         """Finish an exchange that an interrupt stopped on the way, so that it loses neither."""
         if self._unfinished is not None:
-            self._unfinished.run()
+            self._unfinished()
             self._unfinished = None
+
+    def forget(self) -> None:
+        """Let go of tensors that may have been replaced."""
+        self._planned = None
 
     def release(self, names: Iterable[str]) -> None:
         """Forget the copies; their memory is used again."""
@@ -71,24 +82,25 @@ class Journal:
 
 
 class _Exchange:
-    """Pairs of tensors that change places, a few at a time, so that what is aside stays in a cache.
-
-    Each move can be made again, so that :meth:`run` goes on where an interrupt stopped it.
+    """How pairs of tensors change places, a few at a time, so that what is aside stays in a cache.
 
     Args:
         pairs: two tensors of the same type, place and strides each.
-        done: what to note at the end; it may be called again too.
     """
 
-    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]], done: Callable[[], None]) -> None:
-        self._moves: list[tuple[list[Tensor], list[Tensor]]] = []
-        self._taken = 0
-        self._done = done
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self._pairs = pairs
+        self.moves: list[tuple[list[Tensor], list[Tensor]]] = []
         alike: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, Tensor]]] = {}
         for one, other in pairs:
             alike.setdefault((one.dtype, one.device), []).append((one, other))
         for (dtype, device), group in alike.items():
             self._plan(group, dtype, device)
+
+    def is_of(self, pairs: list[tuple[Tensor, Tensor]]) -> bool:
+        """Whether it is of these very tensors."""
+        same = (a is c and b is d for (a, b), (c, d) in zip(self._pairs, pairs))
+        return len(self._pairs) == len(pairs) and all(same)
 
     def _plan(self, pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, device: torch.device) -> None:
         most = _PIECE.get(device.type, _ELSEWHERE)
@@ -101,14 +113,20 @@ class _Exchange:
         for part in found:
             flat = torch.split(room[: sum(sizes[part])], sizes[part])
             aside = [piece.view(one.shape) for piece, one in zip(flat, ones[part])]
-            self._moves += [(aside, ones[part]), (ones[part], others[part]), (others[part], aside)]
+            self.moves += [(aside, ones[part]), (ones[part], others[part]), (others[part], aside)]
 
-    def run(self) -> None:
-        """All moves that are left."""
-        while self._taken < len(self._moves):
-            torch._foreach_copy_(*self._moves[self._taken])
-            self._taken += 1
-        self._done()
+
+def _run(moves: list[tuple[list[Tensor], list[Tensor]]], done: Callable[[], None]) -> None:
+    """Make the moves; one that an interrupt stopped is made again by the next call.
+
+    Args:
+        moves: those that are left, each taken out when it is made.
+        done: what to note at the end; it may be called again too.
+    """
+    while moves:
+        torch._foreach_copy_(*moves[0])
+        del moves[0]
+    done()
 
 
 def _pieces(one: Tensor, other: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:

@@ -113,6 +113,22 @@ def test_a_module_that_is_cast_while_an_average_stands_in_it():
     torch.testing.assert_close(averages.weights("ema")["weight"], average.double(), rtol=0, atol=0)
 
 
+def test_an_exchange_is_planned_once_and_holds_on_to_nothing_that_was_replaced():
+    net = nn.Linear(3, 2)
+    averages = Averages(net, {"ema": EMA(decay=0.5)})
+    averages.update(1)
+    averages.swap_in("ema", exchange=True)
+    plan = averages.journal._planned
+    averages.swap_out()
+    averages.update(1)
+    averages.swap_in("ema", exchange=True)
+    averages.swap_out()
+    assert averages.journal._planned is plan is not None
+    net.double()
+    averages.update(1)
+    assert averages.journal._planned is None
+
+
 def test_another_average_on_top_of_one_that_changed_places():
     net = nn.Linear(3, 2)
     averages = Averages(net, {"ema": EMA(decay=0.5), "bema": BEMA(bias_power=0.0)})
