@@ -40,9 +40,10 @@ not 2.5, is what the memory allows; the weights are read once for all of them, p
 spends on calling one more callback some twenty times a step.""",
     "swap": """\
 *What is missed, and why.* Three copies each way, as the limit's, tensor by tensor: a network of many small
-tensors takes more calls than two flat ones. Tried: the whole tensor put aside at once (slower), and pieces of
-2^15 (kept) to 2^20 elements. Not tried: an exchange of the pointers, which would break what holds on to them:
-captured graphs, views, and memory that processes share.""",
+tensors takes more calls than two flat ones, and lies in many small pages of memory. Tried: the whole tensor put
+aside at once (slower); pieces of 2^15 to 2^20 elements (2^19 kept); several tensors a call, planned once for
+there and back (kept). Not tried: an exchange of the pointers, which would break what holds on to them: captured
+graphs, views, and memory that processes share.""",
     "seam": """\
 *What is missed, and why.* While a method is not active, nothing is caught and the step runs in no mode. What is
 left is a few dozen lines of Python, and what Lightning spends on any callback by calling it some twenty times a
@@ -78,19 +79,6 @@ looks at; those of several files are computed at the same time. The merged file 
 within the time, where reading only writes nothing.""",
 }
 """By row, why a target of it is missed and what was tried; said where it is."""
-SINCE = {
-    "ema_update": ("14:55", "several averages take the weights in part by part, so that these are read once for all."),
-    "trainer_step": ("14:55", "an update looks at the addresses of the weights in one call."),
-    "swap": ("15:02", "weights and averages change places in pieces of 2^15 elements, where it was tensor by tensor."),
-    "seam": (
-        "14:55",
-        "a step in which nothing is running enters no function mode; an empty callback is measured beside.",
-    ),
-    "compiled": ("14:55", "a step in which nothing is running enters no function mode."),
-    "growth": ("15:02", "averages and merging were changed as the other rows say."),
-    "all_five": ("14:55", "aligned gradients are handed over, and the other changes of these rows."),
-}
-"""By row, the time on 2026-11-23 (UTC) of a change that files measured before it know nothing of, and what it was."""
 
 
 def page(results: Path) -> str:
@@ -104,9 +92,6 @@ def page(results: Path) -> str:
             loads = f"{row['load_before'][0]} before and {row['load'][0]} after"
             parts.append(f"**The machine was busy (load {loads}): do not rely on these times and ratios.**\n")
         parts += [f"{note}\n" for note in row["notes"]]
-        changed, what = SINCE.get(row["row"], ("00:00", ""))
-        if row["date"] < f"2026-11-23T{changed}":
-            parts.append(f"**Changed since this was measured, and not measured again:** {what}\n")
         if row["row"] in MISSED and any(not kept for table in row["tables"] for *_, kept in promises(table)):
             parts.append(MISSED[row["row"]] + "\n")
         if row["absent"]:

@@ -1,11 +1,13 @@
 """A step with all five plugged in, and what is left over the sum of its parts.
 
-Each is also plugged in alone: what all five add is compared with the sum of what each adds. The profile is that of
+Each is also plugged in alone: what all five add is compared with the sum of what each adds. The three that change the
+loss are plugged in by two as well, which names what is left over: what these do to each other. The profile is that of
 steps with all five; operators by the time that they take themselves.
 """
 
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +37,8 @@ def run(bench: Bench) -> None:
             PLAIN: list,
             **{n: lambda m=m: [m()] for n, m in parts.items()},
         }
+        pairs = {f"{a} beside {b}": (a, b) for a, b in combinations(list(parts)[:3], 2)}
+        variants |= {name: lambda pair=pair: [parts[part]() for part in pair] for name, pair in pairs.items()}
         variants[ALL] = lambda: [make() for make in parts.values()]
         compare_fits(
             bench, "small CNN, batch 64", lambda: Classifier(seeded(small_cnn)), batch, variants,
@@ -43,10 +47,11 @@ def run(bench: Bench) -> None:
         table = bench.tables[-1]["wall"]
         plain = median(table[PLAIN])
         added = {name: median(seconds) - plain for name, seconds in table.items() if name != PLAIN}
-        together = added.pop(ALL)
-        rows = [(name, 1e3 * value) for name, value in added.items()]
-        rows += [("the sum of them", 1e3 * sum(added.values())), (ALL, 1e3 * together)]
-        rows += [("left over", 1e3 * (together - sum(added.values())))]
+        alone = {name: added[name] for name in parts}
+        rows = [(name, 1e3 * value) for name, value in alone.items()]
+        rows += [("the sum of them", 1e3 * sum(alone.values())), (ALL, 1e3 * added[ALL])]
+        rows += [("left over", 1e3 * (added[ALL] - sum(alone.values())))]
+        rows += [(f"left over: {n}", 1e3 * (added[n] - sum(alone[part] for part in pair))) for n, pair in pairs.items()]
         bench.figures("added to the step, ms", ["", "ms"], rows)
         profiled(bench, variants[ALL], batch)
 
