@@ -2,9 +2,10 @@
 
 Each variant is a process of its own: the seconds are those of the work without the imports, the memory what is resident
 and stands in no file (anonymous), at most, above what the imports took. The limit reads all bytes and keeps none. Files
-are hot (read before) or cold (put out of the page cache first, where the system allows it; a cache of the host may
-still serve them). Ours writes the merged file as well; mergekit too; the others leave a dictionary in memory. The rate
-is promised for cold files, where the disk is the limit.
+are hot (read before) or cold (put out of the page cache first, where the system allows it; a cache of
+the host may still serve them). Ours writes the merged file as well, and waits until it is on the disk; mergekit writes
+too, the others leave a dictionary in memory. So there is a second limit: all bytes read, and one file written and
+waited for. The rate is promised for cold files, where the disk is the limit.
 """
 
 import os
@@ -27,6 +28,7 @@ from benchmarks.timing import Times
 from lightning_objectives.merging import WSM, merge_checkpoints
 
 READ, OURS = "read only", "merge_checkpoints"
+BOTH = "read, and one file written"
 SNIPPETS = ("load all, stack, mean", "one at a time", "mapped, one at a time")
 
 
@@ -75,7 +77,7 @@ def write(place: Path, kind: str, parameters: int, suffix: str, count: int) -> N
 def compare(bench: Bench, place: Path, kind: str, suffix: str, cold: bool, repeats: int) -> None:
     files = sorted(place.iterdir())
     size = sum(file.stat().st_size for file in files)
-    names = [READ, OURS]
+    names = [READ, BOTH, OURS]
     if not cold or kind == "resnet50":
         names += SNIPPETS if suffix == "ckpt" else ("safetensors, tensor by tensor",)
     else:
@@ -100,13 +102,14 @@ def compare(bench: Bench, place: Path, kind: str, suffix: str, cold: bool, repea
             blank = ["mergekit-pytorch, with its start"]
     bench.keep(title, times, limit=READ, blank=blank)
     one = size / len(files)
-    rate, least = min(times[READ].wall) / min(times[OURS].wall), 0.9 if suffix == "safetensors" else 0.8
+    rates = {name: min(times[name].wall) / min(times[OURS].wall) for name in (READ, BOTH)}
+    least = 0.9 if suffix == "safetensors" else 0.8
     bench.figures(
         f"{title}: memory",
         ["", "anonymous MiB at most", "in models"],
         [(name, peaks[name] / 2**20, peaks[name] / one) for name in names],
         targets=[
-            *([(f"{title}: rate of reading only", rate, ">=", least)] if cold else []),
+            *([(f"{title}: rate, of: {name}", rate, ">=", least) for name, rate in rates.items()] if cold else []),
             (f"{title}: anonymous memory, in models", peaks[OURS] / one, "<=", 1.1),
         ],
     )
@@ -144,6 +147,7 @@ def work(name: str, folder: str, hot: bool) -> dict[str, float]:
         read(files)
     variant: dict[str, Any] = {
         READ: read,
+        BOTH: read_and_write,
         OURS: ours,
         "load all, stack, mean": load_all,
         "one at a time": one_at_a_time,
@@ -160,6 +164,15 @@ def read(files: list[Path]) -> None:
         with file.open("rb", buffering=0) as opened:
             while opened.readinto(buffer):
                 pass
+
+
+def read_and_write(files: list[Path]) -> None:
+    read(files)
+    size, piece = files[0].stat().st_size, memoryview(bytes(2**22))
+    with tempfile.TemporaryDirectory() as out, Path(out, "one").open("wb", buffering=0) as written:
+        for start in range(0, size, len(piece)):
+            written.write(piece[: size - start])
+        os.fsync(written.fileno())
 
 
 def ours(files: list[Path]) -> None:
