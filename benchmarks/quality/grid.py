@@ -298,6 +298,8 @@ GROUPS = (
     Group("reweighting", "20 % asymmetric noise", (PLAIN, UPPER, MIDDLE)),
     Group("reweighting", "characters", (MIDDLE,)),
     Group("WSM", "clean", (SHORT,)),
+    # asked when the rest was known
+    Group("reweighting", "characters", (SWEEP[0],)),
 )
 
 

@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_objectives.averaging._journal import Journal, parts
 from lightning_objectives.averaging._recalibrate import recalibrate, trained_norms
 from lightning_objectives.averaging._shards import address, like, local, reshard, shard_of, whole
+from lightning_objectives.averaging._tracked import Tracked, plain_name, plainly_named
 from lightning_objectives.kinds import AverageState, Rule
 
 Buffers = Literal["copy", "average", "recalibrate"]
@@ -90,10 +90,24 @@ class Averages:
         self._steps_of: dict[int, int] = {}
         self._counts: dict[int, int] = {}
         self._handles: list[RemovableHandle] = []
-        self._parameters: dict[str, nn.Parameter] = {}
-        self._waiting: list[nn.Parameter] = []
+        self._tensors = Tracked(network, buffers=buffers == "average", device=device)
+        self._shadow = self._tensors.shadow
+        self._sources = self._tensors.sources
         self._collect()
         self._begin()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors that are averaged, in the order of the slots."""
+        return self._tensors.names
+
+    @property
+    def _live(self) -> list[Tensor]:
+        return self._tensors.live
+
+    @property
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return self._tensors.parameters
 
     @property
     def updates(self) -> int:
@@ -103,63 +117,23 @@ class Averages:
     # Which tensors: parameters join, move and are cast.
 
     def _collect(self) -> None:
-        """Look for trainable parameters that are not averaged yet, and take them in as they are now."""
-        known = {id(p) for p in self._parameters.values()}
-        # A child that keeps its state out of the state dict is lent by somebody who takes it away again.
-        lent = [child for child in self.network.children() if not child.state_dict()]
-        known |= {id(p) for child in lent for p in child.parameters()}
-        self._waiting = []
-        joining = []
-        for name, parameter in _named(self.network.named_parameters()):
-            if id(parameter) in known:
-                continue
-            if _averaged(parameter):
-                self._parameters[name] = parameter
-                joining.append(name)
-            else:
-                self._waiting.append(parameter)
-        self._bind()
+        """Take in trainable parameters that are not averaged yet, as they are now."""
+        self.journal.forget()
+        joining = self._tensors.collect()
         if self.start >= 0:
             self._join(joining)
         self._place()
 
     def _join(self, names: Sequence[str]) -> None:
         """Weights that were constant so far are their own average, for any rule."""
+        inputs = self._tensors.inputs
         at = [self.names.index(name) for name in names]
         for key, rule in self.rules.items():
             slots = self.states[key].slots
-            fresh = rule.init([self._inputs[i] for i in at]).slots
+            fresh = rule.init([inputs[i] for i in at]).slots
             for slot, tensors in slots.items():
-                for i, tensor in zip(at, fresh.get(slot) or [self._inputs[i].clone() for i in at]):
+                for i, tensor in zip(at, fresh.get(slot) or [inputs[i].clone() for i in at]):
                     tensors.insert(i, tensor)
-
-    def _sources(self) -> dict[str, Tensor]:
-        sources: dict[str, Tensor] = dict(self._parameters)
-        if self.buffers == "average":
-            # Looked up anew each time: modules often assign a new tensor to a buffer.
-            sources |= {name: b for name, b in _named(self.network.named_buffers()) if b.is_floating_point()}
-        return sources
-
-    @torch.no_grad()
-    def _bind(self) -> None:
-        """Cache the lists of tensors."""
-        self.journal.forget()
-        with torch.inference_mode(False):
-            sources = self._sources()
-            self.names = list(sources)
-            self._live = [local(tensor) for tensor in sources.values()]
-            self._addresses = [tensor.data_ptr() for tensor in self._live]
-            self._sharded = any(hasattr(tensor, "to_local") for tensor in sources.values())
-            self._address: Callable[[Tensor], int] = address if self._sharded else Tensor.data_ptr
-            self._inputs, self._cast = [], []
-            for tensor in self._live:
-                wanted = self._shadow(tensor)
-                same = (tensor.device, tensor.dtype) == wanted
-                # Half types and other devices go through a copy that is allocated once.
-                self._inputs.append(tensor if same else _beside(tensor, *wanted))
-                if not same:
-                    self._cast.append((self._inputs[-1], tensor))
-            self._fetch()
 
     def _place(self) -> None:
         """Bring the shadows to where the parameters are."""
@@ -171,24 +145,13 @@ class Averages:
                 if name in self.journal.held:
                     self.journal.held[name] = self.journal.held[name].to(live.device)
 
-    def _shadow(self, tensor: Tensor) -> tuple[torch.device, torch.dtype]:
-        return self.device or tensor.device, torch.promote_types(tensor.dtype, torch.float32)
-
     def _follow(self) -> None:
         """Bind anew where a parameter was moved or cast, or a buffer replaced."""
         self.journal.finish()
-        # The cached views keep the old storages alive, so that a new one never has an old address.
-        tensors = self._sources() if self.buffers == "average" else self._parameters
-        if [*map(self._address, tensors.values())] != self._addresses:
-            self._bind()
+        if self._tensors.moved():
+            self.journal.forget()
+            self._tensors.bind()
             self._place()
-
-    def _fetch(self) -> None:
-        if self._cast:
-            torch._foreach_copy_([to for to, _ in self._cast], [source for _, source in self._cast], non_blocking=True)
-            for device in {source.device for to, source in self._cast if to.device.type == "cpu"}:
-                if device.type != "cpu":  # all copies are on their way before the one wait
-                    torch.get_device_module(device).synchronize()
 
     # Over time.
 
@@ -210,7 +173,7 @@ class Averages:
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         # The last moment at which a parameter that was unfrozen, or is new, has the weights that it came with.
         count = sum(len(group["params"]) for group in optimizer.param_groups)
-        if self._counts.get(id(optimizer), count) != count or any(map(_averaged, self._waiting)):
+        if self._counts.get(id(optimizer), count) != count or self._tensors.waits_no_more():
             self._collect()
         self._counts[id(optimizer)] = count
 
@@ -241,32 +204,32 @@ class Averages:
             self._begin()
         elif (self.steps - self.start) // self.every_n_steps > (before - self.start) // self.every_n_steps:
             self._follow()
-            self._fetch()
+            self._tensors.fetch()
             if len(self.rules) > 1 and all(rule.by_tensor for rule in self.rules.values()):
                 self._update_by_parts()
             else:
                 for name, rule in self.rules.items():
-                    rule.update(self.states[name], self._inputs, step=self.steps, start=self.start)
+                    rule.update(self.states[name], self._tensors.inputs, step=self.steps, start=self.start)
         if self.buffers == "recalibrate":
             self.norms = trained_norms(self.network)  # evaluation modes will hide which of them are frozen
 
     def _update_by_parts(self) -> None:
         """All averages of a few weights, then of the next: the weights are read from memory once."""
         states = {}
-        for part in parts(self._inputs, _PART):
+        for part in parts(self._tensors.inputs, _PART):
             for name, rule in self.rules.items():
                 whole = self.states[name]
                 states[name] = AverageState({s: tensors[part] for s, tensors in whole.slots.items()}, whole.updates)
-                rule.update(states[name], self._inputs[part], step=self.steps, start=self.start)
+                rule.update(states[name], self._tensors.inputs[part], step=self.steps, start=self.start)
         for name, state in states.items():
             self.states[name].updates = state.updates
 
     def _begin(self) -> None:
         if self.steps >= self.start_step:
             self._follow()
-            self._fetch()
+            self._tensors.fetch()
             with torch.inference_mode(False):
-                self.states = {name: rule.init(self._inputs) for name, rule in self.rules.items()}
+                self.states = {name: rule.init(self._tensors.inputs) for name, rule in self.rules.items()}
             self.start = self.steps
 
     # Reading.
@@ -281,8 +244,8 @@ class Averages:
         if self.journal.held:
             raw = [tensor.to(*self._shadow(live)) for tensor, live in zip(self._raw(), self._live)]
         else:
-            self._fetch()
-            raw = self._inputs
+            self._tensors.fetch()
+            raw = self._tensors.inputs
         values = self.rules[name].read(state, raw, step=self.steps)
         # Buffers are averaged but never extrapolated: a variance must stay positive.
         plain = state.slots["average"]
@@ -302,7 +265,7 @@ class Averages:
             for key, value, live in zip(self.names, values, self._live)
         }
         if name != self.applied_name:
-            buffers = (key for key, _ in _named(self.network.named_buffers()))
+            buffers = (key for key, _ in plainly_named(self.network.named_buffers()))
             found |= {key: self.journal.held[key] for key in buffers if key in self.journal.held and key not in found}
         return found
 
@@ -317,10 +280,10 @@ class Averages:
         sources = self._sources()
         if self.statistics:
             values |= self.statistics
-            sources |= dict(_named(self.network.named_buffers()))
+            sources |= dict(plainly_named(self.network.named_buffers()))
         by_address = {(address(sources[key]), sources[key].shape): key for key in values}
         canonical = {id(sources[key]): key for key in values}
-        aliases = _named([*self.network.named_parameters(remove_duplicate=False), *self.network.named_buffers()])
+        aliases = plainly_named([*self.network.named_parameters(remove_duplicate=False), *self.network.named_buffers()])
         by_name = {alias: canonical[id(tensor)] for alias, tensor in aliases if id(tensor) in canonical}
         sharded = [key for key in values if hasattr(sources[key], "to_local")]
         wholes: dict[str, Tensor] = {}
@@ -329,7 +292,7 @@ class Averages:
         for entry_name, entry in list(state_dict.items()):
             if not isinstance(entry, Tensor):
                 continue
-            key = by_address.get((address(entry), entry.shape)) or by_name.get(_plain(entry_name))
+            key = by_address.get((address(entry), entry.shape)) or by_name.get(plain_name(entry_name))
             if key is not None:
                 value = wholes.get(key, values[key])
                 state_dict[entry_name] = like(value.to(local(entry).device, entry.dtype), entry)
@@ -375,7 +338,7 @@ class Averages:
         self.applied_name = None
 
     def _reshard(self) -> None:
-        if self._sharded:
+        if self._tensors.sharded:
             reshard(self.network)
 
     def _places(self, owners: Mapping[int, list[Tensor]]) -> dict[str, tuple[Tensor, list[Tensor], int]]:
@@ -418,7 +381,7 @@ class Averages:
         if not self.norms:
             return {}
         ids = {id(buffer) for norm in self.norms for buffer in norm.buffers(recurse=False)}
-        return {name: buffer for name, buffer in _named(self.network.named_buffers()) if id(buffer) in ids}
+        return {name: buffer for name, buffer in plainly_named(self.network.named_buffers()) if id(buffer) in ids}
 
     def _recalibrate(self, name: str) -> None:
         buffers = self._norm_buffers()
@@ -474,11 +437,11 @@ class Averages:
         if raw and self.updates:
             kept = named(self._raw())
             kept |= {name: self.journal.held.get(name, buffer) for name, buffer in self._norm_buffers().items()}
-        waiting = {id(parameter) for parameter in self._waiting}
+        waiting = {id(parameter) for parameter in self._tensors.waiting}
         return {
             "steps": self.steps,
             "start": self.start,
-            "frozen": [name for name, p in _named(self.network.named_parameters()) if id(p) in waiting],
+            "frozen": [name for name, p in plainly_named(self.network.named_parameters()) if id(p) in waiting],
             "raw": kept,
             "statistics": dict(self.statistics),
             "statistics_step": self.statistics_step,
@@ -505,7 +468,7 @@ class Averages:
         if not averages:
             return
         saved = set(next(iter(averages.values()))["slots"]["average"])
-        for name, parameter in _named(self.network.named_parameters()):
+        for name, parameter in plainly_named(self.network.named_parameters()):
             if name in saved and not any(parameter is p for p in self._parameters.values()):
                 self._parameters[name] = parameter  # trained when it was saved, and frozen since
         sources = self._sources()
@@ -518,7 +481,7 @@ class Averages:
                 "Resume with the network that was saved, or without this callback's state."
             )
         # The order of the slots is that of the names, which joined parameters come last in.
-        self._parameters = {name: p for name, p in self._parameters.items() if name not in new}
+        self._tensors.parameters = {name: p for name, p in self._parameters.items() if name not in new}
         with torch.inference_mode(False):
             for name, rule in self.rules.items():
                 asked, found = set(rule.init([torch.zeros(1)]).slots), set(averages[name]["slots"])
@@ -534,7 +497,7 @@ class Averages:
     @torch.no_grad()
     def adopt(self, average: Mapping[str, Tensor], *, updates: int) -> list[str]:
         """Go on from a plain average that another library made; returns the rules that need more than that."""
-        average = {_plain(name): tensor for name, tensor in average.items()}
+        average = {plain_name(name): tensor for name, tensor in average.items()}
         sources = self._sources()
         others = []
         for name, state in self.states.items():
@@ -555,7 +518,7 @@ def restore(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: a name that the network does not have, or another shape.
     """
-    targets = dict(_named([*network.named_parameters(), *network.named_buffers()]))
+    targets = dict(plainly_named([*network.named_parameters(), *network.named_buffers()]))
     missing = sorted(set(tensors) - set(targets))
     if missing:
         raise ValueError(f"The checkpoint holds raw weights that the network does not have: {missing}.")
@@ -568,23 +531,3 @@ def _fitting(tensor: Tensor, of: Tensor, name: str) -> Tensor:
     if tensor.shape != of.shape:
         raise ValueError(f"{name} is {tuple(tensor.shape)} in the checkpoint, but {tuple(of.shape)} in the network.")
     return shard_of(tensor, of)
-
-
-def _beside(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """An empty tensor for copies of ``tensor``, in memory that the other device can write to by itself."""
-    pinned = tensor.device.type == "cuda" and device.type == "cpu"
-    return torch.empty_like(tensor, device=device, dtype=dtype, pin_memory=pinned)
-
-
-def _averaged(parameter: nn.Parameter) -> bool:
-    if not parameter.requires_grad or is_lazy(parameter):
-        return False
-    return parameter.is_floating_point() or parameter.is_complex()
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "")  # what torch.compile puts into names
-
-
-def _named(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    return [(_plain(name), tensor) for name, tensor in named]

@@ -5,18 +5,18 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from lightning_objectives.averaging import EMA
-from lightning_objectives.averaging import _averages as module
+from lightning_objectives.averaging import _tracked as module
 
 
 def test_copies_to_the_cpu_wait_once_for_all_of_them(monkeypatch):
-    averages, done = module.Averages(nn.Linear(2, 2), {"ema": EMA()}), []
+    tensors, done = module.Tracked(nn.Linear(2, 2), buffers=False, device=None), []
+    tensors.collect()
     gpu = SimpleNamespace(device=torch.device("cuda", 0))
-    averages._cast = [(tensor, gpu) for tensor in averages._inputs]
+    tensors._cast = [(tensor, gpu) for tensor in tensors.inputs]
     monkeypatch.setattr(torch, "_foreach_copy_", lambda to, source, non_blocking: done.append((len(to), non_blocking)))
     fake = SimpleNamespace(synchronize=lambda: done.append("waited"))
     monkeypatch.setattr(torch, "get_device_module", lambda device: fake)
-    averages._fetch()
+    tensors.fetch()
     assert done == [(2, True), "waited"]
 
 
