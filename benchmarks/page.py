@@ -20,7 +20,8 @@ this page.
 
 Times travel badly, ratios well: the variants of a table ran in turn in one process, or in turn in processes of their
 own, and the ratios are those of their medians, to the variant named *limit*. "CPU" is the ratio of the processor time
-of all threads, which other work on the machine disturbs less. What could not be run is blank.
+of all threads, which other work on the machine disturbs less; "GiB/s" are the bytes that a variant has to read and
+write at the least, by its time. What could not be run is blank.
 """
 ORDER = (
     "ema_update trainer_step swap seam merging merging_blocks distillation multi_sample_dropout large_vocabulary "
@@ -154,7 +155,9 @@ def _table(row: dict[str, Any], table: dict[str, Any]) -> str:
         lines = [[_shown(value) for value in line] for line in table["rows"]]
         return name + "\n" + "\n".join("| " + " | ".join(line) + " |" for line in [*head, *lines]) + "\n"
     lines = ["| | median | quartiles | to the limit | CPU |", "| --- | ---: | ---: | ---: | ---: |"]
-    limit = table["limit"]
+    limit, moved = table["limit"], table.get("moved", {})
+    if moved:
+        lines = [f"{line} {end} |" for line, end in zip(lines, ("GiB/s", "---:"))]
     for key, seconds in table["wall"].items():
         low, high = (quantiles(seconds, n=4)[i] for i in (0, 2)) if len(seconds) > 1 else (seconds[0], seconds[0])
         ratio = f"{median(seconds) / median(table['wall'][limit]):.3f}" if limit else ""
@@ -162,7 +165,9 @@ def _table(row: dict[str, Any], table: dict[str, Any]) -> str:
         cpu = f"{median(table['cpu'][key]) / base:.3f}" if base else ""
         shown = f"{key} (limit)" if key == limit else key
         lines.append(f"| {shown} | {_time(median(seconds))} | {_time(low)} to {_time(high)} | {ratio} | {cpu} |")
-    lines += [f"| {key} | | | | |" for key in table["blank"]]
+        if moved:
+            lines[-1] += f" {moved[key] / median(seconds) / 2**30:.2f} |" if key in moved else " |"
+    lines += [f"| {key} | | | | |" + " |" * bool(moved) for key in table["blank"]]
     return name + "\n" + "\n".join(lines) + "\n"
 
 

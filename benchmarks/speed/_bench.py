@@ -68,6 +68,7 @@ class Bench:
         warmup: int = 3,
         blank: Sequence[str] = (),
         per_call: int = 1,
+        moved: Mapping[str, int] | None = None,
     ) -> dict[str, Times]:
         """Time variants in turn.
 
@@ -80,6 +81,7 @@ class Bench:
             warmup: repeats that are not counted.
             blank: variants that could not be run here.
             per_call: how many pieces of work a call does; times are kept for one.
+            moved: the bytes that variants have to read and write at least, from which the page tells a rate.
         """
         if self.tiny:
             repeats, warmup = 1, 0
@@ -87,7 +89,7 @@ class Bench:
         for found in times.values():
             found.wall = [seconds / per_call for seconds in found.wall]
             found.cpu = [seconds / per_call for seconds in found.cpu]
-        self.keep(name, times, limit=limit, targets=targets, blank=blank)
+        self.keep(name, times, limit=limit, targets=targets, blank=blank, moved=moved)
         return times
 
     def keep(
@@ -98,12 +100,13 @@ class Bench:
         limit: str = "",
         targets: Sequence[Target] = (),
         blank: Sequence[str] = (),
+        moved: Mapping[str, int] | None = None,
     ) -> None:
         """Keep times that were taken in turn by other means."""
         table: dict[str, Any] = {"name": name, "limit": limit, "targets": [vars(target) for target in targets]}
         table["wall"] = {key: [float(f"{s:.4g}") for s in found.wall] for key, found in times.items()}
         table["cpu"] = {key: [float(f"{s:.4g}") for s in found.cpu] for key, found in times.items()}
-        table["blank"] = list(blank)
+        table["blank"], table["moved"] = list(blank), dict(moved or {})
         self.tables.append(table)
         print(f"\n{self.row}: {name}")
         base = median(times[limit].wall) if limit else None

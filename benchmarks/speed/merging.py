@@ -100,8 +100,9 @@ def compare(bench: Bench, place: Path, kind: str, suffix: str, cold: bool, repea
         else:
             bench.absent["mergekit"] = "mergekit-pytorch is not installed"
             blank = ["mergekit-pytorch, with its start"]
-    bench.keep(title, times, limit=READ, blank=blank)
-    one = size / len(files)
+    one = size // len(files)
+    moved = {name: size + one * (name in (BOTH, OURS) or "mergekit" in name) for name in times}
+    bench.keep(title, times, limit=READ, blank=blank, moved=moved)
     rates = {name: min(times[name].wall) / min(times[OURS].wall) for name in (READ, BOTH)}
     least = 0.9 if suffix == "safetensors" else 0.8
     bench.figures(
