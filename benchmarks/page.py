@@ -58,8 +58,9 @@ times as many logits, and its gradient. Tried: no copy of the features before th
 all samples (kept). A cheaper draw would not be torch's dropout bit by bit, which one sample is promised to be.""",
     "large_vocabulary": """\
 *What is missed, and why.* The products are nearly all of the plain loss already. Chunks of 512 tokens keep the
-memory within its bound, and cost time in torch's own function. By hand, with the gradients made in the forward
-pass, it takes the plain time, and more memory than the bound.""",
+memory within its bound, and cost time in torch's own function. By hand, the gradients are made in the forward
+pass, in the one buffer that holds a chunk's logits: what is not a product is some four passes over it. In three
+buffers (logits, softmax, its logarithm) it took more memory than the bound.""",
     "calibration_error": """\
 *What is missed, and why.* At 256 rows a `max` is as short as ten calls of anything. An update is some twenty
 calls of NumPy, three sums of torch, and the bookkeeping of torchmetrics around each update, which by itself
