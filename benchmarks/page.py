@@ -65,12 +65,12 @@ memory within its bound, and cost time in torch's own function. By hand, the gra
 pass, in the one buffer that holds a chunk's logits: what is not a product is some four passes over it. In three
 buffers (logits, softmax, its logarithm) it took more memory than the bound.""",
     "calibration_error": """\
-*What is missed, and why.* At 256 rows a `max` is as short as ten calls of anything. An update is some twenty
-calls of NumPy, three sums of torch, and the bookkeeping of torchmetrics around each update, which by itself
-takes a good part of the bound. Tried: one pass for the greatest class and its probability, rules of validity
-that are looked at row by row only where the extremes break one, sums that go past `Module.__setattr__` (all
-kept). Rows that are collected and counted later would be faster, and wrong for who reads or copies the state in
-between.""",
+*What is missed, and why.* At 256 rows a `max` is as short as ten calls of anything. An update is some fifteen
+calls of NumPy, which take half of it, four sums of torch, the bookkeeping of torchmetrics around each update, and
+the Python between them. Tried: one pass over the bits of the probabilities, for the class and for whether any is
+negative or NaN; rules of validity that are looked at row by row only where the extremes break one; sums and
+torchmetrics' own counts that go past `Module.__setattr__` (all kept). Rows that are collected and counted later
+would be faster, and wrong for who reads or copies the state in between.""",
     "compiled": """\
 *What is missed, and why.* A step in which nothing is running is the plain compiled one, without a break; what
 is left is the Python of the step and what Lightning spends on a callback, as in the seam's row. Where a
