@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def multi_sample_dropout(
     Args:
         features: (N, ..., D) what the head is given.
         head: ``(rows, ..., D) -> (rows, ..., C)``, with the same weights for every sample.
-        num_samples: M; one is ordinary dropout.
+        num_samples: M; one is ordinary dropout, bit by bit.
         p: the share of the features that is dropped, in [0, 1).
 
     Returns:
@@ -37,9 +38,21 @@ def multi_sample_dropout(
     https://arxiv.org/abs/1905.09788.
     """
     # one call on M * N rows, one draw: row m * N + n is sample m of row n; the M copies are made by the dropout itself
-    rows = F.dropout(features.expand(num_samples, *features.shape), p).flatten(0, 1)
-    logits = head(rows)
+    copies = features.expand(num_samples, *features.shape)
+    short = num_samples > 1 and features.device.type == "cpu" and 0 < p < 1
+    logits = head((_short_dropout(copies, p) if short else F.dropout(copies, p)).flatten(0, 1))
     return logits.view(num_samples, len(features), *logits.shape[1:])
+
+
+def _short_dropout(features: Tensor, p: float) -> Tensor:
+    """Dropout by 31 random bits a feature, which gives ``p`` to within 2⁻³¹.
+
+    Torch's own draws 64 of them, also one feature after the other in one thread, and takes four times as long, but on
+    Intel's CPUs, where MKL draws for it.
+    """
+    draw = torch.empty_like(features, dtype=torch.int32).random_()  # all of [0, 2³¹)
+    # a mask of the features' type is multiplied with in a fraction of the time of a bool one, forward and backward
+    return features * (draw >= int(p * 2**31)).to(features.dtype).div_(1 - p)
 
 
 class MultiSampleDropout(Head):

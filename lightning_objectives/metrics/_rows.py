@@ -122,13 +122,24 @@ class SumMetric(Metric):
         self._add_sum("count", torch.tensor(0))
         self._add_sum("invalid", torch.tensor(0))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torchmetrics sets these two around each update. `Module.__setattr__` would look whether they are parameters,
+        # modules or buffers, and put them at the same place: it takes longer than a sum.
+        if name in ("_computed", "_update_count"):
+            vars(self)[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def _add_sum(self, name: str, default: Tensor) -> None:
         self.add_state(name + self._suffix, default, dist_reduce_fx="sum")
 
-    def _add(self, name: str, value: Tensor | int) -> None:
+    def _add(self, **values: Tensor | int) -> None:
         # Out of place: validation runs in inference mode, whose tensors cannot be changed outside it.
         # Past `Module.__setattr__`, which takes longer than the sum, and would put it at the same place.
-        vars(self)[name + self._suffix] = self._sum(name) + value
+        states = vars(self)
+        for name, value in values.items():
+            name += self._suffix
+            states[name] = states[name] + value
 
     def _sum(self, name: str) -> Tensor:
         state: Tensor = getattr(self, name + self._suffix)
@@ -136,8 +147,7 @@ class SumMetric(Metric):
 
     def _rows(self, preds: Tensor, target: Tensor) -> Rows:
         rows = as_rows(preds, target, from_logits=self.from_logits, ignore_index=self.ignore_index)
-        self._add("count", rows.kept.sum())
-        self._add("invalid", rows.invalid)
+        self._add(count=rows.kept.sum(), invalid=rows.invalid)
         return rows
 
     def _check_rows(self) -> None:
@@ -180,7 +190,7 @@ class MeanMetric(SumMetric):
         """Add a batch; shapes as in the class. Never waits for the device."""
         rows = self._rows(preds, target)
         values = torch.where(rows.kept, self.values(rows.preds, rows.target), 0.0)
-        self._add("total", values.sum(dtype=self._sum("total").dtype))
+        self._add(total=values.sum(dtype=self._sum("total").dtype))
 
     def compute(self) -> Tensor:
         """The mean over all rows that count, () float32."""

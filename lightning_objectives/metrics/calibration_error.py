@@ -217,16 +217,12 @@ class CalibrationError(SumMetric):
         edges = _float32_edges(self.num_bins, self.binning)
         found = plain_cells(preds, target, edges, from_logits=self.from_logits, ignore_index=self.ignore_index)
         if found is not None:
-            for name, total in zip(("rows", "confidence", "accuracy"), found):
-                self._add(name, total)
-            self._add("count", len(preds))
+            self._add(count=preds.shape[0], **dict(zip(Bins._fields, found)))
             return
         rows = self._rows(preds, target)
         confidence, accuracy = _top_label(rows.preds, rows.target, from_logits=self.from_logits)
         cells = _histogram(confidence, accuracy, rows.kept, self.edges)
-        self._add("rows", cells.rows.long())
-        self._add("confidence", cells.confidence)
-        self._add("accuracy", cells.accuracy)
+        self._add(rows=cells.rows.long(), confidence=cells.confidence, accuracy=cells.accuracy)
 
     def compute(self) -> Tensor:
         """The calibration error of all rows that count, () float32."""

@@ -7,14 +7,44 @@ from torch import nn
 
 from lightning_objectives.heads import MultiSampleDropout, multi_sample_dropout
 
+HALF = 2**30
+"""Half of the 31 bits that several samples draw for a feature."""
+
 
 def test_by_hand(monkeypatch):
     # two masks of three features, p = 1/2: kept features are doubled; head(z) = z @ [1, 10, 100]
-    masks = torch.tensor([[[1.0, 0, 1]], [[0, 1, 0]]])
-    monkeypatch.setattr(F, "dropout", lambda rows, p: rows * masks / (1 - p))
+    draws = torch.tensor([[[HALF, HALF - 1, 2**31 - 1]], [[0, HALF, HALF - 1]]])
+    monkeypatch.setattr(torch.Tensor, "random_", lambda self: self.copy_(draws))
     features = torch.tensor([[1.0, 2.0, 3.0]])
     stacks = multi_sample_dropout(features, lambda z: z @ torch.tensor([[1.0], [10], [100]]), num_samples=2, p=0.5)
     assert stacks.tolist() == [[[2 * 1.0 + 2 * 300]], [[2 * 20.0]]]
+
+
+def test_masks_drop_p_of_the_features_and_know_nothing_of_each_other():
+    """Within five standard deviations, of a million and of half a million draws."""
+    torch.manual_seed(0)
+    dropped = multi_sample_dropout(torch.ones(500, 1000), nn.Identity(), num_samples=2, p=0.3) == 0
+    assert dropped.double().mean().item() == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / 1e6) ** 0.5)
+    for both in (dropped[0] & dropped[1], dropped[:, :-1] & dropped[:, 1:], dropped[..., :-1] & dropped[..., 1:]):
+        assert both.double().mean().item() == pytest.approx(0.09, abs=5 * (0.09 * 0.91 / 5e5) ** 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_gradients_are_those_of_the_kept_features_in_their_type(dtype):
+    features = torch.ones(3, 4, dtype=dtype, requires_grad=True)
+    stacks = multi_sample_dropout(features, nn.Identity(), num_samples=5, p=0.5)
+    stacks.sum().backward()
+    assert stacks.dtype == dtype
+    assert torch.equal(features.grad, stacks.detach().sum(0))
+
+
+def test_off_the_cpu_several_samples_are_torchs_own_dropout(monkeypatch):
+    called = []
+    dropout = F.dropout
+    monkeypatch.setattr(F, "dropout", lambda rows, p: called.append(rows.shape) or dropout(rows, p))
+    for device in ("meta", "cpu"):
+        multi_sample_dropout(torch.ones(4, 3, device=device), nn.Identity(), num_samples=2)
+    assert called == [(2, 4, 3)]
 
 
 def test_one_sample_is_dropout_bit_for_bit():

@@ -19,7 +19,6 @@ USUAL = {
     "on an edge": (torch.tensor([[0.4, 0.6], [0.2, 0.8]]), torch.tensor([0, 1]), False),
     "half precision": (LOGITS.bfloat16(), TARGET, True),
     "strided": (LOGITS.T.contiguous().T, TARGET.repeat_interleave(2)[::2], True),
-    "NaN logits": (LOGITS.where(LOGITS > -3, torch.nan), TARGET, True),
     "with a gradient": (LOGITS.clone().requires_grad_(), TARGET, True),
 }
 UNUSUAL = {
@@ -29,6 +28,10 @@ UNUSUAL = {
     "positions": (LOGITS.view(100, 7, 3), TARGET.view(100, 3), True),
     "one column": (LOGITS[:, :1], TARGET % 2, True),
     "int32": (LOGITS, TARGET.int(), True),
+    "NaN logits": (LOGITS.where(LOGITS > -3, torch.nan), TARGET, True),
+    "infinite logits": (LOGITS.where(LOGITS < 3, torch.inf), TARGET, True),
+    "minus zero": (ROWS.where(ROWS > 1e-4, -0.0), TARGET, False),
+    "a little negative": (ROWS - 1e-4, TARGET, False),
     "none": (LOGITS[:0], TARGET[:0], True),
     "large": (LARGE, torch.zeros(len(LARGE), dtype=torch.long), True),
 }
@@ -36,6 +39,9 @@ WRONG = {
     "logits as probabilities": (LOGITS, TARGET, False),
     "a class too many": (LOGITS, TARGET + 1, True),
     "NaN": (ROWS.where(ROWS > 1e-3, torch.nan), TARGET, False),
+    "negative NaN": (ROWS.where(ROWS > 1e-3, -torch.tensor(torch.nan)), TARGET, False),
+    "negative": (torch.tensor([[1.4, -0.4]]), torch.tensor([0]), False),
+    "infinite": (ROWS.where(ROWS < 0.9, torch.inf), TARGET, False),
 }
 
 
