@@ -6,6 +6,14 @@ import time
 from benchmarks.quality.store import Store
 
 
+def taught(store: Store) -> bool:
+    """Whether a run is left to be done that needs the teacher."""
+    from benchmarks.quality.grid import arms, jobs
+
+    left = (job for job in jobs() if job.key not in store.runs)
+    return any(part.callback == "Distill" for job in left for part in arms(job.task)[job.arm].parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("what", nargs="?", default="all", choices=("all", "budget", "costs", "teacher", "run", "page"))
@@ -22,7 +30,7 @@ def main() -> None:
         from benchmarks.quality import costs
 
         costs.write()
-    if given.what in ("all", "teacher"):
+    if given.what == "teacher" or (given.what == "all" and taught(Store())):
         from benchmarks.quality import teacher
 
         teacher.train()
