@@ -100,15 +100,17 @@ def averages(results: Results) -> plt.Figure:
         for ax, arm in zip(row, ("constant, a third", "constant")):
             lines = {"raw": "raw"} | {f: results.readout(task, f"constant: {f}") for f in ("EMA", "BEMA", "SWA")}
             lines["BEMA φ=400"] = "BEMA φ=400"
+            lowest = []
             for colour, name in zip(COLOURS, lines.values()):
                 steps, rows = results.curve(task, arm, f"{name}/nll")
                 if len(rows):
+                    lowest.append(rows.mean(0).min())
                     style = "--" if "φ" in name else "-"
                     ax.plot(steps, rows.mean(0), style, color=colour, label=name, marker=".", linewidth=1.5)
             ax.set(xlabel="step", ylabel="validation NLL", title=f"{task}: {arm}")
             top = results.curve(task, arm, "raw/nll")[1]
             if len(top):
-                ax.set_ylim(top.mean(0).min() * 0.9, top.mean(0)[2] * 1.1)
+                ax.set_ylim(min(lowest) * 0.97, top.mean(0)[2] * 1.1)  # the first points lie far above
                 ax.legend(fontsize=8)
             ax.grid(alpha=0.3)
     return figure

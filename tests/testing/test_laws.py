@@ -68,7 +68,7 @@ class Even(kinds.Combination):
 
 
 class Mean(kinds.Rule):
-    by_tensor = True
+    by_element = True
 
     def update(self, state, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
         state.updates += 1
@@ -403,6 +403,11 @@ class DividesByTheNormOfAll(Mean):
         super().update(state, [p / norm for p in params], step=step, start=start)
 
 
+class DividesByTheNormOfEach(Mean):
+    def update(self, state, params, *, step, start=0):
+        super().update(state, [p / p.square().sum().sqrt() for p in params], step=step, start=start)
+
+
 class ReadsOnce(Mean):
     def read(self, state, params, *, step):
         state.slots["average"] = [(a + p) / 2 for a, p in zip(state.slots["average"], params)]
@@ -544,7 +549,7 @@ FAULTS = {
     "the_average_has_the_form_of_the_weights": [Doubled, Uncounted],
     "constant_weights_stay": [Biased, BiasedOnceStartedLate],
     "going_on_from_a_file_is_going_on": [MemoryOfItsOwn, MemoryBeside, FitsAnAttribute],
-    "parts_of_the_weights_make_no_difference": [DividesByTheNormOfAll],
+    "how_the_elements_are_divided_makes_no_difference": [DividesByTheNormOfAll, DividesByTheNormOfEach],
     "reading_changes_nothing": [ReadsOnce],
     "the_live_weights_are_neither_changed_nor_aliased": [HandsOutTheLiveWeights, WritesToTheLiveWeights],
     "a_copy_is_the_same": [lambda: ForgetsASetting(decay=0.25)],
