@@ -33,8 +33,8 @@ MISSED = {
 *What is missed, and why.* An update is one `torch._foreach_lerp_` over cached lists, and a profile of it shows
 nothing else above a tenth. On the CPU torch works through such a list tensor by tensor, a call and a start of
 the threads each, where the limit is one call. Tried: lists by type and device that are made once, no state
-dict, one look at the addresses in C (all kept). Keeping the averages in one flat tensor does not help as long
-as the weights lie apart. Four averages must move 9 tensors' worth of bytes where one moves 3, so that 3.0, and
+dict, one look at the addresses in C (all kept); the small tensors copied into one and averaged in one call,
+which takes as long, since `torch.cat` spends as much on each of them as `lerp_` does. Four averages must move 9 tensors' worth of bytes where one moves 3, so that 3.0, and
 not 2.5, is what the memory allows; the weights are read once for all of them, part by part.""",
     "trainer_step": """\
 *What is missed, and why.* The update itself takes what the row above says; what is left is what Lightning

@@ -260,9 +260,8 @@ class Rule(Method):
     """
 
     room, callback = "averaging", "AverageWeights"
-    by_element: ClassVar[bool] = False
-    """Whether ``update`` writes each element in place, by what belongs to it alone: it may be given a part of the
-    tensors, and several joined to one."""
+    by_tensor: ClassVar[bool] = False
+    """Whether ``update`` writes each tensor in place, by what belongs to it alone: it may be given a part of them."""
 
     def init(self, params: Sequence[Tensor]) -> AverageState:
         """The state before the first update: a copy of the weights under the slot ``average``."""

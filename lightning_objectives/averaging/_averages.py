@@ -205,26 +205,24 @@ class Averages:
         elif (self.steps - self.start) // self.every_n_steps > (before - self.start) // self.every_n_steps:
             self._follow()
             self._tensors.fetch()
-            self._update()
+            if len(self.rules) > 1 and all(rule.by_tensor for rule in self.rules.values()):
+                self._update_by_parts()
+            else:
+                for name, rule in self.rules.items():
+                    rule.update(self.states[name], self._tensors.inputs, step=self.steps, start=self.start)
         if self.buffers == "recalibrate":
             self.norms = trained_norms(self.network)  # evaluation modes will hide which of them are frozen
 
-    def _update(self) -> None:
-        if not all(rule.by_element for rule in self.rules.values()):
+    def _update_by_parts(self) -> None:
+        """All averages of a few weights, then of the next: the weights are read from memory once."""
+        states = {}
+        for part in parts(self._tensors.inputs, _PART):
             for name, rule in self.rules.items():
-                rule.update(self.states[name], self._tensors.inputs, step=self.steps, start=self.start)
-            return
-        packed, updates = self._tensors.packed, {}
-        inputs = packed.inputs()
-        slots = {name: packed.slots(name, state.slots) for name, state in self.states.items()}
-        # All averages of a few weights, then of the next: the weights are read from memory once.
-        for part in parts(inputs, _PART) if len(self.rules) > 1 else [slice(None)]:
-            for name, rule in self.rules.items():
-                state = AverageState({s: t[part] for s, t in slots[name].items()}, self.states[name].updates)
-                rule.update(state, inputs[part], step=self.steps, start=self.start)
-                updates[name] = state.updates
-        for name, state in self.states.items():
-            state.updates = updates[name]
+                whole = self.states[name]
+                states[name] = AverageState({s: tensors[part] for s, tensors in whole.slots.items()}, whole.updates)
+                rule.update(states[name], self._tensors.inputs[part], step=self.steps, start=self.start)
+        for name, state in states.items():
+            self.states[name].updates = state.updates
 
     def _begin(self) -> None:
         if self.steps >= self.start_step:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_objectives.averaging._packed import Packed
 from lightning_objectives.averaging._shards import address, local
 
 
@@ -83,7 +82,6 @@ class Tracked:
                 if not same:
                     self._cast.append((self.inputs[-1], tensor))
             self.fetch()
-            self.packed = Packed(self.inputs)
 
     def moved(self) -> bool:
         """Whether a parameter was moved or cast, or a buffer replaced, since the lists were made."""

@@ -74,7 +74,7 @@ class BEMA(Rule):
     at the last update; the average is taken every step by default, not every 400; state is kept in float32 and saved.
     """
 
-    by_element = True
+    by_tensor = True
 
     def __init__(
         self,

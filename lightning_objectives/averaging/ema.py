@@ -47,7 +47,7 @@ class EMA(Rule):
     timm's ``ModelEmaV3``, https://github.com/huggingface/pytorch-image-models.
     """
 
-    by_element = True
+    by_tensor = True
 
     def __init__(self, *, decay: float = 0.999, warmup: bool = False, power: float = 2 / 3) -> None:
         if not 0 <= decay < 1:

@@ -41,7 +41,7 @@ class SWA(Rule):
     Differs from the paper: the learning rate is the user's own; the paper's cyclical schedule is not part of it.
     """
 
-    by_element = True
+    by_tensor = True
 
     def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
         """Take the weights after optimizer step ``step`` into the mean, in place."""

@@ -91,7 +91,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         averaging.the_average_has_the_form_of_the_weights,
         averaging.constant_weights_stay,
         averaging.going_on_from_a_file_is_going_on,
-        averaging.how_the_elements_are_divided_makes_no_difference,
+        averaging.parts_of_the_weights_make_no_difference,
         averaging.reading_changes_nothing,
         averaging.the_live_weights_are_neither_changed_nor_aliased,
         a_copy_is_the_same,

@@ -68,7 +68,7 @@ class Even(kinds.Combination):
 
 
 class Mean(kinds.Rule):
-    by_element = True
+    by_tensor = True
 
     def update(self, state, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
         state.updates += 1
@@ -403,11 +403,6 @@ class DividesByTheNormOfAll(Mean):
         super().update(state, [p / norm for p in params], step=step, start=start)
 
 
-class DividesByTheNormOfEach(Mean):
-    def update(self, state, params, *, step, start=0):
-        super().update(state, [p / p.square().sum().sqrt() for p in params], step=step, start=start)
-
-
 class ReadsOnce(Mean):
     def read(self, state, params, *, step):
         state.slots["average"] = [(a + p) / 2 for a, p in zip(state.slots["average"], params)]
@@ -549,7 +544,7 @@ FAULTS = {
     "the_average_has_the_form_of_the_weights": [Doubled, Uncounted],
     "constant_weights_stay": [Biased, BiasedOnceStartedLate],
     "going_on_from_a_file_is_going_on": [MemoryOfItsOwn, MemoryBeside, FitsAnAttribute],
-    "how_the_elements_are_divided_makes_no_difference": [DividesByTheNormOfAll, DividesByTheNormOfEach],
+    "parts_of_the_weights_make_no_difference": [DividesByTheNormOfAll],
     "reading_changes_nothing": [ReadsOnce],
     "the_live_weights_are_neither_changed_nor_aliased": [HandsOutTheLiveWeights, WritesToTheLiveWeights],
     "a_copy_is_the_same": [lambda: ForgetsASetting(decay=0.25)],
