@@ -121,7 +121,9 @@ def config(folder, model):
     trainer = {**QUIET, "max_steps": 2, "enable_checkpointing": False, "callbacks": [averages]}
     path = folder / "project.yaml"
     data = {"class_path": "lightning_objectives.data.DigitsDataModule", "init_args": {"batch_size": 400}}
-    path.write_text(yaml.safe_dump({"model": {"class_path": model}, "data": data, "trainer": trainer}))
+    path.write_text(
+        yaml.safe_dump({"seed_everything": 0, "model": {"class_path": model}, "data": data, "trainer": trainer})
+    )
     return str(path)
 
 

@@ -350,12 +350,15 @@ class Averages:
         A rule that keeps more than its slots could be holding on to such a tensor, and buffers are written to by
         forward passes: both are copied.
         """
-        state, found = self.states[name], {}
+        state, found = self.states[name], dict[int, list[Tensor]]()
+        if state.scratch:
+            return found
+        slots, parameters = list(state.slots.values()), self._parameters
         for at, (key, value, live) in enumerate(zip(self.names, values, self._live)):
-            slots = [tensors for tensors in state.slots.values() if tensors[at] is value]
-            form = (value.dtype, value.device, value.stride()) == (live.dtype, live.device, live.stride())
-            if key in self._parameters and len(slots) == 1 and form and live.numel() and not state.scratch:
-                found[at] = slots[0]
+            owners = [tensors for tensors in slots if tensors[at] is value]
+            alike = value.stride() == live.stride() and value.dtype == live.dtype and value.device == live.device
+            if len(owners) == 1 and alike and key in parameters and live.numel():
+                found[at] = owners[0]
         return found
 
     def _exchanged(self) -> dict[int, list[Tensor]]:

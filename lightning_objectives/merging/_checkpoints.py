@@ -2,6 +2,8 @@
 
 import cmath
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,9 @@ from lightning_objectives.merging._writing import OF_AVERAGES, OF_TRAINING, writ
 
 _PIECE = 2**15
 """Elements that are added up at once: they fit the cache, and torch takes no second thread for so few."""
+
+_LARGE = 2**18
+"""Elements of a tensor from which it is read ahead: of smaller ones the system itself reads enough."""
 
 
 def merge_checkpoints(
@@ -84,8 +89,22 @@ def merge_checkpoints(
         def place(name: str) -> tuple[object, ...]:
             return tuple(source.place(name) for source in sources)  # what is tied in each of them
 
-        write_like(newest, out, tensor, place=place, metadata=texts, leave=(*OF_TRAINING, *OF_AVERAGES))
+        with ThreadPoolExecutor(1) as reader:
+
+            def soon(name: str) -> None:
+                if torch.Size(newest.form(name)[1]).numel() >= _LARGE:
+                    reader.submit(_touch, name, sources)
+
+            write_like(newest, out, tensor, soon=soon, place=place, metadata=texts, leave=(*OF_TRAINING, *OF_AVERAGES))
     return out
+
+
+def _touch(name: str, sources: Sequence[Source]) -> None:
+    """Read a byte of each page of a tensor, so that the disk is at work while the one before is added up."""
+    for source in sources:
+        tensor = source.tensor(name)
+        if tensor.is_contiguous():
+            tensor.reshape(-1).view(torch.uint8)[::PAGESIZE].sum()
 
 
 def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float]) -> Tensor:

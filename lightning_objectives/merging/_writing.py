@@ -88,6 +88,7 @@ def write_like(
     out: Path,
     tensor: Callable[[str], Tensor],
     *,
+    soon: Callable[[str], object] = lambda name: None,
     place: Callable[[str], Hashable],
     metadata: Mapping[str, str],
     leave: Iterable[str],
@@ -98,6 +99,7 @@ def write_like(
         model: the other file.
         out: a safetensors file, or one of torch, by its suffix; the latter has also what else the other file holds.
         tensor: gives a tensor by plain name.
+        soon: is told the name of the next tensor, before one is asked for.
         place: equal for names that are tied, whose tensor is asked for once; a safetensors file has it under each.
         metadata: texts for the header of a safetensors file.
         leave: what of the other checkpoint is left out.
@@ -111,7 +113,8 @@ def write_like(
                 f"{out}: {list(model.others)} are no tensors, which alone safetensors files hold. Use .pt."
             )
         with replaced(out) as path:
-            write_safetensors(path, {model.keys[n]: (*model.form(n), n) for n in model.keys}, tensor, metadata)
+            entries = {model.keys[n]: (*model.form(n), n) for n in model.keys}
+            write_safetensors(path, entries, tensor, metadata, soon=soon)
             _check(path, model)
         return
     if out.suffix not in TORCH_SUFFIXES:
@@ -124,7 +127,7 @@ def write_like(
     same = {name: first.setdefault(place(name), name) for name in model.keys}
     # torch.save wants all tensors at once: it gets them from a mapped file, which is no more in memory than it must be.
     with replaced(out) as path, temporary(out, ".safetensors") as between:
-        write_safetensors(between, {n: (*model.form(n), n) for n in first.values()}, tensor, {})
+        write_safetensors(between, {n: (*model.form(n), n) for n in first.values()}, tensor, {}, soon=soon)
         parts = Source(between)
         read = {name: parts.tensor(name) for name in first.values()}
         state = {model.keys[name]: read[same[name]] for name in model.keys} | model.others
@@ -141,7 +144,12 @@ def _check(path: Path, model: Source) -> None:
 
 
 def write_safetensors(
-    path: Path, entries: Mapping[str, Entry], tensor: Callable[[str], Tensor], metadata: Mapping[str, str]
+    path: Path,
+    entries: Mapping[str, Entry],
+    tensor: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+    *,
+    soon: Callable[[str], object] = lambda name: None,
 ) -> None:
     """Write a safetensors file one tensor after the other, none of them kept.
 
@@ -152,6 +160,7 @@ def write_safetensors(
         entries: type, shape and what ``tensor`` calls it, of each tensor by its name in the file.
         tensor: gives a tensor.
         metadata: texts for the header.
+        soon: is told what the next tensor is called, before one is asked for.
 
     Raises:
         ValueError: a type that the format does not have.
@@ -170,8 +179,10 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
+        for name, following in zip(names, [*names[1:], None]):
             dtype, shape, called = entries[name]
+            if following is not None:
+                soon(entries[following][2])
             values = tensor(called)
             if (values.dtype, tuple(values.shape)) != (dtype, shape):
                 raise ValueError(f"{name} is {values.dtype} {tuple(values.shape)}, but must be {dtype} {shape}.")

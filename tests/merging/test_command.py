@@ -75,6 +75,7 @@ def test_all_of_it_from_yaml(tmp_path):
     ready = {"shape": "cosine", **merging}
     general = {"method": method, **merging, "directory": str(tmp_path / "two")}
     config = {
+        "seed_everything": 0,
         "model": {"class_path": "test_command_net.Bare"},
         "data": {"class_path": "lightning_objectives.data.DigitsDataModule", "init_args": {"batch_size": 256}},
         "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.8}},
