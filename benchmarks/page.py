@@ -80,9 +80,11 @@ would be faster, and wrong for who reads or copies the state in between.""",
 with the weighting than without. What is added are some twenty-five operators on a number a sample, 0.2 ms in the table
 of the loss alone.""",
     "merging": """\
-*What is missed, and why.* Files of torch are read twice, once for the checksums in them, which nobody else
-looks at; those of several files are computed at the same time. The merged file is written and put on the disk
-within the time, where reading only writes nothing.""",
+*What is missed, and why.* Files of torch are read twice, once for the checksums in them, which nobody else looks at:
+zlib computes them at about 1 GB a second and thread, those of several files at the same time. The merged file is
+written twice there, since torch.save wants all tensors at once, and put on the disk within the time. Tried: large
+tensors are read ahead while the one before is added up, of all files together (kept: of safetensors files 7.7 s in the
+place of 12.9, faster than one reader alone).""",
 }
 """By row, why a target of it is missed and what was tried; said where it is."""
 NOTES = {
@@ -93,9 +95,8 @@ convolutions and its backward pass take longer (1.3 of 3.1 ms, under the profile
 them torch's second thread falls asleep and has to be woken. That is paid once, whoever causes it.""",
     "compiled": """\
 A compiled network has as many graphs and breaks under each callback as alone; a head within it is refused. Where the
-whole step is compiled, the first step breaks the graph at the criterion, since it is proved there that the plug-in has
-an effect; after it, a step in which the criterion is only read, or nothing is running, is whole. Where a criterion is
-changed, the graph stays broken there once: what is done depends on how many rows count, which no graph can hold.""",
+whole step is compiled, only the first one breaks the graph, at the criterion: it is proved there that the plug-in has
+an effect. A head that is wrapped, in a step that is compiled around it, breaks the graph in each.""",
 }
 """By row, what has to be said of its figures, whatever they are."""
 

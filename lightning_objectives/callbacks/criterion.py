@@ -119,6 +119,8 @@ class CriterionMode(TorchFunctionMode):
         self.stacks = stacks or Stacks()
         self.reads = False
         """Whether criteria are not handed on but noted, which a graph of torch.compile is not broken by."""
+        self.whole = False
+        """Whether those in a graph of torch.compile are noted too: what they give is the loss, and can be replaced."""
         self.seen: list[tuple[Any, tuple[Any, ...], dict[str, Any], Tensor]] = []
 
     def __torch_function__(
@@ -126,10 +128,12 @@ class CriterionMode(TorchFunctionMode):
     ) -> Any:
         """Called for every torch function of the user's step."""
         kwargs = kwargs or {}
-        if func in _CAUGHT and self.caught is not None and not self.reads:
+        # in this order: a network knows nothing of it, and a step not of `reads`, and they are compiled once
+        noted = func in _CAUGHT and ((self.whole and torch.compiler.is_compiling()) or self.reads)
+        if func in _CAUGHT and self.caught is not None and not noted:
             return self.caught(parse(func, args, kwargs))
         result = func(*args, **kwargs)
-        if func in _CAUGHT and self.reads:  # in this order: a network knows nothing of it, and is compiled once
+        if noted:
             self.seen.append((func, args, kwargs, result))
         if self.stacks.count:
             self.stacks.follow(func, args, kwargs, result)

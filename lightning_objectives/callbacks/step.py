@@ -33,6 +33,8 @@ BY_HAND = "with `automatic_optimization = False` the loss that training_step ret
 DRAWN = "a training_step(dataloader_iter) draws its batches itself, so that there is none to see before it"
 """What no callback of the step can work with."""
 COMPILED = "its head lies in a compiled module, in which it cannot be reached"
+_CHANGES = ("transform", "head", "loss", "weighting")
+"""The places from which the criterion's value is changed."""
 _FROM_CRITERION = frozenset({"logits", "target", "losses", "reference_losses"})
 FROM_HEAD = frozenset({"features", "head", "network"})
 
@@ -73,6 +75,8 @@ class Pipeline:
         self._output: Tensor | None = None
         self._calls: list[Call] = []
         self._value: Tensor | None = None
+        self._instead: Tensor | None = None
+        """What takes the place of the criterion's value, where a compiled step has given that."""
         self._losses: Callable[[], Tensor] | None = None
         self._running: dict[str, list[Any]] = {}
         self._named: Named | None = None
@@ -252,7 +256,7 @@ class Pipeline:
             return self._mode or nullcontext()
         if not self._verified:
             self._compiled = any(map(_is_compiled, self.module.modules()))
-        changes = any(self._running[place] for place in ("transform", "head", "loss", "weighting"))
+        changes = any(self._running[place] for place in _CHANGES)
         self._changed = self._changed or (changes and self._verified)
         self._mode.reads = self._verified and not self._changed
         idle = self._mode.reads and not self._running["term"]
@@ -263,7 +267,7 @@ class Pipeline:
         self.stacks.clear()
         if self._mode is not None:
             self._mode.seen.clear()
-        self._calls, self._value, self._output, self._losses = [], None, None, None
+        self._calls, self._value, self._instead, self._output, self._losses = [], None, None, None, None
         self.signals.made.clear()
 
     def _head_forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -305,12 +309,15 @@ class Pipeline:
         return self._value
 
     def _read(self, call: Call, value: Tensor) -> None:
-        """What `_caught` keeps of a call, for one that is as it was."""
+        """What `_caught` does and keeps, for a call that was noted."""
         self._calls.append(call)
         if len(self._calls) - 1 == (self.option("which") or 0):
             self.caught_calls += 1
             self._value = value
-            self._keep(call, [call])
+            if any(self._running[place] for place in _CHANGES):
+                self._instead = self._objective(call)
+            else:
+                self._keep(call, [call])
 
     def _objective(self, call: Call) -> Tensor:
         """The value of the criterion, changed by what is running; the criterion's own where nothing is."""
@@ -346,7 +353,18 @@ class Pipeline:
             head = None if self._running["head"] else self._output
             user, which = type(self.module).__name__, self.option("which")
             prove(loss, self._calls, self._value, which=which, head=head, user=user, plan=self.plan())
+            alone = loss is self._value and len(self._calls) == 1 and self._named is None
+            self._mode.whole = alone and not any(member.place == "head" for member in self.members)
         self._verified = True
+        if self._instead is not None:
+            if loss is not self._value or len(self._calls) != 1:
+                raise ValueError(
+                    f"The compiled step of {type(self.module).__name__} returned the criterion's value so far, and now "
+                    f"something else, on which {self.plan()} would have no effect. Always return it, or compile the "
+                    "network alone."
+                )
+            loss = self._instead
+            output = {**output, "loss": loss} if isinstance(output, Mapping) else loss
         self.loss = loss
         terms = [member.term(self) for member in self._running["term"]]
         combined = self.loss

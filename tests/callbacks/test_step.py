@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
+from lightning_objectives.batches import Mixup
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
 from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.replace_loss import ReplaceLoss
@@ -23,6 +24,7 @@ from lightning_objectives.data.with_index import with_index
 from lightning_objectives.distillation import DualHead
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.kinds import Regularizer
+from lightning_objectives.losses import LDRLoss
 from lightning_objectives.regularizers import LogPartitionPenalty
 from lightning_objectives.weighting import LossBasedReweighting
 
@@ -851,9 +853,12 @@ def test_compiled_modules_are_compiled_once(where):
             lambda: ReweightSamples(LossBasedReweighting(warmup_steps=5)),
             2,
         ),  # not compiled: in the first step, and the last
+        (lambda: ReweightSamples(LossBasedReweighting()), 6),
+        (lambda: ReplaceLoss(LDRLoss()), 6),
+        (lambda: TransformBatch(Mixup()), 6),
     ],
 )
-def test_a_compiled_step_that_is_only_read_is_not_broken(callback, taken):
+def test_a_compiled_step_is_broken_in_its_first_step_alone(callback, taken):
     class Look(L.Callback):
         """The graph breaks so far, and the graphs, after each step."""
 
@@ -918,6 +923,23 @@ def test_a_compiled_function_of_the_step_is_not_compiled_again_and_again(callbac
     net, _ = fit(callback(), net=Compiled)
     assert net.graphs[2] == net.graphs[-1] > 0
     assert equal(net, fit(callback(), net=Eager)[0])
+
+
+def test_a_compiled_step_that_no_longer_returns_the_criterions_value_is_refused():
+    class Fickle(Net):
+        def on_fit_start(self):
+            self.compute = torch.compile(self._compute, backend=CompileCounter())
+
+        def _compute(self, x, y, factor):
+            value = F.cross_entropy(self(x), y)
+            return value if factor is None else factor * value
+
+        def training_step(self, batch, batch_idx):
+            return self.compute(*batch, None if batch_idx == 0 else 2.0)
+
+    torch._dynamo.reset()
+    with pytest.raises(ValueError, match="returned the criterion's value so far, and now something else"):
+        fit(ReweightSamples(LossBasedReweighting()), net=Fickle)
 
 
 def test_a_head_in_a_compiled_module_is_refused():
