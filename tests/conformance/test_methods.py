@@ -163,6 +163,7 @@ def entry(cls, **wrong):
 
 def written(path, *entries):
     config = {
+        "seed_everything": 0,
         "model": {"class_path": "lightning_objectives.testing.conformance.case.Classifier"},
         "trainer": {"accelerator": "cpu", "logger": False, "callbacks": list(entries)},
     }
