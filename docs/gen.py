@@ -96,6 +96,8 @@ def pages() -> dict[str, list[str]]:
 def parts() -> Iterator[tuple[str, pkgutil.ModuleInfo]]:
     """The modules and packages directly in the package, and the packages with exports of their own inside of those."""
     for part in pkgutil.iter_modules(package.__path__):
+        if part.name.startswith("_"):
+            continue
         name = f"{package.__name__}.{part.name}"
         yield name, part
         if part.ispkg and part.name not in ROOMS:
