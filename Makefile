@@ -38,7 +38,7 @@ docs: $(READY) ## Build the site into docs/site; a public name without a page is
 	$(BIN)/python docs/gen.py build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(READY) ## What each part costs beside its peers: benchmarks/results, docs/performance.md (over half an hour; ROWS="seam swap").
+bench: $(READY) ## What each part costs beside its peers: benchmarks/results, docs/performance.md (about half an hour; ROWS="seam swap").
 	$(BENCH) -m benchmarks.speed $(ROWS)
 	$(BENCH) -m benchmarks.page
 

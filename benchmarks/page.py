@@ -76,15 +76,14 @@ negative or NaN; rules of validity that are looked at row by row only where the 
 torchmetrics' own counts that go past `Module.__setattr__` (all kept). Rows that are collected and counted later
 would be faster, and wrong for who reads or copies the state in between.""",
     "weighting": """\
-*What is missed, and why.* A hundredth of such a step is within its noise: the same step in the seam's row is faster
-with the weighting than without. What is added are some twenty-five operators on a number a sample, 0.2 ms in the table
-of the loss alone.""",
+*What is missed, and why.* A hundredth of such a step is within its noise, as the seam's row says of the same
+one. What is added are some twenty-five operators on a number a sample, 0.2 ms in the table of the loss alone.""",
     "merging": """\
 *What is missed, and why.* Files of torch are read twice, once for the checksums in them, which nobody else looks at:
 zlib computes them at about 1 GB a second and thread, those of several files at the same time. The merged file is
 written twice there, since torch.save wants all tensors at once, and put on the disk within the time. Tried: large
 tensors are read ahead while the one before is added up, of all files together (kept: of safetensors files 7.7 s in the
-place of 12.9, faster than one reader alone).""",
+place of 12.9, one run each, faster than one reader alone).""",
 }
 """By row, why a target of it is missed and what was tried; said where it is."""
 NOTES = {
@@ -93,10 +92,19 @@ NOTES = {
 of `ReweightSamples` alone says why. Of what it adds to such a short step nearly half is not its own: the network's
 convolutions and its backward pass take longer (1.3 of 3.1 ms, under the profiler), since with more Python between
 them torch's second thread falls asleep and has to be woken. That is paid once, whoever causes it.""",
+    "seam": """\
+The steps of the resnet18 differ by some hundredths from run to run, which is more than what is asked for. This
+row was run twice on that day; the second time it gave 1.026 for the method that is never active, and 1.037 for
+the active one.""",
+    "swap": """\
+Four runs of this row on that day, with all other work on the machine stopped, gave between 1.076 and 1.111 for
+the EMA; the one that is shown is the last, and the only one with the code as it is.""",
     "compiled": """\
 A compiled network has as many graphs and breaks under each callback as alone; a head within it is refused. Where the
-whole step is compiled, only the first one breaks the graph, at the criterion: it is proved there that the plug-in has
-an effect. A head that is wrapped, in a step that is compiled around it, breaks the graph in each.""",
+whole step is compiled and returns the criterion's value as it is, only the first one breaks the graph, at the
+criterion: it is proved there that the plug-in has an effect. It is no faster for that here: the graph still computes
+the criterion, and its gradient of nothing, beside what takes its place. Behind a large vocabulary compile the network
+alone. A head that is wrapped, in a step that is compiled around it, breaks the graph in each.""",
 }
 """By row, what has to be said of its figures, whatever they are."""
 
