@@ -9,10 +9,10 @@ from zipfile import is_zipfile
 
 from torch import Tensor
 
+from lightning_objectives._files.intact import check_sums, hint
 from lightning_objectives._lightning import Callback as _Both
 from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.kinds import Method
-from lightning_objectives.merging._intact import check_sums, hint
 
 STRATEGIES = {"FSDPStrategy": "fsdp", "DeepSpeedStrategy": "deepspeed", "ModelParallelStrategy": "fsdp2"}
 """The conditions that strategies make, by the names of their classes, which both Lightnings share."""

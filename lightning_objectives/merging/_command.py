@@ -5,8 +5,8 @@ import inspect
 from typing import Any
 
 from lightning_objectives import discovery
-from lightning_objectives.merging._checkpoints import merge_checkpoints
-from lightning_objectives.merging._export import export_checkpoint
+from lightning_objectives._files.export import export_checkpoint
+from lightning_objectives._files.merge import merge_checkpoints
 
 
 def merge(args: list[str]) -> None:

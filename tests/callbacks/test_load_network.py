@@ -10,7 +10,7 @@ from helpers import Net, equal, fit
 from safetensors.torch import save_file
 from torch import nn
 
-from lightning_objectives.callbacks.load_network import load_network, read
+from lightning_objectives._files.network import load_network, read
 
 
 class Sized(L.LightningModule):

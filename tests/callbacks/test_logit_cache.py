@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_objectives._files.logit_cache import LogitCache, checksums, fingerprint
 from lightning_objectives.callbacks import AddRegularizer, Distill
-from lightning_objectives.callbacks.logit_cache import LogitCache, checksums, fingerprint
 from lightning_objectives.data import with_index
 from lightning_objectives.distillation import DualHead, VanillaKD
 
@@ -157,7 +157,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_objectives.callbacks.logit_cache.write_safetensors", broken)
+    monkeypatch.setattr("lightning_objectives._files.logit_cache.write_safetensors", broken)
     with pytest.raises(KeyboardInterrupt):
         cache.save()
     assert (tmp_path / "logits-0.safetensors").read_bytes() == before

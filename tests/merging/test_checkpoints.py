@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lightning_objectives._files.writing import write_safetensors
 from lightning_objectives.kinds import Merge
 from lightning_objectives.merging import WSM, merge_checkpoints
-from lightning_objectives.merging._writing import write_safetensors
 
 
 class Net(L.LightningModule):
@@ -390,7 +390,7 @@ def test_pieces_make_no_difference(tmp_path, monkeypatch):
         state["w"][4] = torch.inf
         torch.save({**state, "c": state["c"].to(memory_format=torch.channels_last)}, file)
     whole = torch.load(merge_checkpoints(files, WSM(), tmp_path / "whole.pt"))
-    monkeypatch.setattr("lightning_objectives.merging._checkpoints._PIECE", 3)
+    monkeypatch.setattr("lightning_objectives._files.merge._PIECE", 3)
     pieces = torch.load(merge_checkpoints(files, WSM(), tmp_path / "pieces.pt"))
     shares = WSM().coefficients([0, 1, 2]).tolist()
     for key in ("w", "c"):

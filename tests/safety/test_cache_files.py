@@ -9,7 +9,7 @@ import torch
 from corruptions import DRAWN, EXAMPLES, REPLACED, Runs, contents, drawn, nothing_left, unless_refused, unreadable
 from safetensors.torch import load_file, save_file
 
-from lightning_objectives.callbacks.logit_cache import LogitCache
+from lightning_objectives._files.logit_cache import LogitCache
 
 INDEX, INPUTS = torch.arange(6), torch.arange(24.0).reshape(6, 4)
 

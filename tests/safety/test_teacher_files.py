@@ -22,8 +22,8 @@ from helpers import Net, equal, fit, loader, trainer
 from safetensors.torch import save_file
 from torch import nn
 
+from lightning_objectives._files.network import load_network
 from lightning_objectives.callbacks import Distill
-from lightning_objectives.callbacks.load_network import load_network
 from lightning_objectives.distillation import VanillaKD
 
 FORMATS = ("a.pt", "old.pt", "a.ckpt", "a.safetensors")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lightning_objectives._files.reading import Source, in_order
+from lightning_objectives._files.writing import OF_AVERAGES, OF_TRAINING, write_like
 from lightning_objectives.kinds import Merge
-from lightning_objectives.merging._files import Source, in_order
-from lightning_objectives.merging._writing import OF_AVERAGES, OF_TRAINING, write_like
 
 _PIECE = 2**15
 """Elements that are added up at once: they fit the cache, and torch takes no second thread for so few."""

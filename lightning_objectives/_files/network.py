@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_objectives.merging._files import is_plain
-from lightning_objectives.merging._intact import check_sums, hint
+from lightning_objectives._files.intact import check_sums, hint
+from lightning_objectives._files.reading import is_plain
 
 
 def load_network(network: str | nn.Module, weights: str | Path | None = None) -> nn.Module:

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lightning_objectives.merging._intact import hint
-from lightning_objectives.merging._writing import replaced, write_safetensors
+from lightning_objectives._files.intact import hint
+from lightning_objectives._files.writing import replaced, write_safetensors
 
 _LOOKED_AT = 4096
 """About how many elements of a sample its checksum looks at."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_objectives.merging._files import TORCH_SUFFIXES, Source
+from lightning_objectives._files.reading import TORCH_SUFFIXES, Source
 
 Entry = tuple[torch.dtype, tuple[int, ...], str]
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_objectives.merging._files import Source, is_plain
-from lightning_objectives.merging._writing import OF_AVERAGES, OF_TRAINING, write_like
+from lightning_objectives._files.reading import Source, is_plain
+from lightning_objectives._files.writing import OF_AVERAGES, OF_TRAINING, write_like
 
 
 def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["raw", "average"] = "average") -> Path:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_objectives.merging._intact import check_sums, hint
+from lightning_objectives._files.intact import check_sums, hint
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
