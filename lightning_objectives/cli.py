@@ -61,7 +61,7 @@ def _lightning(args: list[str]) -> None:
         import_module("jsonargparse")
     except ModuleNotFoundError:
         _stop(f"{args[0]} needs jsonargparse: pip install 'lightning-objectives[cli]'.")
-    from lightning_objectives._lightning import part
+    from lightning_objectives._trainer.lightning import part
 
     # The user's own files, as with `python -m`: an installed command does not see them otherwise.
     here = str(Path.cwd())

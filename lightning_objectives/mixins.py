@@ -14,9 +14,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_objectives._trainer.callback import Callback, Carried
 from lightning_objectives.averaging import BEMA
 from lightning_objectives.callbacks.average_weights import AverageWeights
-from lightning_objectives.callbacks.base import Callback, Carried
 from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples

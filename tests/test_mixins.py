@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import Net, digits, equal, fit, loader, trainer
 
+from lightning_objectives._trainer.callback import callbacks_of
 from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.callbacks import (
     AddRegularizer,
@@ -17,7 +18,6 @@ from lightning_objectives.callbacks import (
     ReweightSamples,
     WSMCallback,
 )
-from lightning_objectives.callbacks.base import callbacks_of
 from lightning_objectives.data import DigitsDataModule
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.merging import WSM

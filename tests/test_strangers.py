@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_objectives._trainer.callback import callbacks_of
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.callbacks import (
     AverageWeights,
@@ -29,7 +30,6 @@ from lightning_objectives.callbacks import (
     RestoreRandomState,
     WSMCallback,
 )
-from lightning_objectives.callbacks.base import callbacks_of
 from lightning_objectives.data import DigitsDataModule
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_objectives._lightning import rank_zero_warn
+from lightning_objectives._trainer.lightning import rank_zero_warn
 
 Rates = dict[str, list[float]]
 """The least and the greatest learning rate of each parameter group, by the numbers of the optimizer and the group."""

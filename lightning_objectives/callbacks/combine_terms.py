@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lightning_objectives.callbacks.ranks import world_size
+from lightning_objectives._trainer.ranks import world_size
 from lightning_objectives.callbacks.step import Pipeline
 from lightning_objectives.callbacks.step_callback import StepCallback
 

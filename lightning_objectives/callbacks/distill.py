@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lightning_objectives._files.logit_cache import LogitCache, fingerprint
 from lightning_objectives._files.network import load_network
+from lightning_objectives._trainer.random import private_stream
 from lightning_objectives.callbacks.combine_terms import WHOLE_GRADIENTS, Gradients
 from lightning_objectives.callbacks.extras import COPIED
 from lightning_objectives.callbacks.frozen import Answer, Frozen, Normalization
-from lightning_objectives.callbacks.random_stream import private_stream
 from lightning_objectives.callbacks.signals import Signals
 from lightning_objectives.callbacks.step import Pipeline
 from lightning_objectives.callbacks.step_callback import StepCallback

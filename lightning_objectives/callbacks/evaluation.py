@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_objectives._trainer.patch import Patch
 from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
-from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.callbacks.signals import unwrap
 
 NO_CHOICE = "which is no choice of one class"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_objectives.callbacks.base import taking
-from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives._trainer.callback import taking
+from lightning_objectives._trainer.patch import Patch
 
 NAME = "objective_modules"
 """The name of the child that holds the extra modules, and of their entry in a checkpoint."""

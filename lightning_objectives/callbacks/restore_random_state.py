@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lightning_objectives._lightning import rank_zero_warn
-from lightning_objectives.callbacks.base import Callback, taking
+from lightning_objectives._trainer.callback import Callback, taking
+from lightning_objectives._trainer.lightning import rank_zero_warn
 
 
 class RestoreRandomState(Callback):

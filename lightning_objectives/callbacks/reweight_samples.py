@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_objectives._trainer.ranks import gather_rows
 from lightning_objectives.callbacks.criterion import Call
-from lightning_objectives.callbacks.ranks import gather_rows
 from lightning_objectives.callbacks.rows import Unit, fold
 from lightning_objectives.callbacks.signals import ROWS
 from lightning_objectives.callbacks.step import Pipeline

@@ -8,7 +8,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_objectives.callbacks.base import Callback, taking
+from lightning_objectives._trainer.callback import Callback, taking
 from lightning_objectives.kinds import GradientTransform
 
 

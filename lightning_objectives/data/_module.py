@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_objectives._lightning import LightningDataModule
+from lightning_objectives._trainer.lightning import LightningDataModule
 
 
 class ImageDataModule(LightningDataModule):

@@ -21,10 +21,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from lightning_objectives._trainer.patch import Patch
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.averaging._averages import Averages
 from lightning_objectives.callbacks.average_weights import AverageWeights
-from lightning_objectives.callbacks.patch import Patch
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*litlogger.*", "ignore:.*num_workers.*")
 

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_objectives._trainer.patch import Patch
 from lightning_objectives.averaging import EMA
 from lightning_objectives.callbacks import (
     AddRegularizer,
@@ -22,7 +23,6 @@ from lightning_objectives.callbacks import (
     RestoreRandomState,
     TransformBatch,
 )
-from lightning_objectives.callbacks.patch import Patch
 from lightning_objectives.combination import GradientAlignment
 from lightning_objectives.distillation import BinaryKL, DualHead, VanillaKD, binary_kl, dual_head_loss
 from lightning_objectives.kinds import BatchTransform, Distillation

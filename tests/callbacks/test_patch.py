@@ -5,7 +5,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
-from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives._trainer.patch import Patch
 
 
 class Net(BoringModel):

@@ -5,8 +5,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from lightning_objectives.callbacks.base import Callback
-from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.patch import Patch
 from lightning_objectives.discovery import methods
 from lightning_objectives.testing.conformance import Case, PlugIn, Trial, assert_conforms, conditions, outcome
 from lightning_objectives.testing.conformance.plug_ins import verbs

@@ -1,6 +1,6 @@
 from lightning.pytorch import strategies
 
-from lightning_objectives.callbacks.base import STRATEGIES
+from lightning_objectives._trainer.callback import STRATEGIES
 
 
 def test_the_strategies_that_are_known_by_name_are_lightnings():

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives._trainer.patch import Patch
 
 EXAMPLES = 12
 """How many places are drawn for each kind of damage that has a place."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from lightning_objectives import callbacks, kinds
-from lightning_objectives.callbacks.base import Callback
+from lightning_objectives._trainer.callback import Callback
 from lightning_objectives.discovery import methods
 from lightning_objectives.testing.conformance.case import Case
 from lightning_objectives.testing.signals import build

@@ -10,8 +10,8 @@ from zipfile import is_zipfile
 from torch import Tensor
 
 from lightning_objectives._files.intact import check_sums, hint
-from lightning_objectives._lightning import Callback as _Both
-from lightning_objectives.callbacks.patch import Patch
+from lightning_objectives._trainer.lightning import Callback as _Both
+from lightning_objectives._trainer.patch import Patch
 from lightning_objectives.kinds import Method
 
 STRATEGIES = {"FSDPStrategy": "fsdp", "DeepSpeedStrategy": "deepspeed", "ModelParallelStrategy": "fsdp2"}

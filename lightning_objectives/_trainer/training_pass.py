@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from lightning_objectives._lightning import isolate_rng
+from lightning_objectives._trainer.lightning import isolate_rng
 
 
 def check_training_data(trainer: Any) -> None:

@@ -1,0 +1,1 @@
+"""What stands between the callbacks and Lightning."""
