@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.speed._nets import images, seeded, small_cnn
+from lightning_objectives._weights.averages import Averages
 from lightning_objectives.averaging import EMA
-from lightning_objectives.averaging._averages import Averages
 
 
 def work(rank: int, count: int, port: int) -> None:

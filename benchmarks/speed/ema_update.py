@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from benchmarks.speed._bench import Bench, Target
 from benchmarks.speed._memory import resident
 from benchmarks.speed._nets import Classifier, seeded, small_cnn
+from lightning_objectives._weights.averages import Averages
 from lightning_objectives.averaging import BEMA, EMA
-from lightning_objectives.averaging._averages import Averages
 
 LIMIT = "one lerp_ of as many bytes"
 OURS = "EMA"

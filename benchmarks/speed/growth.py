@@ -17,8 +17,8 @@ from torch import nn
 
 from benchmarks.speed._bench import Bench
 from benchmarks.timing import interleaved
+from lightning_objectives._weights.averages import Averages
 from lightning_objectives.averaging import EMA
-from lightning_objectives.averaging._averages import Averages
 from lightning_objectives.merging import WSM, merge_checkpoints
 
 

@@ -21,8 +21,8 @@ import lightning as L
 import timm
 import torch
 
+from lightning_objectives._weights.whole_state import persistent
 from lightning_objectives.callbacks import MergeCheckpoints
-from lightning_objectives.callbacks._whole_state import persistent
 from lightning_objectives.merging import WSM
 
 COPY = "one copy in memory"

@@ -13,8 +13,8 @@ import torch
 from benchmarks.speed._bench import Bench, Target
 from benchmarks.speed._memory import peak_of, resident
 from benchmarks.speed._nets import Classifier, seeded, small_cnn
+from lightning_objectives._weights.averages import Averages
 from lightning_objectives.averaging import BEMA, EMA
-from lightning_objectives.averaging._averages import Averages
 
 LIMIT, OURS = "two flat tensors change places, in pieces", "EMA"
 

@@ -11,8 +11,8 @@ from lightning_objectives._files.writing import replaced, write_torch
 from lightning_objectives._trainer.lightning import VERSION
 from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._trainer.training_pass import joint_pass
-from lightning_objectives.averaging._recalibrate import recalibrate
-from lightning_objectives.callbacks._whole_state import persistent, standing_in
+from lightning_objectives._weights.recalibrate import recalibrate
+from lightning_objectives._weights.whole_state import persistent, standing_in
 
 
 class Evaluated:

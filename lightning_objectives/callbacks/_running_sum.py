@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_objectives._trainer.lightning import rank_zero_warn
-from lightning_objectives.averaging._shards import local, whole
-from lightning_objectives.callbacks._optimizer_steps import Rates, varied
-from lightning_objectives.callbacks._whole_state import persistent
+from lightning_objectives._weights.optimizer_steps import Rates, varied
+from lightning_objectives._weights.shards import local, whole
+from lightning_objectives._weights.whole_state import persistent
 from lightning_objectives.kinds import Merge
 
 

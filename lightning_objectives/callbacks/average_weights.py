@@ -12,8 +12,8 @@ from lightning_objectives._trainer.callback import CARRIED, Callback, callbacks_
 from lightning_objectives._trainer.lightning import rank_zero_warn
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._trainer.training_pass import check_training_data, joint_pass
-from lightning_objectives.averaging._averages import Averages, Buffers, restore
-from lightning_objectives.averaging._journal import Journal
+from lightning_objectives._weights.averages import Averages, Buffers, restore
+from lightning_objectives._weights.journal import Journal
 from lightning_objectives.kinds import Rule
 
 _STATE = "AverageWeights"

@@ -22,8 +22,8 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from lightning_objectives._trainer.patch import Patch
+from lightning_objectives._weights.averages import Averages
 from lightning_objectives.averaging import BEMA, EMA, SWA
-from lightning_objectives.averaging._averages import Averages
 from lightning_objectives.callbacks.average_weights import AverageWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*litlogger.*", "ignore:.*num_workers.*")

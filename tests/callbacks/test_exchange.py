@@ -5,8 +5,8 @@ import torch
 from averaging_nets import NormNet, equal, fit
 from torch import nn
 
+from lightning_objectives._weights.averages import Averages
 from lightning_objectives.averaging import BEMA, EMA, SWA
-from lightning_objectives.averaging._averages import Averages
 from lightning_objectives.callbacks.average_weights import AverageWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*litlogger.*", "ignore:.*num_workers.*")
@@ -64,7 +64,7 @@ def test_no_copy_of_the_model_is_made_while_an_average_stands_in_it():
 @pytest.mark.parametrize("at", range(24))
 def test_an_interrupt_on_the_way_loses_neither(monkeypatch, at, after):
     """Copies are counted, of four pieces there and back; one is stopped, before it or as soon as it is made."""
-    monkeypatch.setattr("lightning_objectives.averaging._journal._PIECE", {"cpu": 3})
+    monkeypatch.setattr("lightning_objectives._weights.journal._PIECE", {"cpu": 3})
     net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     averages = Averages(net, {"ema": EMA(decay=0.5)})
     for _ in range(2):

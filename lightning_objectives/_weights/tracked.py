@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_objectives.averaging._shards import address, local
+from lightning_objectives._weights.shards import address, local
 
 
 class Tracked:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_objectives.averaging._shards import local, reshard, shard_of, whole
+from lightning_objectives._weights.shards import local, reshard, shard_of, whole
 
 
 def persistent(module: nn.Module) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_objectives.averaging._journal import Journal, parts
-from lightning_objectives.averaging._recalibrate import recalibrate, trained_norms
-from lightning_objectives.averaging._shards import address, like, local, reshard, shard_of, whole
-from lightning_objectives.averaging._tracked import Tracked, plain_name, plainly_named
+from lightning_objectives._weights.journal import Journal, parts
+from lightning_objectives._weights.recalibrate import recalibrate, trained_norms
+from lightning_objectives._weights.shards import address, like, local, reshard, shard_of, whole
+from lightning_objectives._weights.tracked import Tracked, plain_name, plainly_named
 from lightning_objectives.kinds import AverageState, Rule
 
 Buffers = Literal["copy", "average", "recalibrate"]

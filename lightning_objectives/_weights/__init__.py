@@ -1,0 +1,1 @@
+"""Averages of a network's weights: over time, swapped in, and saved."""
