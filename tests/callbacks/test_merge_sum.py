@@ -12,9 +12,9 @@ from test_merge_checkpoints import Odd, Probe, after, merged, slow
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from lightning_objectives._snapshots.running_sum import RunningSum, planned
 from lightning_objectives.averaging import EMA
 from lightning_objectives.callbacks import AverageWeights, MergeCheckpoints, WSMCallback, _running_sum
-from lightning_objectives.callbacks._running_sum import RunningSum, planned
 from lightning_objectives.kinds import Merge
 from lightning_objectives.merging import WSM
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_objectives._files.logit_cache import LogitCache
-from lightning_objectives.callbacks._merged import _save
-from lightning_objectives.callbacks._window import _write
+from lightning_objectives._snapshots.merged import _save
+from lightning_objectives._snapshots.window import _write
 from lightning_objectives.merging import WSM, export_checkpoint, merge_checkpoints
 
 SIZE = 50_000

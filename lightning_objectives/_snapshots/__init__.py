@@ -1,0 +1,1 @@
+"""The last snapshots of a training, which a merge is made of."""
