@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lightning_objectives._step.callback import StepCallback
+from lightning_objectives._step.pipeline import Pipeline
 from lightning_objectives._trainer.ranks import world_size
-from lightning_objectives.callbacks.step import Pipeline
-from lightning_objectives.callbacks.step_callback import StepCallback
 
 WHOLE_GRADIENTS = "it compares whole gradients, of which a rank holds only a shard; use DDPStrategy"
 """Why :class:`Gradients` are refused under FSDP2."""

@@ -6,9 +6,9 @@ from typing import Any, Literal
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_objectives._step.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives._trainer.callback import Callback, callbacks_of, numbered
 from lightning_objectives.callbacks.average_weights import AverageWeights
-from lightning_objectives.callbacks.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 from lightning_objectives.metrics import default_metrics
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_objectives.callbacks.criterion import Call
-from lightning_objectives.callbacks.step import Pipeline
-from lightning_objectives.callbacks.step_callback import StepCallback
+from lightning_objectives._step.callback import StepCallback
+from lightning_objectives._step.criterion import Call
+from lightning_objectives._step.pipeline import Pipeline
 
 
 @dataclass(eq=False)

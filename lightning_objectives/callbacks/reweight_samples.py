@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_objectives._step.callback import StepCallback
+from lightning_objectives._step.criterion import Call
+from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives._step.rows import Unit, fold
+from lightning_objectives._step.signals import ROWS
 from lightning_objectives._trainer.ranks import gather_rows
-from lightning_objectives.callbacks.criterion import Call
-from lightning_objectives.callbacks.rows import Unit, fold
-from lightning_objectives.callbacks.signals import ROWS
-from lightning_objectives.callbacks.step import Pipeline
-from lightning_objectives.callbacks.step_callback import StepCallback
 
 
 @dataclass(eq=False)

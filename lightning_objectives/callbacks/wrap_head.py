@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lightning_objectives.callbacks.step import Pipeline
-from lightning_objectives.callbacks.step_callback import StepCallback
+from lightning_objectives._step.callback import StepCallback
+from lightning_objectives._step.pipeline import Pipeline
 
 
 @dataclass(eq=False)

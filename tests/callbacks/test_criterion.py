@@ -7,9 +7,9 @@ from helpers import Net, equal, fit, loader
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
+from lightning_objectives._step.criterion import parse
 from lightning_objectives.batches import Mixup
 from lightning_objectives.callbacks import LogMetrics, TransformBatch
-from lightning_objectives.callbacks.criterion import parse
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
 
 WEIGHT = torch.tensor([0.5, 2.0, 1.0])

@@ -8,8 +8,8 @@ from helpers import Net, data, fit
 from torch import nn
 from torchvision.transforms.v2.functional import normalize
 
+from lightning_objectives._step.frozen import Frozen, logits_of
 from lightning_objectives.callbacks import Distill
-from lightning_objectives.callbacks.frozen import Frozen, logits_of
 from lightning_objectives.distillation import VanillaKD
 
 

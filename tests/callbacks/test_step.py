@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
+from lightning_objectives._step.pipeline import Pipeline
 from lightning_objectives.batches import Mixup
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
 from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.replace_loss import ReplaceLoss
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
-from lightning_objectives.callbacks.step import Pipeline
 from lightning_objectives.callbacks.transform_batch import TransformBatch
 from lightning_objectives.callbacks.wrap_head import WrapHead
 from lightning_objectives.data.with_index import with_index

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_objectives.callbacks.head import resolve
+from lightning_objectives._step.head import resolve
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 """The mean and the standard deviation that inputs were normalized with, one number a channel."""

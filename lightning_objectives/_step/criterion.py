@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode
 
+from lightning_objectives._step.stacks import Stacks
 from lightning_objectives._trainer.patch import Patch
-from lightning_objectives.callbacks.stacks import Stacks
 
 _CAUGHT: dict[Any, tuple[str, ...]] = {
     function: tuple(inspect.signature(function).parameters)

@@ -16,16 +16,16 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_objectives._step.criterion import Call, CriterionMode, Named, locate
+from lightning_objectives._step.extras import Extras
+from lightning_objectives._step.head import is_compiled, network_of, resolve
+from lightning_objectives._step.proof import prove
+from lightning_objectives._step.rows import fold
+from lightning_objectives._step.signals import Signals, batch_size_of, part_of, unwrap
+from lightning_objectives._step.stacks import Stacks
 from lightning_objectives._trainer.callback import numbered
 from lightning_objectives._trainer.lightning import is_param_in_hook_signature
 from lightning_objectives._trainer.patch import Patch
-from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
-from lightning_objectives.callbacks.extras import Extras
-from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
-from lightning_objectives.callbacks.proof import prove
-from lightning_objectives.callbacks.rows import fold
-from lightning_objectives.callbacks.signals import Signals, batch_size_of, part_of, unwrap
-from lightning_objectives.callbacks.stacks import Stacks
 
 PLACES = ("transform", "head", "loss", "weighting", "term", "combination")
 """The places of a step, in order. Each is taken by one callback, but for the terms."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_objectives.callbacks.criterion import Call
-from lightning_objectives.callbacks.rows import Rows
+from lightning_objectives._step.criterion import Call
+from lightning_objectives._step.rows import Rows
 from lightning_objectives.data.with_index import Indexed
 
 _INPUT_KEYS = ("inputs", "input", "x", "image", "images", "img", "pixel_values", "input_ids", "data")

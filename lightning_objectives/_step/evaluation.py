@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_objectives._step.criterion import Call, CriterionMode, Named, locate
+from lightning_objectives._step.head import is_compiled, network_of, resolve
+from lightning_objectives._step.signals import unwrap
 from lightning_objectives._trainer.patch import Patch
-from lightning_objectives.callbacks.criterion import Call, CriterionMode, Named, locate
-from lightning_objectives.callbacks.head import is_compiled, network_of, resolve
-from lightning_objectives.callbacks.signals import unwrap
 
 NO_CHOICE = "which is no choice of one class"
 """Why a step cannot be measured as a classification."""

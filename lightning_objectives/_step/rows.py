@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_objectives.callbacks.criterion import Call
+from lightning_objectives._step.criterion import Call
 
 Unit = Literal["sample", "element"]
 

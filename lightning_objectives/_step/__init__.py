@@ -1,0 +1,1 @@
+"""The engine of the training step and of the evaluation steps."""
