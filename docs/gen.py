@@ -81,11 +81,12 @@ def pages() -> dict[str, list[str]]:
     for room, cls in methods():
         names = [f"{cls.__module__}.{name}" for name in defined_in(sys.modules[cls.__module__], first=cls.__name__)]
         made[f"methods/{room}/{cls.__name__}.md"] = names
+    shown = _objects(made)
     for name, part in parts():
         module = importlib.import_module(name)
         exported = getattr(module, "__all__", [] if part.ispkg else defined_in(module))
         if part.name in ROOMS:  # what a room exports beside its methods
-            rest = [symbol for symbol in exported if getattr(module, symbol).__module__.rpartition(".")[2][0] == "_"]
+            rest = [symbol for symbol in exported if id(getattr(module, symbol)) not in shown]
             if exported:
                 made[f"methods/{part.name}/index.md"] = [f"{name}.{symbol}" for symbol in rest]
         elif exported:
@@ -126,9 +127,14 @@ def public() -> Iterator[tuple[str, object]]:
 
 def without_page(made: dict[str, list[str]]) -> Iterator[str]:
     """The public names that stand on no page."""
-    paths = [name.rpartition(".") for names in made.values() for name in names]
-    shown = {id(getattr(importlib.import_module(module), name)) for module, _, name in paths}
+    shown = _objects(made)
     return (f"{name} is exported, but has no page." for name, value in public() if id(value) not in shown)
+
+
+def _objects(made: dict[str, list[str]]) -> set[int]:
+    """The identities of what the pages document."""
+    paths = [name.rpartition(".") for names in made.values() for name in names]
+    return {id(getattr(importlib.import_module(module), name)) for module, _, name in paths}
 
 
 def without_docstring() -> Iterator[str]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_objectives._trainer.callback import Callback, Carried
+from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.carried import Carried
 from lightning_objectives.averaging import BEMA
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.distill import Distill

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.speed._bench import Bench
 from benchmarks.speed._memory import peak_of
 from benchmarks.speed._nets import images, seeded, small_cnn
-from lightning_objectives.callbacks.combine_terms import Gradients
+from lightning_objectives._step.gradients import Gradients
 from lightning_objectives.combination import gradient_alignment
 
 ONE, TWO, OURS, THREE = (

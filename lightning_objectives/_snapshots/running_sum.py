@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_objectives._snapshots.rates import varied
 from lightning_objectives._trainer.lightning import rank_zero_warn
-from lightning_objectives._weights.optimizer_steps import Rates, varied
+from lightning_objectives._weights.optimizer_steps import Rates
 from lightning_objectives._weights.shards import local, whole
 from lightning_objectives._weights.whole_state import persistent
 from lightning_objectives.kinds import Merge

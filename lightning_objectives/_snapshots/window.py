@@ -11,9 +11,10 @@ from lightning_objectives._files.merge import merged_tensor
 from lightning_objectives._files.reading import Source, in_order
 from lightning_objectives._files.writing import replaced, write_safetensors
 from lightning_objectives._snapshots.background import Background
+from lightning_objectives._snapshots.rates import varied
 from lightning_objectives._trainer.lightning import rank_zero_warn
 from lightning_objectives._trainer.ranks import on_rank_zero
-from lightning_objectives._weights.optimizer_steps import Rates, varied
+from lightning_objectives._weights.optimizer_steps import Rates
 from lightning_objectives._weights.whole_state import copied
 from lightning_objectives.kinds import Merge
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_objectives._step.pipeline import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Pipeline
-from lightning_objectives._trainer.callback import Callback, taking
+from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives.kinds import Method, signals_of
 
 _UNSHARDED = {

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_objectives._step.batch import unwrap
 from lightning_objectives._step.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives._step.head import is_compiled, network_of, resolve
-from lightning_objectives._step.signals import unwrap
 from lightning_objectives._trainer.patch import Patch
 
 NO_CHOICE = "which is no choice of one class"

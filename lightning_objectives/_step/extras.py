@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_objectives._trainer.callback import taking
+from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.patch import Patch
 
 NAME = "objective_modules"

@@ -16,12 +16,13 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_objectives._step.batch import batch_size_of, part_of, unwrap
 from lightning_objectives._step.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives._step.extras import Extras
 from lightning_objectives._step.head import is_compiled, network_of, resolve
 from lightning_objectives._step.proof import prove
 from lightning_objectives._step.rows import fold
-from lightning_objectives._step.signals import Signals, batch_size_of, part_of, unwrap
+from lightning_objectives._step.signals import Signals
 from lightning_objectives._step.stacks import Stacks
 from lightning_objectives._trainer.callback import numbered
 from lightning_objectives._trainer.lightning import is_param_in_hook_signature

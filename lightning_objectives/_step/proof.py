@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_objectives._step.criterion import Call
-from lightning_objectives._step.head import came_from, is_affine_in
+from lightning_objectives._step.graph import came_from, is_affine_in
 
 
 def prove(

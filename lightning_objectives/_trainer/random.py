@@ -1,8 +1,11 @@
 """Draws that leave the training's random stream where it was."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -24,3 +27,42 @@ def private_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[No
     with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
         torch.manual_seed(seed)
         yield
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the global generators, in types that ``torch.load(weights_only=True)`` reads."""
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = state
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`random_state` returned; where that fails, no state is changed.
+
+    >>> state = random_state()
+    >>> first = torch.rand(2), np.random.rand(2), random.gauss(0, 1)
+    >>> set_random_state(state)
+    >>> bool((torch.rand(2) == first[0]).all() and (np.random.rand(2) == first[1]).all())
+    True
+    """
+    before = random_state()
+    try:
+        _set(state)
+    except Exception:
+        _set(before)
+        raise
+
+
+def _set(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -1,11 +1,9 @@
 """How many steps optimizers really take, and at which learning rates."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch.optim import Optimizer
-
-from lightning_objectives._trainer.lightning import rank_zero_warn
 
 Rates = dict[str, list[float]]
 """The least and the greatest learning rate of each parameter group, by the numbers of the optimizer and the group."""
@@ -51,29 +49,3 @@ class OptimizerSteps:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-
-
-def varied(intervals: Iterable[Rates], *, tolerance: float = 0.01) -> Rates:
-    """The groups whose learning rate varied by more than ``tolerance`` over all intervals.
-
-    >>> varied([{"0.0": [0.1, 0.1]}, {"0.0": [0.05, 0.1]}])
-    {'0.0': [0.05, 0.1]}
-    """
-    total: Rates = {}
-    for rates in intervals:
-        for group, (low, high) in rates.items():
-            before = total.get(group, [low, high])
-            total[group] = [min(low, before[0]), max(high, before[1])]
-    return {group: [low, high] for group, (low, high) in total.items() if high > low * (1 + tolerance)}
-
-
-def warn_if_varied(intervals: Iterable[Rates], steps: Sequence[int]) -> bool:
-    """Warn where a learning rate varied between the snapshots of a merge; whether it did."""
-    uneven = varied(intervals)
-    if uneven:
-        rank_zero_warn(
-            f"The learning rate varied by more than 1 % between the snapshots {list(steps)} that are merged: {uneven} "
-            "(least, greatest, by optimizer.group). A merge stands for a decay from a constant rate; where the rate "
-            "decays as well, little is gained. Use a constant schedule, or a later start_step."
-        )
-    return bool(uneven)

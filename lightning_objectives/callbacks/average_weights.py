@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_objectives._trainer.callback import CARRIED, Callback, callbacks_of, numbered, taking
+from lightning_objectives._trainer.callback import Callback, callbacks_of, numbered
+from lightning_objectives._trainer.carried import CARRIED
+from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.lightning import rank_zero_warn
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._trainer.training_pass import check_training_data, joint_pass

@@ -8,7 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives._step.evaluation import NO_CHOICE, EvaluationSteps, Where
-from lightning_objectives._trainer.callback import Callback, taking
+from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.ranks import gather_rows
 from lightning_objectives.callbacks.log_metrics import Measured
 from lightning_objectives.kinds import Calibrator

@@ -13,10 +13,10 @@ from lightning_objectives._files.network import load_network
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.extras import COPIED
 from lightning_objectives._step.frozen import Answer, Frozen, Normalization
+from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients
 from lightning_objectives._step.pipeline import Pipeline
 from lightning_objectives._step.signals import Signals
 from lightning_objectives._trainer.random import private_stream
-from lightning_objectives.callbacks.combine_terms import WHOLE_GRADIENTS, Gradients
 from lightning_objectives.kinds import Distillation, signals_of
 
 _TEACHERS = frozenset({"teacher_logits", "teacher_features"})

@@ -11,13 +11,16 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from lightning_objectives._snapshots.merged import Evaluated, new_folder, recalibrated, save_merged
+from lightning_objectives._snapshots.rates import warn_if_varied
 from lightning_objectives._snapshots.running_sum import RunningSum, refuse_manual_steps
 from lightning_objectives._snapshots.window import Window
-from lightning_objectives._trainer.callback import CARRIED, Callback, callbacks_of, taking
+from lightning_objectives._trainer.callback import Callback, callbacks_of
+from lightning_objectives._trainer.carried import CARRIED
+from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._trainer.training_pass import check_training_data
-from lightning_objectives._weights.optimizer_steps import OptimizerSteps, warn_if_varied
+from lightning_objectives._weights.optimizer_steps import OptimizerSteps
 from lightning_objectives._weights.recalibrate import trained_norms
 from lightning_objectives.kinds import Merge
 

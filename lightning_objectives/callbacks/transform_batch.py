@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_objectives._step.batch import with_inputs
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.criterion import Call
 from lightning_objectives._step.pipeline import Pipeline
-from lightning_objectives._step.signals import with_inputs
 
 
 @dataclass(eq=False)

@@ -8,7 +8,8 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_objectives._trainer.callback import Callback, taking
+from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives.kinds import GradientTransform
 
 

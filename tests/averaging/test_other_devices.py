@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from lightning_objectives.averaging import _tracked as module
+from lightning_objectives._weights import tracked as module
 
 
 def test_copies_to_the_cpu_wait_once_for_all_of_them(monkeypatch):

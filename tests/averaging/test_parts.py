@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from lightning_objectives._weights import averages as module
 from lightning_objectives.averaging import BEMA, EMA, SWA
-from lightning_objectives.averaging import _averages as module
 from lightning_objectives.kinds import Rule
 
 

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from lightning_objectives._snapshots import window
+from lightning_objectives._snapshots.background import Background
 from lightning_objectives.averaging import EMA
 from lightning_objectives.callbacks import (
     AverageWeights,
     LogMetrics,
     MergeCheckpoints,
     WSMCallback,
-    _background,
-    _window,
 )
 from lightning_objectives.merging import WSM, merge_checkpoints, wsm_coefficients
 
@@ -359,7 +359,7 @@ def test_an_error_of_the_writer_surfaces_and_leaves_no_half_file(monkeypatch):
 
     callback = MergeCheckpoints(WSM(), every_n_steps=1)
     with monkeypatch.context() as patch:
-        patch.setattr(_window, "write_safetensors", full)
+        patch.setattr(window, "write_safetensors", full)
         with pytest.raises(OSError, match="No space left"):
             fit(callback)
     assert not list(Path("merge").iterdir())
@@ -386,14 +386,14 @@ def test_an_exception_leaves_nothing_behind(hook):
 
 def test_the_training_goes_on_while_a_snapshot_is_written(monkeypatch):
     """A slow disk: the writer is far behind, the weights move on, and the files hold what was then."""
-    write, ends = _window._write, []
+    write, ends = window._write, []
 
     def slowly(path, *args):
         time.sleep(0.2)
         write(path, *args)
         ends.append(path.name)
 
-    monkeypatch.setattr(_window, "_write", slowly)
+    monkeypatch.setattr(window, "_write", slowly)
     callback, at = MergeCheckpoints(WSM(), last=2, every_n_steps=3), []
     probe = Probe(on_train_batch_end=lambda t, *_: at.append((t.global_step, len(ends))))
     net, _ = fit(callback, probe)
@@ -405,7 +405,7 @@ def test_the_training_goes_on_while_a_snapshot_is_written(monkeypatch):
 
 
 def test_the_queue_is_bounded():
-    background, running = _background.Background(waiting=2), []
+    background, running = Background(waiting=2), []
     start = time.monotonic()
     for number in range(5):
         background.submit(lambda n=number: (time.sleep(0.05), running.append(n)))

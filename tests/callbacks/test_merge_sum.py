@@ -12,9 +12,10 @@ from test_merge_checkpoints import Odd, Probe, after, merged, slow
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from lightning_objectives._snapshots import running_sum
 from lightning_objectives._snapshots.running_sum import RunningSum, planned
 from lightning_objectives.averaging import EMA
-from lightning_objectives.callbacks import AverageWeights, MergeCheckpoints, WSMCallback, _running_sum
+from lightning_objectives.callbacks import AverageWeights, MergeCheckpoints, WSMCallback
 from lightning_objectives.kinds import Merge
 from lightning_objectives.merging import WSM
 
@@ -402,7 +403,7 @@ def test_a_network_that_changes(tmp_path, change, message):
 
 
 def test_an_interruption_leaves_no_half_of_a_snapshot_in_the_sum(tmp_path, monkeypatch):
-    module, mixed = nn.Linear(2, 2), _running_sum._mixed
+    module, mixed = nn.Linear(2, 2), running_sum._mixed
     total = RunningSum(tmp_path, module, WSM(), [1, 2, 3], every_n_steps=1, after=0, writes=True)
     total.take(1, {})
     nn.init.zeros_(module.weight)
@@ -412,7 +413,7 @@ def test_an_interruption_leaves_no_half_of_a_snapshot_in_the_sum(tmp_path, monke
             raise KeyboardInterrupt
         return mixed(mean, value, rate, name)
 
-    monkeypatch.setattr(_running_sum, "_mixed", interrupted)
+    monkeypatch.setattr(running_sum, "_mixed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         total.take(2, {})
     monkeypatch.undo()

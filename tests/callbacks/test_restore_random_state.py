@@ -8,7 +8,8 @@ from averaging_nets import Net, equal, fit, loader, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_objectives.callbacks.restore_random_state import RestoreRandomState, random_state, set_random_state
+from lightning_objectives._trainer.random import random_state, set_random_state
+from lightning_objectives.callbacks.restore_random_state import RestoreRandomState
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # each run has a folder of its own
 

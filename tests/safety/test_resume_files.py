@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_objectives import callbacks
 from lightning_objectives._trainer.patch import Patch
-from lightning_objectives.callbacks.restore_random_state import random_state, set_random_state
+from lightning_objectives._trainer.random import random_state, set_random_state
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_objectives import discovery
-from lightning_objectives.merging._command import export, merge
+from lightning_objectives.cli.merging import export, merge
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -147,6 +147,3 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": export,
 }
 """What each command calls, with all the words from its own name on; its docstring is its help."""
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,76 @@
+"""What the autograd graph tells: where a tensor came from, and whether a loss is a scaled value."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+
+def came_from(logits: Tensor, output: Tensor) -> bool:
+    """Whether ``logits`` is ``output`` behind casts, shapes, scales and link functions of it alone.
+
+    The walk goes back over nodes of the graph with a single input that needs a gradient.
+
+    >>> import torch
+    >>> output = torch.ones(2, 3, requires_grad=True) * 1
+    >>> came_from((output.float() / 2).log_softmax(-1), output), came_from(output + output.exp(), output)
+    (True, False)
+    """
+    if logits is output:
+        return True
+    goal, node = output.grad_fn, logits.grad_fn
+    while node is not None and node is not goal:
+        inputs = [parent for parent, _ in node.next_functions if parent is not None]
+        node = inputs[0] if len(inputs) == 1 else None
+    return goal is not None and node is goal
+
+
+_AFFINE = (
+    "Add Sub RSub Neg Mean Sum View UnsafeView Reshape ReshapeAlias Select Slice Index Stack Cat Clone ToCopy Squeeze "
+    "Unsqueeze Expand MaskedSelect Permute Transpose Alias Where MaskedFill Unbind Split Nansum"
+).split()
+
+
+_BILINEAR = ("Mul", "Dot", "Mv", "Mm")
+
+
+def is_affine_in(loss: Tensor, value: Tensor) -> bool:
+    """Whether ``loss`` is a scaled ``value`` plus terms that do not hold it, as far as the graph shows.
+
+    >>> import torch
+    >>> value = torch.ones(3, requires_grad=True) * 1
+    >>> is_affine_in((value * 2).mean() + 1, value), is_affine_in((value * (-value).exp()).mean(), value)
+    (True, False)
+    """
+    return loss is value or (value.grad_fn is not None and loss.grad_fn is not None and _affine(loss, value))
+
+
+def _affine(loss: Tensor, value: Tensor) -> bool:
+    goal = value.grad_fn
+    holds: dict[Node | None, bool] = {}
+    assert loss.grad_fn is not None
+    for node in _inputs_first(loss.grad_fn):  # whether the value is anywhere behind each node
+        holds[node] = node is goal or any(holds.get(parent, False) for parent, _ in node.next_functions)
+    if not holds[loss.grad_fn]:
+        return False
+    for node in (node for node, held in holds.items() if node is not None and held and node is not goal):
+        where = [i for i, (parent, _) in enumerate(node.next_functions) if holds.get(parent, False)]
+        name = node.name().removesuffix("Backward0").removesuffix("Backward1").removesuffix("Backward")
+        linear = name in _AFFINE or (name in _BILINEAR and len(where) == 1) or (name == "Div" and where == [0])
+        if not linear:
+            return False
+    return True
+
+
+def _inputs_first(root: Node) -> Iterator[Node]:
+    seen: set[Any] = set()
+    pending = [(root, False)]
+    while pending:
+        node, expanded = pending.pop()
+        if expanded:
+            yield node
+        elif node not in seen:
+            seen.add(node)
+            pending.append((node, True))
+            pending.extend((parent, False) for parent, _ in node.next_functions if parent is not None)

@@ -1,0 +1,5 @@
+"""``python -m lightning_objectives.cli``."""
+
+from lightning_objectives.cli import main
+
+main()
