@@ -1,14 +1,14 @@
 """What the callbacks of the step have in common."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import nn
 
 from lightning_objectives._step.pipeline import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Pipeline
-from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives.kinds import Method, signals_of
 
@@ -18,7 +18,7 @@ _UNSHARDED = {
 
 
 @dataclass(eq=False, kw_only=True)
-class StepCallback(Callback):
+class StepCallback(StatefulCallback):
     """A callback that places one method of its kind in the training step.
 
     Args:
@@ -39,8 +39,8 @@ class StepCallback(Callback):
 
     @property
     def method(self) -> Callable[..., Any]:
-        """The method that is placed: the first setting of the callback."""
-        return getattr(self, next(f.name for f in fields(self) if not f.kw_only))  # type: ignore[no-any-return]  # by name
+        """The method that is placed."""
+        return self.methods()[0]  # type: ignore[no-any-return]  # of the callback's kind
 
     @cached_property
     def signals(self) -> tuple[str, ...]:
@@ -76,15 +76,10 @@ class StepCallback(Callback):
     def build(self, pipeline: Pipeline, head: nn.Module | None) -> None:
         """Make what depends on the network, whose head is known now, before the extra modules are taken."""
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the module back as it was."""
         Pipeline.detach_from(pl_module)
-        super().teardown(trainer, pl_module, stage)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the module back as it was: `teardown` is not called when a fit raises."""
-        Pipeline.detach_from(pl_module)
-        super().on_exception(trainer, pl_module, exception)
+        super().release(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state, where it has any."""

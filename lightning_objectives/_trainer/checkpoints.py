@@ -12,7 +12,7 @@ from lightning_objectives._files.intact import check_sums, hint
 from lightning_objectives._trainer.patch import Patch
 
 
-def _unreadable_are_named(trainer: Any) -> Patch:
+def name_unreadable(trainer: Any) -> Patch:
     """Until the patch is removed, a checkpoint that cannot be read is an error that says which file, and why.
 
     Its checksums are compared first, which Lightning and torch do not. The callbacks of a trainer share one patch.

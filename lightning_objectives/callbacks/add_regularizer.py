@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives.kinds import Regularizer
 
 
 @dataclass(eq=False)
@@ -19,11 +20,16 @@ class AddRegularizer(StepCallback):
         strength: the factor of the term; at 0 nothing is touched.
     """
 
+    kind = Regularizer
     place = "term"
     zero: ClassVar = {"strength": 0.0}
 
     regularizer: nn.Module | Callable[..., Tensor]
     strength: float = 1.0
+
+    def methods(self) -> list[Any]:
+        """The one method."""
+        return [self.regularizer]
 
     def active(self, step: int) -> bool:
         """False at strength 0."""

@@ -1,14 +1,15 @@
 """The callback of the averaging rules."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_objectives._trainer.callback import Callback, callbacks_of, numbered
+from lightning_objectives._trainer.callback import StatefulCallback, callbacks_of, numbered
 from lightning_objectives._trainer.carried import CARRIED
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.lightning import rank_zero_warn
@@ -24,7 +25,8 @@ _LIGHTNINGS = {"StochasticWeightAveraging", "WeightAveraging"}
 _ONE_IS_LEFT = "only one average can be validated, saved and left in the module"
 
 
-class AverageWeights(Callback):
+@dataclass(eq=False)
+class AverageWeights(StatefulCallback):
     """Average the weights over time, by one rule or by several, beside an unchanged training.
 
     The primary callback (the only one, unless others say ``primary=False``) lets the average of its first rule stand in
@@ -62,6 +64,7 @@ class AverageWeights(Callback):
         ('bema', 'ema', 'ema_2')
     """
 
+    kind = Rule
     zero: ClassVar = {"start_step": 10**9}
     leaves_training_alone = True
     refuses: ClassVar = {
@@ -69,44 +72,39 @@ class AverageWeights(Callback):
         "beside_weight_averaging": _ONE_IS_LEFT,
     }
 
-    def __init__(
-        self,
-        rule: Rule | Sequence[Rule],
-        *,
-        start_step: int = 0,
-        every_n_steps: int = 1,
-        buffers: Buffers = "copy",
-        device: str | torch.device | None = None,
-        primary: bool = True,
-    ) -> None:
-        super().__init__()
-        rules = [rule] if isinstance(rule, Rule) else list(rule)
+    rule: Rule | Sequence[Rule]
+    _: KW_ONLY
+    start_step: int = 0
+    every_n_steps: int = 1
+    buffers: Buffers = "copy"
+    device: str | torch.device | None = None
+    primary: bool = True
+
+    def __post_init__(self) -> None:
+        rules = self.methods()
         if not rules or not all(isinstance(r, Rule) for r in rules):
-            raise ValueError(f"rule={rule!r} must be an averaging rule, such as EMA(), or a sequence of them.")
-        if start_step < 0:
-            raise ValueError(f"start_step={start_step} must be >= 0.")
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps} must be >= 1.")
-        if buffers not in ("copy", "average", "recalibrate"):
-            raise ValueError(f"buffers={buffers!r} must be 'copy', 'average' or 'recalibrate'.")
-        if buffers == "recalibrate" and not primary:
+            raise ValueError(f"rule={self.rule!r} must be an averaging rule, such as EMA(), or a sequence of them.")
+        if self.start_step < 0:
+            raise ValueError(f"start_step={self.start_step} must be >= 0.")
+        if self.every_n_steps < 1:
+            raise ValueError(f"every_n_steps={self.every_n_steps} must be >= 1.")
+        if self.buffers not in ("copy", "average", "recalibrate"):
+            raise ValueError(f"buffers={self.buffers!r} must be 'copy', 'average' or 'recalibrate'.")
+        if self.buffers == "recalibrate" and not self.primary:
             raise ValueError(
                 "buffers='recalibrate' is for the average that is validated; with primary=False use 'copy'."
             )
-        self.rule = rule
-        self.start_step = start_step
-        self.every_n_steps = every_n_steps
-        self.buffers: Buffers = buffers
-        self.device = device
-        self.primary = primary
         self._rules = _by_name(rules)
         self._clear()
+
+    def methods(self) -> list[Any]:
+        """The averaging rules, the primary one first."""
+        return [self.rule] if isinstance(self.rule, Rule) else list(self.rule)
 
     def _clear(self) -> None:
         self._averages: Averages | None = None
         self._patches: list[Patch] = []
-        self._loaded: Mapping[str, Any] | None = None
-        """Our own state, from load to the start of training."""
+        self.pending = None
         self._foreign: dict[str, Any] | None = None
         """An average that Lightning's own callback made."""
         self._fitting = False
@@ -114,7 +112,7 @@ class AverageWeights(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what another process gets, has the settings and begins anew.
-        blank: dict[str, Any] = {"_averages": None, "_patches": [], "_loaded": None, "_foreign": None}
+        blank: dict[str, Any] = {"_averages": None, "_patches": [], "pending": None, "_foreign": None}
         return {**vars(self), **blank, "_fitting": False, "_finished": False}
 
     # What users ask for.
@@ -217,15 +215,15 @@ class AverageWeights(Callback):
             journal=next((other.journal for other in others if other is not None), Journal()),
             passes=lambda: joint_pass(trainer, pl_module, self._averages.norms if self._averages else ()),
         )
-        if self._loaded is not None:
+        if self.pending is not None:
             with taking(self.state_key, trainer):
-                averages.load_state_dict(self._loaded)
+                averages.load_state_dict(self.pending)
         elif self._foreign is not None:
             with taking("WeightAveraging", trainer):
                 anew = averages.adopt(self._foreign["average"], updates=self._foreign["updates"])
             if anew:
                 rank_zero_warn(f"The checkpoint's average is a plain one; {anew} need more than that and begin anew.")
-        self._loaded = self._foreign = None
+        self.pending = self._foreign = None
         self._averages = averages
         return averages
 
@@ -257,7 +255,7 @@ class AverageWeights(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """The same, where a checkpoint was resumed that had nothing left to train."""
-        if self._averages is None and (self._loaded is not None or self._foreign is not None):
+        if self._averages is None and (self.pending is not None or self._foreign is not None):
             self._finish(self._build(trainer, pl_module))
 
     def _finish(self, averages: Averages) -> None:
@@ -273,19 +271,16 @@ class AverageWeights(Callback):
         elif self.primary:
             averages.swap_in(self.names[0])
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def release(self, trainer: Any, pl_module: Any) -> None:
         """Take the hooks off; after a fit the raw weights and the averages stay here."""
-        if stage == "fit":
+        if self._fitting:
             self._detach()
-        super().teardown(trainer, pl_module, stage)
+        super().release(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Put the raw weights back, since teardown is not called."""
-        super().on_exception(trainer, pl_module, exception)
-        if not self._fitting:
-            return
-        if self._averages is None:
-            self._detach()
+        if not self._fitting or self._averages is None:
+            self.release(trainer, pl_module)
             return
         if not self._finished:
             self._averages.swap_out()
@@ -293,7 +288,7 @@ class AverageWeights(Callback):
         # Callbacks that save now come after this one, and the strategy after them.
         def detach(inner: Any, *args: Any) -> Any:
             last.remove()
-            self._detach()
+            self.release(trainer, pl_module)
             return inner(*args)
 
         last = Patch(trainer.strategy, "on_exception", detach)
@@ -319,7 +314,7 @@ class AverageWeights(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The averages, and the raw weights where the checkpoint's own ``state_dict`` holds the average."""
         if self._averages is None:
-            return dict(self._loaded or {})
+            return dict(self.pending or {})
         self._averages.update()  # a callback before this one may save at the end of a batch
         return self._averages.state_dict(raw=self.primary)
 
@@ -362,7 +357,7 @@ class AverageWeights(Callback):
         # The raw weights are in the module already, see on_load_checkpoint, and others may change them from there.
         state_dict = {**state_dict, "raw": {}}
         if self._averages is None:
-            self._loaded = state_dict
+            self.pending = state_dict
         else:  # a tuner restores in the middle of a run
             self._averages.load_state_dict(state_dict)
 

@@ -1,5 +1,6 @@
 """The callback of the calibrators."""
 
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives._step.evaluation import NO_CHOICE, EvaluationSteps, Where
-from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.ranks import gather_rows
 from lightning_objectives.callbacks.log_metrics import Measured
@@ -21,7 +22,8 @@ _NOT_FITTED = (
 )
 
 
-class Calibrate(Callback):
+@dataclass(eq=False)
+class Calibrate(StatefulCallback):
     """Fits a calibrator at the end of each validation, of ``fit`` and of ``validate``, and measures what it mends.
 
     It is fitted on the logits and targets that the model's own validation step compares, found as ``LogMetrics`` finds
@@ -53,29 +55,27 @@ class Calibrate(Callback):
         TemperatureScaling(min_temperature=0.01, max_temperature=100.0)
     """
 
+    kind = Calibrator
     leaves_training_alone = True
     refuses: ClassVar = {"binary_cross_entropy": NO_CHOICE, "test_alone": _NOT_FITTED}
 
-    def __init__(
-        self,
-        calibrator: Calibrator,
-        *,
-        metrics: Metric | MetricCollection | None = None,
-        criterion: str | None = None,
-        which: int | None = None,
-        head: str | None = None,
-        target: str | int | None = None,
-    ) -> None:
-        self.calibrator = calibrator
-        self.metrics = metrics
-        self.criterion = criterion
-        self.which = which
-        self.head = head
-        self.target = target
+    calibrator: Calibrator
+    _: KW_ONLY
+    metrics: Metric | MetricCollection | None = None
+    criterion: str | None = None
+    which: int | None = None
+    head: str | None = None
+    target: str | int | None = None
+
+    def __post_init__(self) -> None:
         self.fitted = False
         """Whether a validation, or a checkpoint, has fitted it."""
         self._steps: EvaluationSteps | None = None
         self._rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def methods(self) -> list[Any]:
+        """The one method."""
+        return [self.calibrator]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what another process gets, has what is fitted, and takes the steps of its own run.
@@ -89,15 +89,10 @@ class Calibrate(Callback):
         otherwise = "a calibrator needs logits of classes and a class a row"
         self._steps = EvaluationSteps(pl_module, self._seen, where, otherwise=otherwise)
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the steps back."""
         self._restore()
-        super().teardown(trainer, pl_module, stage)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the steps back: `teardown` is not called after an exception."""
-        self._restore()
-        super().on_exception(trainer, pl_module, exception)
+        super().release(trainer, pl_module)
 
     def _restore(self) -> None:
         if self._steps is not None:

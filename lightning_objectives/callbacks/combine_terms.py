@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients, weighted_sum
 from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives.kinds import Combination
 
 
 @dataclass(eq=False)
@@ -24,11 +25,16 @@ class CombineTerms(StepCallback):
         combination: the method, ``gradients (K, P) -> weights (K,)``.
     """
 
+    kind = Combination
     place = "combination"
     beside = ("AddRegularizer",)
     refuses: ClassVar = {"fsdp2": WHOLE_GRADIENTS}
 
     combination: nn.Module | Callable[..., Tensor]
+
+    def methods(self) -> list[Any]:
+        """The one method."""
+        return [self.combination]
 
     def combine(self, terms: Sequence[Tensor], pipeline: Pipeline) -> Tensor:
         """The weighted sum."""

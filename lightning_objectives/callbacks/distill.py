@@ -55,6 +55,7 @@ class Distill(StepCallback):
         seed: of the auxiliary head's initial weights and of its dropout.
     """
 
+    kind = Distillation
     place = "term"
     zero: ClassVar = {"weight": 0.0}
 
@@ -69,6 +70,10 @@ class Distill(StepCallback):
     cache: str | None = None
     cache_top_k: int | None = None
     seed: int = 0
+
+    def methods(self) -> list[Any]:
+        """The one method."""
+        return [self.distillation]
 
     def __post_init__(self) -> None:
         if isinstance(self.teacher, type) or not (isinstance(self.teacher, str) or callable(self.teacher)):
@@ -172,14 +177,9 @@ class Distill(StepCallback):
             theirs = config["mean"], config["std"]
         return self.data_normalization, theirs
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the module back as it was, and let the teacher go."""
-        super().teardown(trainer, pl_module, stage)
-        self._frozen = self._cache = None
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the module back as it was, and let the teacher go."""
-        super().on_exception(trainer, pl_module, exception)
+        super().release(trainer, pl_module)
         self._frozen = self._cache = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Metrics of an unedited validation or test step."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -45,6 +46,7 @@ class Measured:
         self._found = {}
 
 
+@dataclass(eq=False)
 class LogMetrics(Callback):
     """Logs metrics of the logits and targets that the model's own validation or test step compares.
 
@@ -76,29 +78,22 @@ class LogMetrics(Callback):
 
     leaves_training_alone = True
 
-    def __init__(
-        self,
-        metrics: Metric | MetricCollection | None = None,
-        *,
-        prefix: str = "",
-        weights: Sequence[Literal["raw", "average"]] = (),
-        criterion: str | None = None,
-        which: int | None = None,
-        head: str | None = None,
-        target: str | int | None = None,
-    ) -> None:
-        if not set(weights) <= {"raw", "average"}:
-            raise ValueError(f"weights={weights!r} may hold 'raw' and 'average'.")
-        self.metrics = metrics
-        self.prefix = prefix
-        self.weights = tuple(weights)
-        self.criterion = criterion
-        self.which = which
-        self.head = head
-        self.target = target
+    metrics: Metric | MetricCollection | None = None
+    _: KW_ONLY
+    prefix: str = ""
+    weights: Sequence[Literal["raw", "average"]] = ()
+    criterion: str | None = None
+    which: int | None = None
+    head: str | None = None
+    target: str | int | None = None
+
+    def __post_init__(self) -> None:
+        if not set(self.weights) <= {"raw", "average"}:
+            raise ValueError(f"weights={self.weights!r} may hold 'raw' and 'average'.")
+        self.weights = tuple(self.weights)
         self._steps: EvaluationSteps | None = None
         self._trainer: Any = None
-        self._measured = Measured(metrics)
+        self._measured = Measured(self.metrics)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what another process gets, has the settings and takes the steps of its own run.
@@ -119,15 +114,10 @@ class LogMetrics(Callback):
         repeat = bool(self.weights)
         self._steps = EvaluationSteps(pl_module, self._seen, where, otherwise=otherwise, repeat=repeat)
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the steps back."""
         self._restore()
-        super().teardown(trainer, pl_module, stage)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the steps back: `teardown` is not called after an exception."""
-        self._restore()
-        super().on_exception(trainer, pl_module, exception)
+        super().release(trainer, pl_module)
 
     def _restore(self) -> None:
         if self._steps is not None:

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
@@ -14,7 +14,7 @@ from lightning_objectives._snapshots.merged import Evaluated, new_folder, recali
 from lightning_objectives._snapshots.rates import warn_if_varied
 from lightning_objectives._snapshots.running_sum import RunningSum, refuse_manual_steps
 from lightning_objectives._snapshots.window import Window
-from lightning_objectives._trainer.callback import Callback, callbacks_of
+from lightning_objectives._trainer.callback import StatefulCallback, callbacks_of
 from lightning_objectives._trainer.carried import CARRIED
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
@@ -28,7 +28,8 @@ _STATE = "MergeCheckpoints"
 """What the keys of the states begin with, those of subclasses too."""
 
 
-class MergeCheckpoints(Callback):
+@dataclass(eq=False)
+class MergeCheckpoints(StatefulCallback):
     """Merge the last snapshots of the weights into a checkpoint of its own, beside an unchanged training.
 
     Every ``every_n_steps`` optimizer steps the raw weights are copied and written to a file beside the training, which
@@ -78,49 +79,44 @@ class MergeCheckpoints(Callback):
         True
     """
 
+    kind = Merge
     example: ClassVar = {"last": 2, "every_n_steps": 2}
     zero: ClassVar = {"start_step": 10**9}
     leaves_training_alone = True
 
-    def __init__(
-        self,
-        method: Merge,
-        *,
-        last: int = 8,
-        every_n_steps: int = 500,
-        start_step: int = 0,
-        evaluate: bool = False,
-        buffers: Literal["average", "recalibrate"] = "average",
-        keep: Literal["files", "sum"] = "files",
-        directory: str | Path | None = None,
-    ) -> None:
-        super().__init__()
-        if not isinstance(method, Merge):
-            raise ValueError(f"method={method!r} must be a merge, such as those of lightning_objectives.merging.")
-        if last < 1:
-            raise ValueError(f"last={last} must be >= 1.")
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps} must be >= 1.")
-        if start_step < 0:
-            raise ValueError(f"start_step={start_step} must be >= 0.")
-        if buffers not in ("average", "recalibrate"):
-            raise ValueError(f"buffers={buffers!r} must be 'average' or 'recalibrate'.")
-        if keep not in ("files", "sum"):
-            raise ValueError(f"keep={keep!r} must be 'files' or 'sum'.")
-        if keep == "sum" and evaluate:
+    method: Merge
+    _: KW_ONLY
+    last: int = 8
+    every_n_steps: int = 500
+    start_step: int = 0
+    evaluate: bool = False
+    buffers: Literal["average", "recalibrate"] = "average"
+    keep: Literal["files", "sum"] = "files"
+    directory: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, Merge):
+            raise ValueError(f"method={self.method!r} must be a merge, such as those of lightning_objectives.merging.")
+        if self.last < 1:
+            raise ValueError(f"last={self.last} must be >= 1.")
+        if self.every_n_steps < 1:
+            raise ValueError(f"every_n_steps={self.every_n_steps} must be >= 1.")
+        if self.start_step < 0:
+            raise ValueError(f"start_step={self.start_step} must be >= 0.")
+        if self.buffers not in ("average", "recalibrate"):
+            raise ValueError(f"buffers={self.buffers!r} must be 'average' or 'recalibrate'.")
+        if self.keep not in ("files", "sum"):
+            raise ValueError(f"keep={self.keep!r} must be 'files' or 'sum'.")
+        if self.keep == "sum" and self.evaluate:
             raise ValueError(
                 "evaluate=True merges the last snapshots at each validation, but keep='sum' has a window at the end "
                 "alone. Use keep='files', or evaluate=False."
             )
-        self.method = method
-        self.last = last
-        self.every_n_steps = every_n_steps
-        self.start_step = start_step
-        self.evaluate = evaluate
-        self.buffers = buffers
-        self.keep = keep
-        self.directory = directory
         self._clear()
+
+    def methods(self) -> list[Any]:
+        """The one method."""
+        return [self.method]
 
     def _clear(self) -> None:
         self.path: Path | None = None
@@ -134,13 +130,13 @@ class MergeCheckpoints(Callback):
         self._steps = 0
         self._norms: list[Any] = []
         self._evaluated = Evaluated()
-        self._loaded: Mapping[str, Any] | None = None
+        self.pending = None
         self._fitting = False
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what another process gets, has the settings and begins anew.
-        blank = dict.fromkeys(("path", "_window", "_scratch", "_optimizers", "_module", "_loaded"))
+        blank = dict.fromkeys(("path", "_window", "_scratch", "_optimizers", "_module", "pending"))
         return {**vars(self), **blank, "_norms": [], "_evaluated": Evaluated(), "_fitting": False}
 
     # What is evaluated.
@@ -190,7 +186,7 @@ class MergeCheckpoints(Callback):
         if self.buffers == "recalibrate":
             check_training_data(trainer)
         self._module = pl_module
-        loaded, self._loaded = self._loaded, None
+        loaded = self.take_pending()
         # Without a state of ours the count of the trainer is the best guess; it adds the optimizers up.
         self._steps = trainer.global_step // max(1, len(trainer.optimizers))
         if loaded:
@@ -244,7 +240,7 @@ class MergeCheckpoints(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the merge."""
-        if self._window is None and self._loaded is None:
+        if self._window is None and self.pending is None:
             return  # no training began
         window = self._window or self._begin(trainer, pl_module)  # nothing was left to train
         if isinstance(window, RunningSum) and not window.ended(self._steps):
@@ -272,17 +268,11 @@ class MergeCheckpoints(Callback):
             merged = recalibrated(trainer, self._module, merged, norms)
         return merged
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Take the hooks off."""
-        if stage == "fit":
-            self._detach()
-        super().teardown(trainer, pl_module, stage)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def release(self, trainer: Any, pl_module: Any) -> None:
         """Take the hooks off; the snapshots stay."""
         if self._fitting:
             self._detach()
-        super().on_exception(trainer, pl_module, exception)
+        super().release(trainer, pl_module)
 
     def _detach(self) -> None:
         if self._optimizers is not None:
@@ -307,7 +297,7 @@ class MergeCheckpoints(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and where the snapshots are."""
         if self._window is None:
-            return dict(self._loaded or {})
+            return dict(self.pending or {})
         self._advance()  # a callback before this one may save at the end of a batch
         return {"steps": self._steps, "window": self._window.state_dict()}
 
@@ -322,5 +312,5 @@ class MergeCheckpoints(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state when the training starts."""
-        if self._fitting and state_dict:
-            self._loaded = state_dict
+        if self._fitting:
+            super().load_state_dict(state_dict)

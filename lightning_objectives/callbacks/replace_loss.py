@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.criterion import Call
 from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives.kinds import Loss
 
 
 @dataclass(eq=False)
@@ -22,9 +23,14 @@ class ReplaceLoss(StepCallback):
         loss: the method, ``(logits, target) -> (N,)``.
     """
 
+    kind = Loss
     place = "loss"
 
     loss: nn.Module | Callable[..., Tensor]
+
+    def methods(self) -> list[Any]:
+        """The one method."""
+        return [self.loss]
 
     def rewrite(self, call: Call, pipeline: Pipeline) -> Call:
         """The same call of the other loss."""

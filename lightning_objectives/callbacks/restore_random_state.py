@@ -1,16 +1,18 @@
 """Exact resume with shuffling and dropout."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 
-from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.lightning import rank_zero_warn
 from lightning_objectives._trainer.random import random_state, set_random_state
 
 
-class RestoreRandomState(Callback):
+@dataclass(eq=False)
+class RestoreRandomState(StatefulCallback):
     """Keep the random states in the checkpoint, so that resuming from the end of an epoch is bit for bit the whole run.
 
     The states of torch (CPU and CUDA), numpy and Python, of each process, are saved with every full checkpoint and put
@@ -30,16 +32,14 @@ class RestoreRandomState(Callback):
 
     leaves_training_alone = True
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._loaded: dict[str, Any] | None = None
+    def __post_init__(self) -> None:
         self._alone = False
         self._resumed = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget what was loaded for another run."""
         super().setup(trainer, pl_module, stage)
-        self._loaded = None
+        self.pending = None
         self._alone = False
         self._resumed = False
 
@@ -57,13 +57,9 @@ class RestoreRandomState(Callback):
         dist.all_gather_object(ranks, mine)
         return {"ranks": ranks}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until the training starts."""
-        self._loaded = state_dict
-
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Put the states back, and let the data be drawn from them."""
-        loaded, self._loaded = self._loaded, None
+        loaded = self.take_pending()
         if loaded is None:
             return
         with taking(self.state_key, trainer):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from lightning_objectives._step.pipeline import Pipeline
 from lightning_objectives._step.rows import Unit, fold
 from lightning_objectives._step.signals import ROWS
 from lightning_objectives._trainer.ranks import gather_rows
+from lightning_objectives.kinds import Weighting
 
 
 @dataclass(eq=False)
@@ -28,10 +30,15 @@ class ReweightSamples(StepCallback):
             ``"element"`` weights each on its own.
     """
 
+    kind = Weighting
     place = "weighting"
 
     weighting: nn.Module | Callable[..., Tensor]
     unit: Unit = "sample"
+
+    def methods(self) -> list[Any]:
+        """The one method."""
+        return [self.weighting]
 
     def __post_init__(self) -> None:
         if self.unit not in ("sample", "element"):

@@ -12,6 +12,7 @@ from lightning_objectives._step.batch import with_inputs
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.criterion import Call
 from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives.kinds import BatchTransform
 
 
 @dataclass(eq=False)
@@ -26,6 +27,7 @@ class TransformBatch(StepCallback):
         seed: of the draws, together with the rank and the number of the batch.
     """
 
+    kind = BatchTransform
     place = "transform"
     refuses: ClassVar = {
         "binary_cross_entropy": "the mixed targets can only be put in the place of one class a row",
@@ -33,6 +35,10 @@ class TransformBatch(StepCallback):
 
     transform: nn.Module | Callable[..., tuple[Tensor, Tensor, Tensor]]
     seed: int = 0
+
+    def methods(self) -> list[Any]:
+        """The one method."""
+        return [self.transform]
 
     def mixed(self, pipeline: Pipeline) -> Any:
         """The batch that the model's step gets."""

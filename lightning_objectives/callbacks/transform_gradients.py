@@ -1,6 +1,7 @@
 """The callback of the gradient transforms."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -8,12 +9,13 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives.kinds import GradientTransform
 
 
-class TransformGradients(Callback):
+@dataclass(eq=False)
+class TransformGradients(StatefulCallback):
     """Changes the gradients before each optimizer step, by one method or by several, in their order.
 
     What they see is the gradient of the step: accumulated over its batches, the same on all ranks, unscaled. Lightning
@@ -38,6 +40,7 @@ class TransformGradients(Callback):
         (OrthogonalGradient(min_dims=2), ComponentwiseGradClip(max_norm=0.5))
     """
 
+    kind = GradientTransform
     refuses: ClassVar = {
         "fsdp2": "a rank holds only a shard of each gradient, of which norms and products would be wrong; use "
         "DDPStrategy",
@@ -45,21 +48,24 @@ class TransformGradients(Callback):
         "lbfgs": "it evaluates the loss many times a step and needs its own gradient each time",
     }
 
-    def __init__(self, transform: GradientTransform | Sequence[GradientTransform]) -> None:
-        transforms = (transform,) if isinstance(transform, GradientTransform) else tuple(transform)
-        if not transforms or not all(isinstance(t, GradientTransform) for t in transforms):
-            raise ValueError(f"transform={transform!r} must be a gradient transform, or a sequence of them.")
-        self.transform = transform
-        self.transforms = transforms
+    transform: GradientTransform | Sequence[GradientTransform]
+
+    def __post_init__(self) -> None:
+        self.transforms = (self.transform,) if isinstance(self.transform, GradientTransform) else tuple(self.transform)
+        if not self.transforms or not all(isinstance(t, GradientTransform) for t in self.transforms):
+            raise ValueError(f"transform={self.transform!r} must be a gradient transform, or a sequence of them.")
         self._names: list[str] = []
         self._states: list[dict[str, Any]] = []
-        self._loaded: dict[str, Any] | None = None
+
+    def methods(self) -> list[Any]:
+        """The gradient transforms."""
+        return list(self.transforms)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew for a fit."""
         if stage != "fit":
             return
-        self._names, self._states, self._loaded = [], [], None
+        self._names, self._states, self.pending = [], [], None
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -69,10 +75,11 @@ class TransformGradients(Callback):
         params = {name.replace("_orig_mod.", ""): p for name, p in pl_module.named_parameters()}
         self._names = list(params)
         self._states = [transform.init(list(params.values())) for transform in self.transforms]
-        if self._loaded is None:
+        state = self.take_pending()
+        if state is None:
             return
         with taking(self.state_key, trainer):
-            states, names = [dict(state) for state in self._loaded["states"]], list(self._loaded["names"])
+            states, names = [dict(state) for state in state["states"]], list(state["names"])
         if any(states) and names != self._names:
             other = sorted(set(names) ^ set(self._names))[:5]
             raise ValueError(
@@ -84,7 +91,6 @@ class TransformGradients(Callback):
             if len(states) != len(self._states) or not all(map(_alike, states, self._states)):
                 raise ValueError(f"its states are not of the form of new ones, {[list(s) for s in self._states]}")
         self._states = apply_to_collection(states, Tensor, lambda tensor: tensor.to(pl_module.device))
-        self._loaded = None
 
     def _check(self, trainer: Any) -> None:
         if len(trainer.optimizers) > 1:
@@ -130,11 +136,7 @@ class TransformGradients(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The methods' states, and of which parameters they are."""
-        return {"names": self._names, "states": self._states} if self._states else dict(self._loaded or {})
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state when the training starts."""
-        self._loaded = state_dict or None
+        return {"names": self._names, "states": self._states} if self._states else dict(self.pending or {})
 
 
 def _alike(value: Any, new: Any) -> bool:

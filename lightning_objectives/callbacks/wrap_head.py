@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives.kinds import Head
 
 
 @dataclass(eq=False)
@@ -23,6 +24,7 @@ class WrapHead(StepCallback):
         wrapper: the method, ``(features, head) -> (M, N, ...)``.
     """
 
+    kind = Head
     place = "head"
     draws = True
     refuses: ClassVar = {
@@ -31,6 +33,10 @@ class WrapHead(StepCallback):
     }
 
     wrapper: nn.Module | Callable[..., Tensor]
+
+    def methods(self) -> list[Any]:
+        """The one method."""
+        return [self.wrapper]
 
     def stacks(self, pipeline: Pipeline) -> Tensor:
         """The head's stacks for the features of this step."""

@@ -30,7 +30,7 @@ def test_one_process_of_32_is_two_of_16_and_four_of_8(tmp_path, record_property)
     ends = {count: [torch.load(tmp_path / f"{count}-{rank}.pt") for rank in range(count)] for count in (1, 2, 4)}
     (alone,) = ends[1]
     for row in every_method():
-        why = "; ".join(method.by_process for c in row.make(Case()) for method in c.placed() if method.by_process)
+        why = "; ".join(method.by_process for c in row.make(Case()) for method in c.methods() if method.by_process)
         for count in (2, 4):
             far = [
                 name

@@ -68,8 +68,7 @@ def place(cls: type[Any], case: Case, method: Any = None) -> list[Callback]:
 def methods_of(cls: type[Any]) -> Iterator[Any]:
     """An instance of each method that the callback places."""
     for room, method in methods():
-        kind = next((kind for kind in kinds.KINDS if kind.room == room), None)
-        if kind is not None and kind.callback == cls.__name__:
+        if cls.kind is not None and cls.kind.room == room:
             yield build(method)
 
 
@@ -112,10 +111,9 @@ def switched_off(callback: Callback) -> Callback:
     for name, value in callback.zero.items():
         setattr(callback, name, value)
     if not callback.zero:
-        for method in vars(callback).values():
-            for one in method if isinstance(method, list) else [method]:
-                if isinstance(one, kinds.Method):
-                    object.__setattr__(one, "active", _never)
+        for method in callback.methods():
+            if isinstance(method, kinds.Method):
+                object.__setattr__(method, "active", _never)
     return callback
 
 
