@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from source import lines_of_code
 from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_objectives
@@ -28,16 +29,6 @@ MODULES = pytest.mark.parametrize("module", FILES, ids=lambda module: module.__n
 def public_functions(module):
     found = vars(module).values()
     return [f for f in found if inspect.isfunction(f) and f.__module__ == module.__name__ and f.__name__[0] != "_"]
-
-
-def lines_of_code(module):
-    """Without docstrings, comments and empty lines: to say much about a method shall cost nothing."""
-    tree = ast.parse(inspect.getsource(module))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    return len({line for node in ast.walk(tree) if hasattr(node, "lineno") for line in (node.lineno, node.end_lineno)})
 
 
 @pytest.mark.parametrize(
@@ -98,7 +89,7 @@ def test_defaults_agree_with_those_of_the_functions_beside_it(cls):
 
 @MODULES
 def test_a_file_holds_one_method_on_a_few_screens(module):
-    assert lines_of_code(module) <= 150
+    assert lines_of_code(Path(module.__file__)) <= 150
     assert len([cls for cls in METHODS if cls.__module__ == module.__name__]) == 1
     undocumented = [f.__name__ for f in public_functions(module) if not (f.__doc__ and ">>> " in f.__doc__)]
     assert not undocumented, f"public functions without an example: {undocumented}"
