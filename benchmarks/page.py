@@ -1,6 +1,6 @@
-"""Writes ``docs/performance.md`` out of the files in ``benchmarks/results`` and nothing else.
+"""Writes ``docs/performance.md`` from ``benchmarks/results``, and ``docs/performance_gpu.md`` from its folder ``gpu``.
 
-``python -m benchmarks.page`` writes it; ``python -m benchmarks.page FOLDER OUT`` takes other files.
+``python -m benchmarks.page`` writes both; ``python -m benchmarks.page FOLDER OUT`` reads other files.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
+GPU_RESULTS, GPU_PAGE = RESULTS / "gpu", ROOT / "docs" / "performance_gpu.md"
 HEAD = """# Performance
 
 What each part costs beside its peers and beside what the hardware allows. This page is made of the files in
@@ -22,6 +23,13 @@ Times travel badly, ratios well: the variants of a table ran in turn in one proc
 own, and the ratios are those of their medians, to the variant named *limit*. "CPU" is the ratio of the processor time
 of all threads, which other work on the machine disturbs less; "GiB/s" are the bytes that a variant has to read and
 write at the least, by its time. What could not be run is blank.
+"""
+GPU_HEAD = """# Performance on a GPU
+
+Some rows of [Performance](performance.md), measured once with `--device cuda` on a borrowed machine, to see what holds
+there. The targets were set for the CPU and are judged here all the same. On a GPU most of these operations are so short
+that starting their kernels costs more than the work, so a ratio to one large operation says little about them.
+The tests do not run on a GPU.
 """
 ORDER = (
     "ema_update trainer_step swap seam merging merging_blocks distillation multi_sample_dropout large_vocabulary "
@@ -113,16 +121,18 @@ def page(results: Path) -> str:
     """The text of the page."""
     rows = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
     rows.sort(key=lambda row: (ORDER.index(row["row"]) if row["row"] in ORDER else len(ORDER), row["row"]))
-    parts = [HEAD, *_unmeasured(rows), "## Targets\n", _targets(rows)]
+    on_cpu = all(row["device"] == "cpu" for row in rows)
+    head = [HEAD, *_unmeasured(rows)] if on_cpu else [GPU_HEAD]
+    parts = [*head, "## Targets\n", _targets(rows)]
     for row in rows:
         parts += [f"## {row['title']}\n", row["text"] + "\n", *[_table(row, table) for table in row["tables"]]]
         if busy(row):
             loads = f"{row['load_before'][0]} before and {row['load'][0]} after"
             parts.append(f"**The machine was busy (load {loads}): do not rely on these times and ratios.**\n")
         parts += [f"{note}\n" for note in row["notes"]]
-        if row["row"] in WHY and not all(kept for table in row["tables"] for *_, kept in promises(table)):
+        if on_cpu and row["row"] in WHY and not all(kept for table in row["tables"] for *_, kept in promises(table)):
             parts.append(WHY[row["row"]] + "\n")
-        if row["row"] in NOTES:
+        if on_cpu and row["row"] in NOTES:
             parts.append(NOTES[row["row"]] + "\n")
         if row["absent"]:
             told = "; ".join(f"{name} ({_code(why)})" for name, why in row["absent"].items())
@@ -136,11 +146,7 @@ def _unmeasured(rows: list[dict[str, Any]]) -> list[str]:
     told = []
     if missing:
         told.append(f"Not measured yet: {', '.join(f'`{name}`' for name in missing)}.\n")
-    if all(row["device"] == "cpu" for row in rows):
-        told.append(
-            "**Nothing here was measured on a GPU.** The rows take `--device cuda`, time with events and count what "
-            "the allocator gives out; that path has not been run.\n"
-        )
+    told.append("All of this was measured on a CPU. Some rows were also measured [on a GPU](performance_gpu.md).\n")
     return told
 
 
@@ -215,8 +221,12 @@ def _where(row: dict[str, Any]) -> str:
     revision = row["revision"][:10] + (" with changes" if row["modified"] else "")
     return (
         f"<small>`{row['command']}`, {row['date'][:10]}, revision {revision}; {row['machine']}, "
-        f"{row['threads']} threads, load {row['load_before'][0]} before; {versions}.</small>\n"
+        f"{_device(row)}{row['threads']} threads, load {row['load_before'][0]} before; {versions}.</small>\n"
     )
+
+
+def _device(row: dict[str, Any]) -> str:
+    return "" if row["device"] == "cpu" else f"{row['device']}, "
 
 
 def _time(seconds: float) -> str:
@@ -240,8 +250,9 @@ def _code(text: str) -> str:
 
 
 def main() -> None:
-    results, out = (Path(arg) for arg in (sys.argv[1:] or [RESULTS, PAGE]))
-    out.write_text(page(results))
+    pairs = [(RESULTS, PAGE), (GPU_RESULTS, GPU_PAGE)]
+    for results, out in [tuple(map(Path, sys.argv[1:]))] if sys.argv[1:] else pairs:
+        out.write_text(page(results))
 
 
 if __name__ == "__main__":
