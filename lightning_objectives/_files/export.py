@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_objectives._files.names import plainly_named
 from lightning_objectives._files.reading import Source, is_plain
 from lightning_objectives._files.writing import OF_AVERAGES, OF_TRAINING, write_like
 
@@ -76,7 +77,7 @@ def _raw(source: Source) -> tuple[Mapping[str, Tensor], list[str]]:
             f"{source.path} holds no average beside raw weights: it is a plain checkpoint, the average had not begun, "
             "or it was saved with the weights alone, which are the average then. Give a full checkpoint."
         )
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in raw.items()}, ours
+    return dict(plainly_named(raw.items())), ours
 
 
 def _by_key(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_objectives._files.intact import check_sums, hint
+from lightning_objectives._files.names import plain_name
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -94,15 +95,16 @@ class Source:
             raise ValueError(f"{self.path} has no 'state_dict', and entries that are no tensors: {list(self.others)}.")
 
     def _by_plain_name(self, keys: Iterable[str]) -> dict[str, str]:
-        found: dict[str, str] = {}
+        by_name: dict[str, str] = {}
         for key in keys:
-            if _plain(key) in found:
+            name = plain_name(key)
+            if name in by_name:
                 raise ValueError(
-                    f"{self.path} has both {found[_plain(key)]!r} and {key!r}, which are one name without what "
+                    f"{self.path} has both {by_name[name]!r} and {key!r}, which are one name without what "
                     "torch.compile puts in: it is the checkpoint of no network."
                 )
-            found[_plain(key)] = key
-        return found
+            by_name[name] = key
+        return by_name
 
     @property
     def step(self) -> int | None:
@@ -197,7 +199,3 @@ def _some(names: Iterable[str]) -> str:
 
 def _kind(dtype: torch.dtype) -> tuple[bool, bool]:
     return dtype.is_floating_point, dtype.is_complex
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "")
