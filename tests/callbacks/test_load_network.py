@@ -1,6 +1,8 @@
 """A teacher by name, by class and from files, and what is refused."""
 
 import os
+import subprocess
+import sys
 
 import lightning as L
 import pytest
@@ -162,3 +164,16 @@ def test_random_weights_and_unknown_names_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(ValueError, match=r"could not be loaded \(OSError: no route to the hub\)"):
         load_network("timm:resnet18")
+
+
+@pytest.mark.processes
+def test_timm_is_imported_only_for_a_network_that_may_be_one_of_timm():
+    """Importing timm takes most of a second, which users of other networks need not wait for."""
+    code = """
+import sys, torch
+from lightning_objectives.callbacks import Distill
+from lightning_objectives._files.network import load_network
+load_network(torch.nn.Linear(1, 1))
+assert "timm" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
