@@ -89,7 +89,10 @@ def _raw_weights(source: Source, averages: Mapping[str, Any]) -> dict[str, Tenso
 
 
 def _with_raw_weights(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors of the state dict by plain name, the raw ones in place of the average, tied ones under every name."""
+    """The tensors of the state dict by plain name, with the raw weights in place of the averages.
+
+    A raw weight stands in the file under one name only, but takes the place of its average under all names tied to it.
+    """
     unknown = sorted(raw.keys() - source.keys.keys())
     if unknown:
         raise ValueError(

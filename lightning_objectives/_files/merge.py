@@ -170,12 +170,12 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _check_finite(name: str, merged: Tensor, sources: Sequence[Source]) -> None:
-    values = [_wide(source.tensor(name)) for source in sources]
-    mask = values[-1].isinf()
-    for mine in values:
-        mask &= mine == values[-1]
-    for source, mine in zip(sources, values):
-        if (~mine.isfinite() & ~mask).any():
+    tensors = [_wide(source.tensor(name)) for source in sources]
+    mask = tensors[-1].isinf()
+    for tensor in tensors:
+        mask &= tensor == tensors[-1]
+    for source, tensor in zip(sources, tensors):
+        if (~tensor.isfinite() & ~mask).any():
             raise ValueError(
                 f"{name} is NaN or infinite in {source.path}, so the merge would be too: that training had failed by "
                 "then. Leave this file out, or merge earlier ones."

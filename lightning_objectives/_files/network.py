@@ -143,9 +143,9 @@ def _load(network: nn.Module, state: dict[str, Tensor], file: Any) -> None:
     own = network.state_dict()
     state, prefixes = _without_prefix(state, own)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    pairs = [(k, v, own[k]) for k, v in state.items() if k in own]
-    shapes = [f"{k} {tuple(v.shape)}" for k, v, mine in pairs if mine.shape != v.shape]
-    types = [f"{k} {v.dtype}" for k, v, mine in pairs if number_kind(mine.dtype) != number_kind(v.dtype)]
+    shared = {k: v for k, v in state.items() if k in own}
+    shapes = [f"{k} {tuple(v.shape)}" for k, v in shared.items() if v.shape != own[k].shape]
+    types = [f"{k} {v.dtype}" for k, v in shared.items() if number_kind(v.dtype) != number_kind(own[k].dtype)]
     if missing or unexpected or shapes or types:
         raise ValueError(
             f"The file of weights {str(file)!r} does not fit {type(network).__name__}: {len(missing)} keys are missing "
