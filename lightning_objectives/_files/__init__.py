@@ -1,1 +1,1 @@
-"""Checkpoints and weights on disk: reading, writing, merging, and what is kept of a teacher."""
+"""Reads, checks, writes, merges and exports files of weights, and keeps a teacher's logits on disk."""

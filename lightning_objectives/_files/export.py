@@ -1,4 +1,4 @@
-"""Checkpoints with an average beside the raw weights into plain ones."""
+"""Turns a checkpoint with an average beside the raw weights into a plain one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,25 +7,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_objectives._files.names import plainly_named
 from lightning_objectives._files.reading import Source, is_plain
-from lightning_objectives._files.writing import OF_AVERAGES, OF_TRAINING, write_like
+from lightning_objectives._files.writing import AVERAGING_KEYS, TRAINING_KEYS, write_like
 
 
 def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["raw", "average"] = "average") -> Path:
-    """Write the raw weights, or the average, of a checkpoint of an averaged training as a plain checkpoint.
+    """Write the raw weights, or the average, of a training with an average as a plain checkpoint.
 
     Args:
         file: a full checkpoint that was saved with ``AverageWeights``, or Lightning's own ``WeightAveraging``.
-        out: where to; ``.safetensors`` holds the weights alone, ``.ckpt`` and ``.pt`` the checkpoint without the
-            average: with the raw weights a training goes on from it as if there had never been one, with the average it
-            holds nothing that belongs to the training.
-        weights: which.
+        out: the file to write. A ``.safetensors`` file holds the weights alone. A ``.ckpt`` or ``.pt`` file holds the
+            checkpoint without the average: with the raw weights, a training goes on from it as if there had never been
+            an average; with the average, it holds nothing that belongs to the training.
+        weights: which weights to write.
 
     Returns:
-        the path of the file.
+        the path of the written file.
 
     Raises:
-        ValueError: the file holds no average, or cannot be read; there is no output file then.
+        ValueError: the file holds no average, or cannot be read; no file is written then.
 
     Example:
         >>> import tempfile
@@ -38,33 +39,41 @@ def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["ra
         >>> scratch.cleanup()
     """
     if weights not in ("raw", "average"):
-        raise ValueError(f"weights={weights!r} must be 'raw' or 'average'.")
+        raise ValueError(f"weights={weights!r} must be 'raw' or 'average': a checkpoint holds no other weights.")
     source, out = Source(file), Path(out)
-    raw, ours = _raw(source)
-    if weights == "average":
-        write_like(source, out, source.tensor, place=source.place, metadata={}, leave=(*OF_TRAINING, *OF_AVERAGES))
-        return out
-    callbacks = {key: state for key, state in source.frame.get("callbacks", {}).items() if key not in ours}
-    if "callbacks" in source.frame:
-        source.frame["callbacks"] = callbacks
-    values = _by_key(source, raw)
-
-    def tensor(name: str) -> Tensor:
-        return values.get(name, source.tensor(name))
-
-    write_like(source, out, tensor, place=source.place, metadata={}, leave=OF_AVERAGES)
+    averages = _states_of_averages(source)
+    raw = _raw_weights(source, averages)
+    if weights == "raw":
+        for key in averages:
+            del source.checkpoint["callbacks"][key]
+        tensors = _with_raw_weights(source, raw)
+        write_like(source, out, tensors.__getitem__, storage_key=source.storage_key, excluded_keys=AVERAGING_KEYS)
+    else:
+        excluded_keys = (*TRAINING_KEYS, *AVERAGING_KEYS)
+        write_like(source, out, source.tensor, storage_key=source.storage_key, excluded_keys=excluded_keys)
     return out
 
 
-def _raw(source: Source) -> tuple[Mapping[str, Tensor], list[str]]:
-    """The raw weights by parameter name, and the keys of the callbacks' states that belong to averages."""
-    callbacks = source.frame.get("callbacks", {})
+def _states_of_averages(source: Source) -> dict[str, Any]:
+    """The states of the callbacks that hold an average and the raw weights, by the callbacks' keys."""
+    callbacks = source.checkpoint.get("callbacks", {})
     if not isinstance(callbacks, Mapping):
-        raise ValueError(f"{source.path} has callbacks of the form {type(callbacks).__name__}: it is damaged.")
-    ours = [key for key, state in callbacks.items() if isinstance(state, dict) and {"averages", "raw"} <= state.keys()]
-    raw: dict[str, Any] = source.frame.get("current_model_state") or {}
-    for key in ours:
-        raw = raw or callbacks[key]["raw"]
+        raise ValueError(
+            f"{source.path} has callbacks of the form {type(callbacks).__name__} and not a state by name: it is "
+            "damaged. Give another checkpoint."
+        )
+    return {
+        key: state
+        for key, state in callbacks.items()
+        if isinstance(state, dict) and {"averages", "raw"} <= state.keys()
+    }
+
+
+def _raw_weights(source: Source, averages: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The raw weights by plain name of the parameter: Lightning's own ones, or those of the first average."""
+    raw: Any = source.checkpoint.get("current_model_state") or {}
+    for state in averages.values():
+        raw = raw or state["raw"]
     if not isinstance(raw, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) and is_plain(value) for key, value in raw.items()
     ):
@@ -76,27 +85,34 @@ def _raw(source: Source) -> tuple[Mapping[str, Tensor], list[str]]:
             f"{source.path} holds no average beside raw weights: it is a plain checkpoint, the average had not begun, "
             "or it was saved with the weights alone, which are the average then. Give a full checkpoint."
         )
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in raw.items()}, ours
+    return dict(plainly_named(raw.items()))
 
 
-def _by_key(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The raw weights by the names of the state dict, where a tied one stands under each of its names."""
-    strangers = sorted(raw.keys() - source.keys.keys())
-    if strangers:
-        raise ValueError(f"{source.path} has raw weights that its state_dict does not know: {strangers}.")
+def _with_raw_weights(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the state dict by plain name, with the raw weights in place of the averages.
+
+    A raw weight stands in the file under one name only, but takes the place of its average under all names tied to it.
+    """
+    unknown = sorted(raw.keys() - source.keys.keys())
+    if unknown:
+        raise ValueError(
+            f"{source.path} has raw weights that its state_dict does not know: {unknown}. Give a checkpoint as it was "
+            "saved."
+        )
     for name, tensor in raw.items():
         if (tensor.dtype, tuple(tensor.shape)) != source.form(name):
             raise ValueError(
                 f"{source.path} has the raw weights {name} as {tensor.dtype} {tuple(tensor.shape)}, but the average as "
                 f"{source.form(name)}: give a checkpoint as it was saved."
             )
-    values = dict(raw)
-    # Weights that were tied hold the same average, in one place or, where they were cast, in several.
+    tensors = {name: source.tensor(name) for name in source.keys} | dict(raw)
+    # Tied weights have one average, which lies in one place or, if they were cast, in several equal ones.
     for name in source.keys.keys() - raw.keys():
-        mine = source.tensor(name)
-        constant = bool((mine == mine.flatten()[:1]).all())  # as a new bias or counter is, and equal to many others
+        average = tensors[name]
+        # A new bias or counter is constant, and so equal to many others that it is not tied to.
+        constant = bool((average == average.flatten()[:1]).all())
         for other, tensor in raw.items():
-            cast = not constant and torch.equal(mine, source.tensor(other))
-            if cast or source.place(name) == source.place(other):
-                values[name] = tensor
-    return values
+            equal = not constant and torch.equal(average, source.tensor(other))
+            if equal or source.storage_key(name) == source.storage_key(other):
+                tensors[name] = tensor
+    return tensors

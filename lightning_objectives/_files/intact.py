@@ -1,23 +1,33 @@
-"""Whether a file is what it was when it was written."""
+"""Checks that a file is what it was when it was written, and says what it is instead."""
 
 import zipfile
 from pathlib import Path
 
-_KNOWN = {
+_OTHER_FILES = {
     b"version https://git-lfs": "It is a pointer of Git LFS and not the file itself: run `git lfs pull`.",
     b"<": "It is a web page, so the download went wrong: fetch it again.",
     b"PK\x03\x04": "It is a zip archive, as torch.save writes them: call it .ckpt or .pt.",
 }
+"""What to say of a file that begins with these bytes and cannot be read."""
 _CHUNK = 1 << 20
 
 
-def check_sums(path: Path) -> None:
-    """Compare what lies in a file of torch with the checksums in it, which ``torch.load`` leaves unread.
-
-    Files from before torch 1.6, and those that were saved without checksums, have none to compare.
+def check_permission(path: Path) -> None:
+    """Open a file and close it again, because safetensors reports a file that it may not open as missing.
 
     Raises:
-        ValueError: some differ.
+        OSError: the system's own reason why the file cannot be opened.
+    """
+    path.open("rb").close()
+
+
+def check_sums(path: Path) -> None:
+    """Compare the contents of a file of torch with the checksums in it, which ``torch.load`` does not read.
+
+    Files from before torch 1.6, and files that were saved without checksums, have none and pass.
+
+    Raises:
+        ValueError: a checksum does not agree with the contents.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -29,12 +39,12 @@ def check_sums(path: Path) -> None:
                 with archive.open(member) as data:
                     while data.read(_CHUNK):
                         pass
-    except Exception as error:  # a header that is damaged may ask for anything: encryption, another compression, ...
+    except Exception as error:  # A damaged header may ask for anything: encryption, another compression, ...
         raise ValueError(f"{path} is damaged, its checksums do not agree: {error}") from error
 
 
 def hint(path: Path) -> str:
-    """What a file that cannot be read is instead, and what to do, as a sentence behind others; empty if not known."""
+    """Say what an unreadable file really is and what to do, as a sentence to append to an error; empty if unknown."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -42,9 +52,9 @@ def hint(path: Path) -> str:
         return ""
     if not start:
         return " It is empty."
-    for magic, sentence in _KNOWN.items():
-        right = magic.startswith(b"PK") and path.suffix != ".safetensors"
-        if start.lstrip().startswith(magic) and not right:
+    for magic, sentence in _OTHER_FILES.items():
+        zip_of_torch = magic.startswith(b"PK") and path.suffix != ".safetensors"
+        if start.lstrip().startswith(magic) and not zip_of_torch:
             return f" {sentence}"
     if start[8:9] == b"{" and path.suffix != ".safetensors":
         return " It is a safetensors file: call it .safetensors."

@@ -1,4 +1,4 @@
-"""What a teacher said of each sample, kept on disk."""
+"""Keeps a teacher's logits on disk, so that each sample goes through the teacher only once."""
 
 import hashlib
 import math
@@ -9,26 +9,27 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lightning_objectives._files.intact import hint
+from lightning_objectives._files.intact import check_permission, hint
 from lightning_objectives._files.writing import replaced, write_safetensors
 
-_LOOKED_AT = 4096
-"""About how many elements of a sample its checksum looks at."""
+_CHECKED_ELEMENTS = 4096
+"""About how many elements of a sample go into its checksum."""
 
 
 class LogitCache:
-    """Asks the teacher once a sample, and remembers: all logits, or the ``top_k`` largest.
+    """Asks the teacher once for each sample and keeps its logits: all of them, or the ``top_k`` largest.
 
-    Of the top k, the other classes share evenly the probability that is left, so that the softmax of what is remembered
-    keeps the mass of each of the k and of all the others together. Samples are known by their index; each time one
-    comes again its inputs must be those of the first time, by a checksum, or the logits would not be theirs.
+    With ``top_k``, the other classes share the remaining probability evenly. The softmax of the kept logits therefore
+    gives each of the k classes its own probability, and all others together theirs. The index identifies a sample.
+    Each time a sample comes again, a checksum proves that its inputs are those of the first time, because otherwise
+    the logits would not be theirs.
 
-    Each rank writes a file of its own, and reads those of all.
+    Each rank writes a file of its own, and reads those of all ranks.
 
     Args:
-        directory: where the files lie; made if it is not there.
+        directory: the folder of the files, which is made if it does not exist.
         top_k: how many logits of a sample are kept; None keeps all.
-        teacher: what the teacher is known by; files of another are refused.
+        teacher: identifies the teacher; files of another one are refused.
         rank: of this process.
     """
 
@@ -38,160 +39,183 @@ class LogitCache:
         self.teacher = teacher
         self.rank = rank
         self.classes: int | None = None
-        self._new = False
+        self._label = {"teacher": teacher, "top_k": str(top_k)}
+        self._changed = False
         self._rows: dict[str, Tensor] = {"known": torch.zeros(0, dtype=torch.bool)}
         self.directory.mkdir(parents=True, exist_ok=True)
         self.load()
 
-    def __call__(self, index: Tensor, inputs: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
-        """The logits (N, C), float32, of samples by their index; ``ask`` gives those of inputs never seen.
+    def __call__(self, index: Tensor, inputs: Tensor, teacher_logits: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the logits (N, C), float32, of samples by their index.
+
+        Args:
+            index: (N,) indices of the samples.
+            inputs: (N, ...) their inputs.
+            teacher_logits: computes the logits of the inputs that the cache does not know yet.
 
         Raises:
             ValueError: the inputs of a sample are not those of the first time, or there is not one row a sample.
         """
         device, index, sums = inputs.device, index.cpu(), checksums(inputs).cpu()
-        highest = int(index.max()) + 1
+        size = int(index.max()) + 1
         known = torch.zeros(len(index), dtype=torch.bool)
-        here = index < len(self._rows["known"])
-        known[here] = self._rows["known"][index[here]]
+        within = index < len(self._rows["known"])
+        known[within] = self._rows["known"][index[within]]
         if not known.all():
-            logits = ask(inputs[(~known).to(device)]).detach().float().cpu()
-            self._write(index[~known], highest, {"sums": sums[~known], **self._kept(logits)})
-        other = (self._rows["sums"][index] != sums).nonzero().flatten()
-        if len(other):
+            logits = teacher_logits(inputs[(~known).to(device)]).detach().float().cpu()
+            self._insert(index[~known], size, {"sums": sums[~known], **self._compressed(logits)})
+            self._changed = True
+        changed = (self._rows["sums"][index] != sums).nonzero().flatten()
+        if len(changed):
             raise ValueError(
-                f"The inputs of the sample {int(index[other[0]])} are not those that {str(self.directory)!r} knows: "
-                "either they are augmented at random, or mixed, and no logits can be kept for them (take cache= out); "
+                f"The inputs of the sample {int(index[changed[0]])} are not those that {str(self.directory)!r} knows: "
+                "either they are augmented at random, or mixed, and no logits can be kept for them (leave cache= out); "
                 "or the files are of other data (give another directory)."
             )
-        return self._read(index).to(device)
+        return self._logits(index).to(device)
 
-    def _kept(self, logits: Tensor) -> dict[str, Tensor]:
+    def _compressed(self, logits: Tensor) -> dict[str, Tensor]:
+        """What is kept of the teacher's logits."""
         if logits.dim() != 2:
-            raise ValueError(f"The cache keeps one row of logits a sample, not logits of shape {tuple(logits.shape)}.")
+            raise ValueError(
+                f"The teacher gives logits of shape {tuple(logits.shape)}, but the cache keeps one row of logits a "
+                "sample, (N, C). Leave cache= out."
+            )
         if logits.isnan().any():
-            raise ValueError("The teacher gives NaN, which is not kept: mend it, or the inputs, or take cache= out.")
+            raise ValueError(
+                "The teacher gives NaN, which is not kept: check the teacher and its inputs, or leave cache= out."
+            )
         self.classes = logits.shape[1]
         if self.top_k is None:
             return {"values": logits}
         if self.top_k >= self.classes:
             raise ValueError(f"cache_top_k={self.top_k} must be below the {self.classes} classes; None keeps them all.")
         values, classes = logits.topk(self.top_k, 1)
-        left = logits.scatter(1, classes, -torch.inf).logsumexp(1) - math.log(self.classes - self.top_k)
-        return {"values": values, "classes": classes.int(), "rest": left}
+        others = logits.scatter(1, classes, -torch.inf).logsumexp(1) - math.log(self.classes - self.top_k)
+        return {"values": values, "classes": classes.int(), "rest": others}
 
-    def _write(self, index: Tensor, size: int, rows: dict[str, Tensor]) -> None:
-        self._new = True
-        for name, given in {**rows, "known": torch.ones(len(index), dtype=torch.bool)}.items():
-            old = self._rows.get(name, given[:0])
-            if len(old) < size:  # twice as long, so that growing is rare
-                grown = old.new_zeros(max(size, 2 * len(old)), *old.shape[1:])
-                grown[: len(old)] = old
-                self._rows[name] = old = grown
-            old[index] = given
+    def _insert(self, index: Tensor, size: int, rows: dict[str, Tensor]) -> None:
+        """Put rows at their indices, all of which are below ``size``."""
+        for name, values in {**rows, "known": torch.ones(len(index), dtype=torch.bool)}.items():
+            table = self._rows.get(name, values[:0])
+            if len(table) < size:  # A table doubles its length, so that growing is rare.
+                longer = table.new_zeros(max(size, 2 * len(table)), *table.shape[1:])
+                longer[: len(table)] = table
+                self._rows[name] = table = longer
+            table[index] = values
 
-    def _read(self, index: Tensor) -> Tensor:
+    def _logits(self, index: Tensor) -> Tensor:
         values = self._rows["values"][index]
         if self.top_k is None:
             return values
         assert self.classes is not None
-        rest = self._rows["rest"][index][:, None].repeat(1, self.classes)
-        return rest.scatter(1, self._rows["classes"][index].long(), values)
+        others = self._rows["rest"][index][:, None].repeat(1, self.classes)
+        return others.scatter(1, self._rows["classes"][index].long(), values)
 
     def save(self) -> None:
-        """Write what is new, whole or not at all.
+        """Write this rank's file, if there are new samples.
 
         Raises:
-            OSError: the disk is full, say; the file of before is still there.
+            OSError: the disk is full, for example; the file from before is untouched.
         """
-        if not self._new:
+        if not self._changed:
             return
-        file = self.directory / f"logits-{self.rank}.safetensors"
         entries = {name: (rows.dtype, tuple(rows.shape), name) for name, rows in self._rows.items()}
-        with replaced(file) as partial:
-            write_safetensors(partial, entries, self._rows.__getitem__, {**self._label(), "classes": str(self.classes)})
-        self._new = False
-
-    def _label(self) -> dict[str, str]:
-        return {"teacher": self.teacher, "top_k": str(self.top_k)}
+        metadata = {**self._label, "classes": str(self.classes)}
+        with replaced(self.directory / f"logits-{self.rank}.safetensors") as partial:
+            write_safetensors(partial, entries, self._rows.__getitem__, metadata)
+        self._changed = False
 
     def load(self) -> None:
-        """Read what all the ranks, and earlier trainings, have written.
+        """Read what all ranks, and earlier trainings, have written.
 
         Raises:
-            ValueError: a file is damaged, of another teacher, or of another number of logits. Nothing of it
-                is taken then.
+            ValueError: a file is damaged, of another teacher, or of another number of logits. Nothing of it is used.
         """
         for file in sorted(self.directory.glob("logits-*.safetensors")):
-            try:
-                file.open("rb").close()  # of what may not be opened safetensors says that it is missing
-                with safe_open(file, framework="pt") as opened:
-                    label = dict(opened.metadata() or {})
-                    rows = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no dictionary
-            except OSError as error:
-                raise ValueError(
-                    f"{str(file)!r} cannot be read ({error}): delete it, or give another directory."
-                ) from error
-            except Exception as error:  # safetensors has its own
-                raise ValueError(f"{str(file)!r} is damaged ({error}): delete it.{hint(file)}") from error
-            wrong = [name for name, value in self._label().items() if label.get(name) != value]
-            if wrong:
-                raise ValueError(
-                    f"{str(file)!r} was written with another {wrong[0]} ({label.get(wrong[0])}, now "
-                    f"{self._label()[wrong[0]]}): give another directory, or delete it."
-                )
-            self.classes = self._check(file, label, rows)
+            label, rows = _contents(file)
+            self._check_label(file, label)
+            self.classes = self._check_rows(file, label, rows)
             index = rows.pop("known").nonzero().flatten()
-            new, size = self._new, len(index) and int(index.max()) + 1
-            self._write(index, size, {name: value[index] for name, value in rows.items()})
-            self._new = new
+            size = int(index.max()) + 1 if len(index) else 0
+            self._insert(index, size, {name: values[index] for name, values in rows.items()})
 
-    def _check(self, file: Path, label: dict[str, str], rows: dict[str, Tensor]) -> int:
-        """See that a file holds what :meth:`save` writes; returns the number of classes."""
-        count, said = len(rows["known"]) if rows.get("known") is not None else 0, label.get("classes", "")
-        classes = int(said) if said.isdecimal() and len(said) < 10 else 0
-        k = classes if self.top_k is None else self.top_k
-        forms = {
-            "known": (torch.bool, (count,)),
-            "sums": (torch.int64, (count,)),
-            "values": (torch.float32, (count, k)),
-        }
-        if self.top_k is not None:
-            forms |= {"classes": (torch.int32, (count, k)), "rest": (torch.float32, (count,))}
-        sound = classes > 0 and {name: (value.dtype, tuple(value.shape)) for name, value in rows.items()} == forms
-        if sound and self.top_k is not None:
-            sound = bool(((rows["classes"] >= 0) & (rows["classes"] < classes)).all())
-        if not sound or any(value.isnan().any() for value in rows.values()) or self.classes not in (None, classes):
+    def _check_label(self, file: Path, label: dict[str, str]) -> None:
+        for name, value in self._label.items():
+            if label.get(name) != value:
+                raise ValueError(
+                    f"{str(file)!r} was written with another {name} ({label.get(name)}, now {value}), so its logits "
+                    "are not those of this training: give another directory, or delete it."
+                )
+
+    def _check_rows(self, file: Path, label: dict[str, str], rows: dict[str, Tensor]) -> int:
+        """Check that a file holds what :meth:`save` writes, and return the number of classes."""
+        digits = label.get("classes", "")
+        classes = int(digits) if digits.isdecimal() and len(digits) < 10 else 0
+        sound = (
+            classes > 0
+            and self.classes in (None, classes)
+            and {name: (values.dtype, tuple(values.shape)) for name, values in rows.items()}
+            == self._forms(rows["known"].numel() if "known" in rows else 0, classes)
+            and not any(values.isnan().any() for values in rows.values())
+            and (self.top_k is None or bool(((rows["classes"] >= 0) & (rows["classes"] < classes)).all()))
+        )
+        if not sound:
             raise ValueError(
-                f"{str(file)!r} is damaged: it does not hold the logits of {said or 'no'} classes, by sample, that a "
+                f"{str(file)!r} is damaged: it does not hold the logits of {digits or 'no'} classes, by sample, that a "
                 "teacher gave: delete it."
             )
         return classes
 
+    def _forms(self, count: int, classes: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and shape of each table in a file of so many samples."""
+        columns = classes if self.top_k is None else self.top_k
+        forms: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "known": (torch.bool, (count,)),
+            "sums": (torch.int64, (count,)),
+            "values": (torch.float32, (count, columns)),
+        }
+        if self.top_k is not None:
+            forms |= {"classes": (torch.int32, (count, columns)), "rest": (torch.float32, (count,))}
+        return forms
+
+
+def _contents(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The label and the tables of a file."""
+    try:
+        check_permission(file)
+        with safe_open(file, framework="pt") as tables:
+            rows = {name: tables.get_tensor(name) for name in tables.keys()}  # noqa: SIM118  # it is no dictionary
+            return dict(tables.metadata() or {}), rows
+    except OSError as error:
+        raise ValueError(f"{str(file)!r} cannot be read ({error}): delete it, or give another directory.") from error
+    except Exception as error:  # safetensors raises errors of its own
+        raise ValueError(f"{str(file)!r} is damaged ({error}): delete it.{hint(file)}") from error
+
 
 def checksums(inputs: Tensor) -> Tensor:
-    """(N,) int64, from the bits of the inputs: whole numbers, the same on every device and in every batch.
+    """Compute (N,) int64 from the bits of the inputs: whole numbers, the same on every device and in every batch.
 
     >>> checksums(torch.tensor([[1.0, 2.0], [2.0, 1.0]])).unique().numel()
     2
     """
     rows = inputs.detach().flatten(1)
-    rows = rows[:, :: max(1, rows.shape[1] // _LOOKED_AT)].contiguous()
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
+    rows = rows[:, :: max(1, rows.shape[1] // _CHECKED_ELEMENTS)].contiguous()
+    dtype = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
     position = torch.arange(rows.shape[1], device=rows.device)
-    return (rows.view(whole).long() * (2 * 2654435761 * position + 1)).sum(1)
+    return (rows.view(dtype).long() * (2 * 2654435761 * position + 1)).sum(1)
 
 
 def fingerprint(network: nn.Module, *settings: object) -> str:
-    """What a teacher is known by: its class, its weights, and the settings that change what it sees.
+    """Identify a teacher by its class, its weights, and the settings that change what it sees.
 
     >>> net = nn.Linear(2, 1)
     >>> before = fingerprint(net)
     >>> before == fingerprint(net), before == fingerprint(nn.init.zeros_(net.weight) is None or net)
     (True, False)
     """
-    found = hashlib.sha256(repr((type(network).__qualname__, settings)).encode())
+    digest = hashlib.sha256(repr((type(network).__qualname__, settings)).encode())
     for name, value in network.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Checkpoints on disk into one, tensor by tensor."""
+"""Merges checkpoints on disk into one, tensor by tensor."""
 
 import cmath
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_objectives._files.reading import Source, in_order
-from lightning_objectives._files.writing import OF_AVERAGES, OF_TRAINING, write_like
+from lightning_objectives._files.writing import AVERAGING_KEYS, TRAINING_KEYS, write_like
 from lightning_objectives.kinds import Merge
 
 _PIECE = 2**15
-"""Elements that are added up at once: they fit the cache, and torch takes no second thread for so few."""
+"""How many elements are added up at once: they fit the cache, and torch starts no second thread for so few."""
 
 _LARGE = 2**18
-"""Elements of a tensor from which it is read ahead: of smaller ones the system itself reads enough."""
+"""How many elements a tensor must have to be read ahead: of smaller ones, the system itself reads enough."""
 
 
 def merge_checkpoints(
@@ -33,27 +33,27 @@ def merge_checkpoints(
     r"""Write the merge :math:`\sum_j c_j \theta_j` of checkpoint files, which may be larger than the memory.
 
     Args:
-        files: ``.safetensors``, or ``.ckpt``, ``.pt``, ``.pth``, ``.bin`` of torch, of one network. Of checkpoints that
-            hold an average in their ``state_dict`` the averages are merged.
+        files: ``.safetensors``, or ``.ckpt``, ``.pt``, ``.pth``, ``.bin`` of torch, of one network. If a checkpoint
+            holds an average in its ``state_dict``, the average is merged.
         method: gives the coefficients from the steps.
-        out: where to; by its suffix a safetensors file, or one of torch, which is the newest file's checkpoint with
-            the merged ``state_dict`` and without what belongs to its training (``.ckpt`` and ``load_from_checkpoint``
-            ask for a Lightning checkpoint).
+        out: the file to write; its suffix decides between a safetensors file and one of torch. A file of torch is the
+            newest checkpoint with the merged ``state_dict`` and without what belongs to its training. For ``.ckpt``
+            the newest file must be a Lightning checkpoint, because ``load_from_checkpoint`` needs one.
         order: ``step`` sorts by ``global_step`` in the checkpoint or metadata, ``step`` in the metadata or ``step=N``
             in the name; ``given`` takes the files as evenly spaced from the oldest to the newest.
-        verbose: print file, step and coefficient of each first, and show a bar.
+        verbose: print file, step and coefficient of each first, and show a progress bar.
 
     Returns:
-        the path of the file.
+        the path of the written file.
 
     Raises:
-        ValueError: a file that is truncated or damaged, of another network, of an unknown step, or that could run code
-            when read; weights that are NaN, or infinite in some of the files only. In every case there
-            is no output file, and one that was there before is untouched.
-        OSError: the disk is full, say; with the same promise.
+        ValueError: a file is truncated or damaged, of another network, of an unknown step, or could run code when
+            read; or weights are NaN, or infinite in some of the files only. In every case there is no output file, and
+            one from before is untouched.
+        OSError: the disk is full, for example; with the same promise.
 
-    Floating tensors are added up in float32 (float64 where they are), as differences to the newest, so that what is
-    equal in all files stays so to the bit; the others (integers, counters) are the newest's. The result has the
+    Floating tensors are added up in float32 (float64 tensors in float64), as differences to the newest, so that what is
+    equal in all files stays equal to the bit; the others (integers, counters) are the newest's. The result has the
     newest's types and names. Tied tensors are merged once; a safetensors file holds them under each name.
 
     Example:
@@ -69,38 +69,46 @@ def merge_checkpoints(
         >>> scratch.cleanup()
     """
     if order not in ("step", "given"):
-        raise ValueError(f"order={order!r} must be 'step' or 'given'.")
+        raise ValueError(f"order={order!r} must be 'step' or 'given': there is no other way to sort the files.")
     out = Path(out)
-    sources, steps = in_order(files, given=order == "given")
+    sources, steps = in_order(files, as_listed=order == "given")
     shares: list[float] = method.coefficients(steps).tolist()
     newest = sources[-1]
     if verbose:
         for source, step, share in zip(sources, steps, shares):
             print(f"{source.path}  step {step}  coefficient {share:.4f}")
-    with tqdm(total=len(newest.keys), disable=not verbose, unit="tensor") as bar:
+    metadata = {"step": steps[-1], "steps": steps, "coefficients": shares, "method": method}
 
-        def tensor(name: str) -> Tensor:
+    def storage_key(name: str) -> tuple[object, ...]:
+        return tuple(source.storage_key(name) for source in sources)  # equal for names that are tied in every file
+
+    with (
+        tqdm(total=len(newest.keys), disable=not verbose, unit="tensor") as bar,
+        ThreadPoolExecutor(1) as reader,
+    ):
+
+        def tensor_of(name: str) -> Tensor:
             bar.update()
             return merged_tensor(name, sources, shares)
 
-        metadata = {"step": steps[-1], "steps": steps, "coefficients": shares, "method": method}
-        texts = {key: str(value) for key, value in metadata.items()}
+        def prefetch(name: str) -> None:
+            if torch.Size(newest.form(name)[1]).numel() >= _LARGE:
+                reader.submit(_touch, name, sources)
 
-        def place(name: str) -> tuple[object, ...]:
-            return tuple(source.place(name) for source in sources)  # what is tied in each of them
-
-        with ThreadPoolExecutor(1) as reader:
-
-            def soon(name: str) -> None:
-                if torch.Size(newest.form(name)[1]).numel() >= _LARGE:
-                    reader.submit(_touch, name, sources)
-
-            write_like(newest, out, tensor, soon=soon, place=place, metadata=texts, leave=(*OF_TRAINING, *OF_AVERAGES))
+        write_like(
+            newest,
+            out,
+            tensor_of,
+            prefetch=prefetch,
+            storage_key=storage_key,
+            metadata={key: str(value) for key, value in metadata.items()},
+            excluded_keys=(*TRAINING_KEYS, *AVERAGING_KEYS),
+        )
     return out
 
 
 def _touch(name: str, sources: Sequence[Source]) -> None:
-    """Read a byte of each page of a tensor, so that the disk is at work while the one before is added up."""
+    """Read a byte of each page of a tensor, so that the disk works while the tensor before is added up."""
     for source in sources:
         tensor = source.tensor(name)
         if tensor.is_contiguous():
@@ -108,12 +116,13 @@ def _touch(name: str, sources: Sequence[Source]) -> None:
 
 
 def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float]) -> Tensor:
-    """The merge of one tensor, in the newest's type: added up in float32 at least, as differences to the newest.
+    """Merge one tensor, in the newest's type: added up in float32 at least, as differences to the newest.
 
-    It is added up piece by piece, so that each byte of the files is read once and the rest stays in the cache.
+    The tensor is added up piece by piece, so that each byte of the files is read once and the rest stays in the cache.
 
     Raises:
-        ValueError: it would not be finite, but for infinities (of a mask, say) that all have at the same places.
+        ValueError: the merge would not be finite, except for infinities (of a mask, for example) that all files have
+            at the same places.
     """
     newest = sources[-1].tensor(name)
     if not (newest.is_floating_point() or newest.is_complex()):
@@ -122,7 +131,7 @@ def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float])
     columns: list[Sequence[Tensor]] = [[tensor] for tensor in (merged, *(source.tensor(name) for source in sources))]
     if all(tensor.is_contiguous() for (tensor,) in columns):
         columns = [torch.split(tensor.view(-1), _PIECE) for (tensor,) in columns]
-    finite, spare = True, torch.empty_like(columns[0][0], dtype=_width(newest))
+    finite, spare = True, torch.empty_like(columns[0][0], dtype=_wide_dtype(newest))
     for part, *older, last in zip(*columns):
         anchor = _wide(last)
         total = part if part.dtype == anchor.dtype else anchor.clone()
@@ -136,40 +145,40 @@ def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float])
 
 
 def _add_up(total: Tensor, anchor: Tensor, older: Sequence[Tensor], shares: Sequence[float], spare: Tensor) -> None:
-    """Add to the anchor in ``total`` the shares of the differences to it."""
+    """Add to ``total``, which holds the anchor, the shares of the older tensors' differences to the anchor."""
     others = [(tensor, share) for tensor, share in zip(older, shares) if not torch.equal(tensor, anchor)]
     spare = spare if spare.shape == anchor.shape else spare[: len(anchor)]
     for tensor, share in others:
         total.add_(torch.sub(tensor, anchor, out=spare), alpha=share)
     if others and not _finite(total):
         total.copy_(anchor)
-        for tensor, share in others:  # infinities that are equal have no difference
+        for tensor, share in others:  # the difference of two equal infinities is NaN, but must be 0
             total.add_(torch.where(tensor == anchor, 0.0, tensor - anchor), alpha=share)
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all are surely finite: their sum is, which is cheaper to look at, and may overflow."""
+    """Tell whether all values are surely finite, by their sum: that is faster, but the sum may overflow."""
     return cmath.isfinite(values.sum().item())
 
 
-def _width(tensor: Tensor) -> torch.dtype:
+def _wide_dtype(tensor: Tensor) -> torch.dtype:
     return tensor.dtype if tensor.dtype.itemsize >= 4 else torch.float32
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(_width(tensor))
+    return tensor.to(_wide_dtype(tensor))
 
 
 def _check_finite(name: str, merged: Tensor, sources: Sequence[Source]) -> None:
-    values = [_wide(source.tensor(name)) for source in sources]
-    mask = values[-1].isinf()
-    for mine in values:
-        mask &= mine == values[-1]
-    for source, mine in zip(sources, values):
-        if (~mine.isfinite() & ~mask).any():
+    tensors = [_wide(source.tensor(name)) for source in sources]
+    mask = tensors[-1].isinf()
+    for tensor in tensors:
+        mask &= tensor == tensors[-1]
+    for source, tensor in zip(sources, tensors):
+        if (~tensor.isfinite() & ~mask).any():
             raise ValueError(
-                f"{name} is NaN or infinite in {source.path}, so that the merge would be too: that training had come "
-                "to nothing there. Leave this file out, or merge earlier ones."
+                f"{name} is NaN or infinite in {source.path}, so the merge would be too: that training had failed by "
+                "then. Leave this file out, or merge earlier ones."
             )
     if (~_wide(merged).isfinite() & ~mask).any():
         raise ValueError(

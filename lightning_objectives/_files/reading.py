@@ -1,4 +1,4 @@
-"""Checkpoint files of every format, read tensor by tensor and without running what they may hold."""
+"""Reads checkpoint files of every format tensor by tensor, without running what they may hold."""
 
 import re
 import zipfile
@@ -11,15 +11,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_objectives._files.intact import check_sums, hint
+from lightning_objectives._files.intact import check_permission, check_sums, hint
+from lightning_objectives._files.names import plain_name
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
 class Source:
-    """An opened checkpoint: its tensors by plain name, its step where it tells one, and what else it holds.
+    """Opens a checkpoint file and reads its tensors one by one, by plain name.
 
-    Nothing is in memory but what is asked for: the files are mapped.
+    The file is mapped: only the tensors that you read are in memory.
 
     Args:
         path: a ``.safetensors`` file, or one that ``torch.save`` wrote: a Lightning checkpoint or a state dict.
@@ -30,99 +32,113 @@ class Source:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.frame: dict[str, Any] = {}
-        """The whole checkpoint of a file of torch, its ``state_dict`` included."""
+        self.checkpoint: dict[str, Any] = {}
+        """The whole contents of a file of torch, with its ``state_dict``; empty for a safetensors file."""
+        self.metadata: Mapping[str, str] = {}
+        """The texts in the header of a safetensors file."""
         self.keys: dict[str, str] = {}
-        """The file's own name for each plain name: without what ``torch.compile`` puts in."""
-        self.others: dict[str, Any] = {}
-        """Entries of the state dict that are no tensors, under their own names."""
+        """The file's own name of each tensor by its plain name, without what ``torch.compile`` puts in."""
+        self.extra_entries: dict[str, Any] = {}
+        """Entries of the state dict that are not tensors, under their own names."""
         if not self.path.is_file():
-            why = "is a directory" if self.path.is_dir() else "does not exist"
-            raise ValueError(f"{self.path} {why}: give a file of weights.")
+            reason = "is a directory" if self.path.is_dir() else "does not exist"
+            raise ValueError(f"{self.path} {reason}: give a file of weights.")
         if self.path.suffix == ".safetensors":
             self._open_safetensors()
         elif self.path.suffix in TORCH_SUFFIXES:
             self._open_torch()
         else:
-            known = ", ".join((".safetensors", *TORCH_SUFFIXES))
-            raise ValueError(f"{self.path} has the suffix {self.path.suffix!r}, but must have one of {known}.")
+            raise ValueError(
+                f"{self.path} has the suffix {self.path.suffix!r}, which names no format of weights: it must have one "
+                f"of {', '.join(SUFFIXES)}."
+            )
         if not self.keys:
-            raise ValueError(f"{self.path} holds no tensors.")
+            raise ValueError(f"{self.path} holds no tensors: give a file of weights.")
 
     def _open_safetensors(self) -> None:
         try:
-            self.path.open("rb").close()  # of what may not be opened safetensors says that it is missing
+            check_permission(self.path)
             file: Any = safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"{self.path} is truncated or no safetensors file: {error}. Take it out, or fetch or write it again."
+                f"{self.path} is truncated or no safetensors file: {error}. Leave it out, or fetch or write it again."
                 + hint(self.path)
             ) from error
         self._file = file
         self._dtypes: dict[str, torch.dtype] = {}
-        self.metadata: Mapping[str, str] = file.metadata() or {}
+        self.metadata = file.metadata() or {}
         self.keys = self._by_plain_name(file.keys())
 
     def _open_torch(self) -> None:
         try:
             check_sums(self.path)
             # Files from before torch 1.6 are no zip archives, and cannot be mapped.
-            frame = torch.load(
+            contents = torch.load(
                 self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path) or None
             )
-        except Exception as error:  # torch raises what comes: RuntimeError, UnpicklingError, EOFError, ...
+        except Exception as error:  # torch lets many through: RuntimeError, UnpicklingError, EOFError, ...
             raise ValueError(
                 f"{self.path} cannot be read as weights: it is truncated, no checkpoint, or holds more than tensors "
-                f"and plain values, which could run code. If you trust it, save its weights alone anew."
+                "and plain values, which could run code. If you trust it, load it yourself and save its weights alone."
                 f"{hint(self.path)} ({type(error).__name__}: {error})"
             ) from error
-        state = frame.get("state_dict", frame) if isinstance(frame, dict) else None
+        state = contents.get("state_dict", contents) if isinstance(contents, dict) else None
         if not isinstance(state, dict):
-            raise ValueError(f"{self.path} holds a {type(frame).__name__}, but must hold a state dict, or have one.")
-        self.frame, self.metadata = frame, {}
-        self._file = None
-        self._tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-        odd = [key for key, value in self._tensors.items() if not isinstance(key, str) or not is_plain(value)]
-        if odd:
             raise ValueError(
-                f"{self.path} has tensors that cannot be merged or exported: {odd[:5]}. They must have names, values "
-                "(meta tensors have none), and be neither sparse nor quantized."
+                f"{self.path} holds a {type(contents).__name__}, but must hold a state dict, or a dictionary with one "
+                "under 'state_dict'."
+            )
+        self.checkpoint, self._file = contents, None
+        self._tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        unusable = [key for key, value in self._tensors.items() if not isinstance(key, str) or not is_plain(value)]
+        if unusable:
+            raise ValueError(
+                f"{self.path} has tensors that cannot be merged or exported: {unusable[:5]}. They must have names and "
+                "values (meta tensors have none), and be neither sparse nor quantized."
             )
         self.keys = self._by_plain_name(self._tensors)
-        self.others = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-        if state is frame and self.others:
-            raise ValueError(f"{self.path} has no 'state_dict', and entries that are no tensors: {list(self.others)}.")
+        self.extra_entries = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+        if state is contents and self.extra_entries:
+            raise ValueError(
+                f"{self.path} has no 'state_dict', and entries that are no tensors: {list(self.extra_entries)}. So it "
+                "is no state dict itself: give a file of weights."
+            )
 
     def _by_plain_name(self, keys: Iterable[str]) -> dict[str, str]:
-        found: dict[str, str] = {}
+        by_name: dict[str, str] = {}
         for key in keys:
-            if _plain(key) in found:
+            name = plain_name(key)
+            if name in by_name:
                 raise ValueError(
-                    f"{self.path} has both {found[_plain(key)]!r} and {key!r}, which are one name without what "
-                    "torch.compile puts in: it is the checkpoint of no network."
+                    f"{self.path} has both {by_name[name]!r} and {key!r}, which are one name without what "
+                    "torch.compile puts in, so it is not the checkpoint of one network."
                 )
-            found[_plain(key)] = key
-        return found
+            by_name[name] = key
+        return by_name
 
     @property
     def step(self) -> int | None:
         """The optimizer step: of the checkpoint, of the metadata, or ``step=N`` in the file's name."""
-        for found in (self.frame.get("global_step"), self.metadata.get("global_step"), self.metadata.get("step")):
-            if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()):
-                return int(found)
-        named = re.search(r"step=(\d+)", self.path.name)
-        return int(named[1]) if named else None
+        for step in (
+            self.checkpoint.get("global_step"),
+            self.metadata.get("global_step"),
+            self.metadata.get("step"),
+        ):
+            if isinstance(step, int) or (isinstance(step, str) and step.isdecimal()):
+                return int(step)
+        match = re.search(r"step=(\d+)", self.path.name)
+        return int(match[1]) if match else None
 
     def form(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Type and shape of a tensor."""
+        """Type and shape of a tensor, without reading it."""
         if self._file is None:
             tensor = self._tensors[self.keys[name]]
             return tensor.dtype, tuple(tensor.shape)
         part = self._file.get_slice(self.keys[name])
-        called, shape = part.get_dtype(), tuple(part.get_shape())
-        if called not in self._dtypes:  # a name of safetensors' own; an empty part has torch's
-            self._dtypes[called] = (part[:0] if shape and shape[0] else self.tensor(name)).dtype
-        return self._dtypes[called], shape
+        code, shape = part.get_dtype(), tuple(part.get_shape())
+        if code not in self._dtypes:  # safetensors gives its own name for the type, but an empty part has torch's
+            self._dtypes[code] = (part[:0] if shape and shape[0] else self.tensor(name)).dtype
+        return self._dtypes[code], shape
 
     def tensor(self, name: str) -> Tensor:
         """A tensor, in the file's own memory where that is mapped: never write to it."""
@@ -131,8 +147,8 @@ class Source:
         tensor: Tensor = self._file.get_tensor(self.keys[name])
         return tensor
 
-    def place(self, name: str) -> tuple[Any, ...]:
-        """Equal for two names that are one tensor, which only torch's files can tell."""
+    def storage_key(self, name: str) -> tuple[Any, ...]:
+        """Equal for two names of one tensor, which only the files of torch can tell."""
         if self._file is not None:
             return (name,)
         tensor = self._tensors[self.keys[name]]
@@ -140,64 +156,76 @@ class Source:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has values of its own that lie in memory one behind the other, in some order."""
+    """Tell whether a tensor has values that can be read one by one: it is not sparse, meta or quantized."""
     return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
 
 
-def in_order(paths: Iterable[str | Path], *, given: bool = False) -> tuple[list[Source], list[int]]:
-    """Open files, oldest first, with their steps; with ``given`` in the order given, numbered from 0.
+def number_kind(dtype: torch.dtype) -> tuple[bool, bool]:
+    """Equal for two types that hold the same kind of number: real, complex, or whole.
+
+    >>> number_kind(torch.float16) == number_kind(torch.float32), number_kind(torch.float32) == number_kind(torch.int64)
+    (True, False)
+    """
+    return dtype.is_floating_point, dtype.is_complex
+
+
+def in_order(paths: Iterable[str | Path], *, as_listed: bool = False) -> tuple[list[Source], list[int]]:
+    """Open checkpoints of one network, oldest first, and return them with their steps.
+
+    Args:
+        paths: the files.
+        as_listed: keep the order of ``paths`` and number the files from 0, whatever their steps are.
 
     Raises:
-        ValueError: fewer than one file, a file twice, an unknown or repeated step, or tensors that do not match.
+        ValueError: there is no file, two have the same step, one has no known step, or their tensors do not match.
     """
-    with ThreadPoolExecutor() as pool:  # checksums are computed without Python's lock
+    with ThreadPoolExecutor() as pool:  # Python's lock is free while checksums are computed
         sources = list(pool.map(Source, paths))
     if not sources:
-        raise ValueError("There are no files to merge.")
-    if given:
-        steps = list(range(len(sources)))
-    else:
-        unknown = [str(source.path) for source in sources if source.step is None]
-        if unknown:
-            raise ValueError(
-                f"No step is known of {unknown}: neither `global_step`, nor metadata, nor `step=N` in the name. "
-                "Say order='given' (--order given) and list the files from the oldest to the newest."
-            )
-        sources.sort(key=lambda source: source.step or 0)
-        steps = [source.step or 0 for source in sources]
-        repeated = sorted({step for step in steps if steps.count(step) > 1})
-        if repeated:
-            at = [str(source.path) for source in sources if source.step in repeated]
-            raise ValueError(f"{at} are of the same steps, {repeated}: each checkpoint has a place in time of its own.")
+        raise ValueError("There are no files to merge: give at least one.")
+    if not as_listed:
+        sources = _by_step(sources)
     for source in sources[:-1]:
         _check_match(source, sources[-1])
-    return sources, steps
+    return sources, list(range(len(sources))) if as_listed else [source.step or 0 for source in sources]
+
+
+def _by_step(sources: list[Source]) -> list[Source]:
+    unknown = [str(source.path) for source in sources if source.step is None]
+    if unknown:
+        raise ValueError(
+            f"No step is known of {unknown}, so their order is unknown: neither `global_step`, nor metadata, nor "
+            "`step=N` in the name tells it. "
+            "Say order='given' (--order given) and list the files from the oldest to the newest."
+        )
+    ordered = sorted(sources, key=lambda source: source.step or 0)
+    steps = [source.step or 0 for source in ordered]
+    repeated = sorted({step for step in steps if steps.count(step) > 1})
+    if repeated:
+        twins = [str(source.path) for source in ordered if source.step in repeated]
+        raise ValueError(
+            f"{twins} are of the same steps, {repeated}, but each checkpoint must have a step of its own. Leave out "
+            "all but one file of each step, or say order='given' (--order given)."
+        )
+    return ordered
 
 
 def _check_match(source: Source, newest: Source) -> None:
     missing, extra = newest.keys.keys() - source.keys.keys(), source.keys.keys() - newest.keys.keys()
     if missing or extra:
         raise ValueError(
-            f"{source.path} does not match {newest.path}: it lacks {_some(missing)} and has besides {_some(extra)}. "
+            f"{source.path} does not match {newest.path}: it lacks {_first(missing)} and has besides {_first(extra)}. "
             "Merge checkpoints of one network only."
         )
     for name in newest.keys:
-        (mine, my_shape), (dtype, shape) = source.form(name), newest.form(name)
-        if my_shape != shape or _kind(mine) != _kind(dtype):
+        (own_dtype, own_shape), (dtype, shape) = source.form(name), newest.form(name)
+        if own_shape != shape or number_kind(own_dtype) != number_kind(dtype):
             raise ValueError(
-                f"{name} is {mine} {my_shape} in {source.path}, but {dtype} {shape} in {newest.path}. "
+                f"{name} is {own_dtype} {own_shape} in {source.path}, but {dtype} {shape} in {newest.path}. "
                 "Merge checkpoints of one network only."
             )
 
 
-def _some(names: Iterable[str]) -> str:
+def _first(names: Iterable[str]) -> str:
     names = sorted(names)
     return f"{names[:5]} and {len(names) - 5} more" if len(names) > 5 else str(names)
-
-
-def _kind(dtype: torch.dtype) -> tuple[bool, bool]:
-    return dtype.is_floating_point, dtype.is_complex
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "")

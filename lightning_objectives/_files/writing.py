@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all."""
+"""Writes files that appear whole or not at all."""
 
 import json
 import os
 import struct
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,36 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_objectives._files.reading import TORCH_SUFFIXES, Source
+from lightning_objectives._files.reading import SUFFIXES, Source
 
 Entry = tuple[torch.dtype, tuple[int, ...], str]
+"""Type and shape of a tensor to write, and the name by which its values are asked for."""
 
-_NAMES = {
+_TYPE_CODES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
     "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
 }  # fmt: skip
-_TYPES = {getattr(torch, name): code for code, name in _NAMES.items() if hasattr(torch, name)}
+_CODE_OF = {getattr(torch, name): code for code, name in _TYPE_CODES.items() if hasattr(torch, name)}
 
-
-OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision", "amp_scaling_state")
-"""What a Lightning checkpoint holds to go on with its training, beside the weights."""
-OF_AVERAGES = ("current_model_state", "averaging_state")
-"""What Lightning's own ``WeightAveraging`` adds to it."""
+TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision", "amp_scaling_state")
+"""What a Lightning checkpoint holds beside the weights so that its training can go on."""
+AVERAGING_KEYS = ("current_model_state", "averaging_state")
+"""What Lightning's own ``WeightAveraging`` adds to a checkpoint."""
 
 
 @contextmanager
 def temporary(beside: Path, suffix: str) -> Iterator[Path]:
-    """A hidden path in the same folder, of which no file is left; after an error no folder either, made for it."""
-    made = [folder for folder in beside.parents if not folder.exists()]
+    """Lend a hidden path in the same folder and delete its file afterwards; after an error, new folders too."""
+    new_folders = [folder for folder in beside.parents if not folder.exists()]
     beside.parent.mkdir(parents=True, exist_ok=True)
     path = beside.with_name(f".{beside.name}.{os.getpid()}.{threading.get_ident()}.tmp{suffix}")
     try:
         yield path
     except BaseException:
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # somebody else's file may be in it by now
-            for folder in made:
+        with suppress(OSError):  # another process may have written into a new folder by now
+            for folder in new_folders:
                 folder.rmdir()
         raise
     path.unlink(missing_ok=True)
@@ -49,17 +49,17 @@ def temporary(beside: Path, suffix: str) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary path, whose file takes the place of ``path`` at the end, unless an error comes.
+    """Lend a temporary path whose file takes the place of ``path`` at the end, unless there is an error.
 
     Raises:
-        OSError: the disk is full, say; what was at ``path`` before is still there.
+        OSError: the disk is full, for example; what was at ``path`` before is untouched.
     """
     try:
-        with temporary(path, path.suffix) as written:
-            yield written
-            with written.open("rb") as file:
-                os.fsync(file.fileno())  # or a crash of the machine could leave the name with nothing behind it
-            written.replace(path)
+        with temporary(path, path.suffix) as partial:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # else a crash of the machine could leave the name with nothing behind it
+            partial.replace(path)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -69,10 +69,10 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_torch(path: Path, contents: Any) -> None:
-    """Write what ``torch.load`` reads; not atomic by itself, see :func:`replaced`.
+    """Write a file for ``torch.load``. An error leaves part of it: give a path of :func:`replaced`.
 
     Raises:
-        OSError: the disk is full, of which torch makes a RuntimeError.
+        OSError: the disk is full, for example, which torch reports as a RuntimeError.
     """
     with path.open("wb") as file:
         try:
@@ -83,107 +83,132 @@ def write_torch(path: Path, contents: Any) -> None:
             raise
 
 
+_NO_METADATA: Mapping[str, str] = {}
+
+
+def _no_prefetch(name: str) -> None:
+    """Read nothing ahead."""
+
+
 def write_like(
-    model: Source,
+    template: Source,
     out: Path,
-    tensor: Callable[[str], Tensor],
+    tensor_of: Callable[[str], Tensor],
     *,
-    soon: Callable[[str], object] = lambda name: None,
-    place: Callable[[str], Hashable],
-    metadata: Mapping[str, str],
-    leave: Iterable[str],
+    prefetch: Callable[[str], object] = _no_prefetch,
+    storage_key: Callable[[str], Hashable],
+    metadata: Mapping[str, str] = _NO_METADATA,
+    excluded_keys: Collection[str],
 ) -> None:
-    """Write a file with the names and types of another; the tensors are asked for one by one, and none is kept.
+    """Write a file with the names, types and shapes of another, but other values, one tensor in memory at a time.
 
     Args:
-        model: the other file.
-        out: a safetensors file, or one of torch, by its suffix; the latter has also what else the other file holds.
-        tensor: gives a tensor by plain name.
-        soon: is told the name of the next tensor, before one is asked for.
-        place: equal for names that are tied, whose tensor is asked for once; a safetensors file has it under each.
+        template: the other file.
+        out: a safetensors file, or one of torch, by its suffix. A file of torch also gets all else that ``template``
+            holds.
+        tensor_of: gives the values of a tensor by plain name.
+        prefetch: is called with the name of the next tensor before ``tensor_of`` is asked for the current one.
+        storage_key: equal for tied names, whose values are asked for once; a safetensors file has them under each.
         metadata: texts for the header of a safetensors file.
-        leave: what of the other checkpoint is left out.
+        excluded_keys: what of the checkpoint ``template`` a file of torch does not get.
 
     Raises:
-        ValueError: the suffix is none of these, or the file cannot be what it asks for. Nothing is written then.
+        ValueError: the suffix is unknown, or ``template`` cannot become such a file. Nothing is written then.
     """
-    if out.suffix == ".safetensors":
-        if model.others:
-            raise ValueError(
-                f"{out}: {list(model.others)} are no tensors, which alone safetensors files hold. Use .pt."
-            )
-        with replaced(out) as path:
-            entries = {model.keys[n]: (*model.form(n), n) for n in model.keys}
-            write_safetensors(path, entries, tensor, metadata, soon=soon)
-            _check(path, model)
-        return
-    if out.suffix not in TORCH_SUFFIXES:
-        raise ValueError(f"{out} must end in one of {', '.join(('.safetensors', *TORCH_SUFFIXES))}.")
-    if out.suffix == ".ckpt" and "pytorch-lightning_version" not in model.frame:
+    _check_target(out, template)
+    with replaced(out) as path:
+        if out.suffix == ".safetensors":
+            entries = {template.keys[name]: (*template.form(name), name) for name in template.keys}
+            write_safetensors(path, entries, tensor_of, metadata, prefetch=prefetch)
+        else:
+            # torch.save needs all tensors at once. They come from a mapped file, which the system drops from memory
+            # as it needs to.
+            first: dict[Hashable, str] = {}
+            first_names = {name: first.setdefault(storage_key(name), name) for name in template.keys}
+            entries = {name: (*template.form(name), name) for name in first.values()}
+            with temporary(out, ".safetensors") as mapped:
+                write_safetensors(mapped, entries, tensor_of, {}, prefetch=prefetch)
+                values = Source(mapped)
+                tensors = {name: values.tensor(name) for name in entries}
+                state = {key: tensors[first_names[name]] for name, key in template.keys.items()}
+                write_torch(path, _contents(template, state | template.extra_entries, excluded_keys))
+        _check_written(path, template)
+
+
+def _check_target(out: Path, template: Source) -> None:
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"{out} must end in one of {', '.join(SUFFIXES)}: the suffix says which format to write.")
+    if out.suffix == ".safetensors" and template.extra_entries:
         raise ValueError(
-            f"{out}: {model.path} is no Lightning checkpoint, so that none can be made of it. Use .safetensors or .pt."
+            f"{out}: {list(template.extra_entries)} are no tensors, but a safetensors file can hold nothing else. Use "
+            ".pt."
         )
-    first: dict[Hashable, str] = {}
-    same = {name: first.setdefault(place(name), name) for name in model.keys}
-    # torch.save wants all tensors at once: it gets them from a mapped file, which is no more in memory than it must be.
-    with replaced(out) as path, temporary(out, ".safetensors") as between:
-        write_safetensors(between, {n: (*model.form(n), n) for n in first.values()}, tensor, {}, soon=soon)
-        parts = Source(between)
-        read = {name: parts.tensor(name) for name in first.values()}
-        state = {model.keys[name]: read[same[name]] for name in model.keys} | model.others
-        frame = {key: value for key, value in model.frame.items() if key not in leave}
-        lightning = "state_dict" in model.frame
-        write_torch(path, {**frame, "state_dict": state} if lightning else state)
-        _check(path, model)
+    if out.suffix == ".ckpt" and "pytorch-lightning_version" not in template.checkpoint:
+        raise ValueError(
+            f"{out}: {template.path} is no Lightning checkpoint, so none can be made of it. Use .safetensors or .pt."
+        )
 
 
-def _check(path: Path, model: Source) -> None:
+def _contents(template: Source, state: dict[str, Any], excluded_keys: Collection[str]) -> dict[str, Any]:
+    if "state_dict" not in template.checkpoint:
+        return state
+    rest = {key: value for key, value in template.checkpoint.items() if key not in excluded_keys}
+    return {**rest, "state_dict": state}
+
+
+def _check_written(path: Path, template: Source) -> None:
     written = Source(path)
-    if {n: written.form(n) for n in written.keys} != {n: model.form(n) for n in model.keys}:
-        raise RuntimeError(f"{path} does not hold what was written; is the disk full or failing?")
+    if {name: written.form(name) for name in written.keys} != {name: template.form(name) for name in template.keys}:
+        raise RuntimeError(
+            f"{path} does not hold what was written to it, so it was not kept: check the disk for errors and for room."
+        )
 
 
 def write_safetensors(
     path: Path,
     entries: Mapping[str, Entry],
-    tensor: Callable[[str], Tensor],
+    tensor_of: Callable[[str], Tensor],
     metadata: Mapping[str, str],
     *,
-    soon: Callable[[str], object] = lambda name: None,
+    prefetch: Callable[[str], object] = _no_prefetch,
 ) -> None:
-    """Write a safetensors file one tensor after the other, none of them kept.
+    """Write a safetensors file one tensor after the other, with only one of them in memory.
 
-    ``safetensors.torch.save_file`` takes all tensors at once, in memory.
+    ``safetensors.torch.save_file`` needs all tensors in memory at once.
 
     Args:
-        path: where to; not atomic by itself, see :func:`replaced`.
-        entries: type, shape and what ``tensor`` calls it, of each tensor by its name in the file.
-        tensor: gives a tensor.
+        path: the file to write. An error leaves part of it: give a path of :func:`replaced`.
+        entries: type, shape and the name for ``tensor_of``, of each tensor by its name in the file.
+        tensor_of: gives the values of a tensor.
         metadata: texts for the header.
-        soon: is told what the next tensor is called, before one is asked for.
+        prefetch: is called with the name of the next tensor before ``tensor_of`` is asked for the current one.
 
     Raises:
-        ValueError: a type that the format does not have.
+        ValueError: the format does not have a type, or values are not of the type and shape of their entry.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    # The widest types first, so that every tensor is aligned.
+    # The widest types come first, so that every tensor is aligned.
     names = sorted(entries, key=lambda name: (-entries[name][0].itemsize, name))
-    end = 0
-    for name in names:
-        dtype, shape, _ = entries[name]
-        if dtype not in _TYPES:
-            raise ValueError(f"{name} is of {dtype}, which safetensors files do not have.")
-        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
-        header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    header = _header(names, entries, metadata)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(struct.pack("<Q", len(header)) + header)
         for name, following in zip(names, [*names[1:], None]):
-            dtype, shape, called = entries[name]
+            dtype, shape, key = entries[name]
             if following is not None:
-                soon(entries[following][2])
-            values = tensor(called)
+                prefetch(entries[following][2])
+            values = tensor_of(key)
             if (values.dtype, tuple(values.shape)) != (dtype, shape):
                 raise ValueError(f"{name} is {values.dtype} {tuple(values.shape)}, but must be {dtype} {shape}.")
             file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _header(names: Iterable[str], entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        dtype, shape, _ = entries[name]
+        if dtype not in _CODE_OF:
+            raise ValueError(f"{name} is of {dtype}, which safetensors files do not have. Use .pt, or another type.")
+        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": _CODE_OF[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    return text + b" " * (-len(text) % 8)

@@ -14,7 +14,7 @@ from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.ranks import gather_rows
 from lightning_objectives.callbacks.log_metrics import Measured
 from lightning_objectives.kinds import Calibrator
-from lightning_objectives.metrics._rows import as_rows
+from lightning_objectives.metrics import classification_rows
 
 _NOT_FITTED = (
     "has not been fitted: run trainer.validate() before trainer.test(), or test with the ckpt_path of a training in "
@@ -102,7 +102,7 @@ class Calibrate(StatefulCallback):
 
     def _seen(self, loader: int, logits: Tensor, target: Tensor) -> None:
         ignored = None if self._steps is None else self._steps.ignore_index
-        rows = as_rows(logits, target, from_logits=True, ignore_index=ignored)
+        rows = classification_rows(logits, target, from_logits=True, ignore_index=ignored)
         kept = rows.preds[rows.kept].cpu(), rows.target[rows.kept].cpu()
         self._rows.setdefault(loader, []).append(kept)
 

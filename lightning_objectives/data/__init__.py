@@ -1,4 +1,4 @@
-"""Data modules that need no download, or fetch what they need; and `with_index`."""
+"""Loads data sets of images for examples and benchmarks, and numbers the items of your own with `with_index`."""
 
 from lightning_objectives.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lightning_objectives.data.digits import DigitsDataModule

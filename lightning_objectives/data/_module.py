@@ -1,4 +1,4 @@
-"""What the data modules share: both names of Lightning, loaders, a stratified split."""
+"""The base class of the data modules, and the split of a data set that keeps the shares of the classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from lightning_objectives._trainer.lightning import LightningDataModule
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches ``(images, target)`` of three data sets, which subclasses make in ``setup``."""
+    """Loads batches ``(images, target)`` of three data sets, which a subclass creates in ``setup``."""
 
     train: Dataset[Any]
     val: Dataset[Any]
@@ -20,7 +20,7 @@ class ImageDataModule(LightningDataModule):
     def __init__(self, *, batch_size: int, num_workers: int) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be >= 1.")
+            raise ValueError(f"batch_size={batch_size} must be >= 1: a loader cannot give empty batches.")
         self.batch_size = batch_size
         self.num_workers = num_workers
 
@@ -51,30 +51,32 @@ class ImageDataModule(LightningDataModule):
 
 
 def stratified_split(target: Tensor, fractions: Sequence[float], *, seed: int) -> list[Tensor]:
-    """Positions of a random split in which every class is divided alike, to within a sample.
+    """Split positions at random so that every part has the same share of each class, to within a sample.
 
     Args:
         target: (N,) class indices.
-        fractions: the share of each part but the first, which takes the rest.
-        seed: of a generator of its own.
+        fractions: the share of each part except the first, which gets the rest.
+        seed: of the generator that draws this split and nothing else.
 
     Returns:
-        The sorted positions of each part: the rest first, then those of ``fractions``.
+        The sorted positions of each part: first the rest, then one part for each of ``fractions``.
 
     Raises:
-        ValueError: a fraction is negative, or they leave nothing for the first part.
+        ValueError: a fraction is negative, or the fractions leave nothing for the first part.
 
     >>> [len(part) for part in stratified_split(torch.arange(100) % 10, [0.1, 0.2], seed=0)]
     [70, 10, 20]
     """
     if min(fractions) < 0 or sum(fractions) >= 1:
-        raise ValueError(f"fractions {tuple(fractions)} must be >= 0 and leave something: their sum must be < 1.")
+        raise ValueError(
+            f"fractions {tuple(fractions)} must be >= 0 with a sum < 1, because the first part gets what they leave."
+        )
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
     for label in sorted(set(target.tolist())):
         members = (target == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
-        taken = [round(fraction * len(members)) for fraction in fractions]
-        for part, share in zip(parts, members.split([len(members) - sum(taken), *taken])):
+        sizes = [round(fraction * len(members)) for fraction in fractions]
+        for part, share in zip(parts, members.split([len(members) - sum(sizes), *sizes])):
             part.append(share)
     return [torch.cat(part).sort().values for part in parts]

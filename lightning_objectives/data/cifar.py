@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the pickled batches of their authors."""
+"""Loads CIFAR-10 and CIFAR-100 from the pickled batches of their authors."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,13 +10,13 @@ from lightning_objectives.data._module import ImageDataModule, stratified_split
 
 
 class _CIFARDataModule(ImageDataModule):
-    """What the two have in common."""
+    """Loads, splits and augments either of the two data sets."""
 
     dataset: ClassVar[str]
-    """The class in torchvision.datasets."""
+    """The name of the class in torchvision.datasets."""
     mean: ClassVar[tuple[float, float, float]]
     std: ClassVar[tuple[float, float, float]]
-    """Of each channel over the training set, in [0, 1]."""
+    """Mean and standard deviation of each channel over the training set, in [0, 1]."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class _CIFARDataModule(ImageDataModule):
         num_workers: int = 2,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        stratified_split(torch.zeros(1), [val_fraction], seed=seed)  # checks the fraction
+        stratified_split(torch.zeros(1), [val_fraction], seed=seed)  # raises now if the fraction is wrong, not in setup
         self.data_dir = data_dir
         self.download = download
         self.val_fraction = val_fraction
@@ -38,7 +38,7 @@ class _CIFARDataModule(ImageDataModule):
         self.seed = seed
 
     def prepare_data(self) -> None:
-        """Download what is missing, if allowed to; Lightning calls it in one process only."""
+        """Download the files that are missing if ``download=True``; Lightning calls it in one process only."""
         if self.download:
             for train in (True, False):
                 self._class()(self.data_dir, train=train, download=True)
@@ -47,8 +47,8 @@ class _CIFARDataModule(ImageDataModule):
         """Read the files and split off the validation set, the same way for every stage."""
         transforms = _torchvision().transforms
         plain = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        moved = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
-        augmented = self._read(train=True, transform=transforms.Compose(moved * self.augment + plain))
+        shifted = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        augmented = self._read(train=True, transform=transforms.Compose(shifted * self.augment + plain))
         fixed = self._read(train=True, transform=transforms.Compose(plain))
         train, val = stratified_split(torch.tensor(augmented.targets), [self.val_fraction], seed=self.seed)
         self.train, self.val = Subset(augmented, train.tolist()), Subset(fixed, val.tolist())
@@ -61,29 +61,29 @@ class _CIFARDataModule(ImageDataModule):
         cls = self._class()
         try:
             return cls(self.data_dir, train=train, transform=transform)
-        except RuntimeError as error:  # torchvision compares checksums before it opens a pickle
+        except RuntimeError as error:  # torchvision compares checksums before it opens a pickle, which could run code
             raise FileNotFoundError(
-                f"data_dir={str(self.data_dir)!r} holds no sound {cls.base_folder}/ ({error}): give the folder that "
-                "holds it, or download=True."
+                f"data_dir={str(self.data_dir)!r} holds no sound {cls.base_folder}/ ({error}), without which there is "
+                "nothing to train on: give the folder that holds it, or download=True."
             ) from error
 
 
 class CIFAR10DataModule(_CIFARDataModule):
-    """CIFAR-10, 60,000 photographs of 10 classes: images (3, 32, 32) float32, normalised by channel.
+    """Loads CIFAR-10, 60,000 photographs of 10 classes, as images (3, 32, 32) float32, normalised by channel.
 
     Args:
         data_dir: folder that holds ``cifar-10-batches-py``.
-        download: let torchvision fetch it into ``data_dir`` where it is missing.
+        download: let torchvision download it into ``data_dir`` if it is missing.
         batch_size: of every loader.
-        val_fraction: the share of the 50,000 training images that makes the validation set, of each class alike.
-        augment: the standard augmentation of the training set: a crop out of 4 pixels of padding, and a flip.
-        seed: of that split, which depends on nothing else.
-        num_workers: processes that load and augment.
+        val_fraction: the share of the 50,000 training images in the validation set, the same for each class.
+        augment: apply the standard augmentation to the training set: pad by 4 pixels, crop, and flip.
+        seed: of the split, which depends on nothing else.
+        num_workers: number of processes that load and augment.
 
     Raises:
-        ValueError: a batch size below 1, a fraction outside [0, 1).
-        FileNotFoundError: in ``setup`` where a file is missing or not the original one.
-        ModuleNotFoundError: without torchvision, which is in the extra ``examples``.
+        ValueError: the batch size is below 1, or the fraction outside [0, 1).
+        FileNotFoundError: in ``setup``, a file is missing or not the original one.
+        ModuleNotFoundError: torchvision is not installed; the extra ``examples`` has it.
 
     Paper: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
     https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -94,21 +94,21 @@ class CIFAR10DataModule(_CIFARDataModule):
 
 
 class CIFAR100DataModule(_CIFARDataModule):
-    """CIFAR-100, 60,000 photographs of 100 classes: images (3, 32, 32) float32, normalised by channel.
+    """Loads CIFAR-100, 60,000 photographs of 100 classes, as images (3, 32, 32) float32, normalised by channel.
 
     Args:
         data_dir: folder that holds ``cifar-100-python``.
-        download: let torchvision fetch it into ``data_dir`` where it is missing.
+        download: let torchvision download it into ``data_dir`` if it is missing.
         batch_size: of every loader.
-        val_fraction: the share of the 50,000 training images that makes the validation set, of each class alike.
-        augment: the standard augmentation of the training set: a crop out of 4 pixels of padding, and a flip.
-        seed: of that split, which depends on nothing else.
-        num_workers: processes that load and augment.
+        val_fraction: the share of the 50,000 training images in the validation set, the same for each class.
+        augment: apply the standard augmentation to the training set: pad by 4 pixels, crop, and flip.
+        seed: of the split, which depends on nothing else.
+        num_workers: number of processes that load and augment.
 
     Raises:
-        ValueError: a batch size below 1, a fraction outside [0, 1).
-        FileNotFoundError: in ``setup`` where a file is missing or not the original one.
-        ModuleNotFoundError: without torchvision, which is in the extra ``examples``.
+        ValueError: the batch size is below 1, or the fraction outside [0, 1).
+        FileNotFoundError: in ``setup``, a file is missing or not the original one.
+        ModuleNotFoundError: torchvision is not installed; the extra ``examples`` has it.
 
     Paper: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
     https://www.cs.toronto.edu/~kriz/cifar.html.

@@ -1,4 +1,4 @@
-"""Handwritten digits, without a download."""
+"""Loads handwritten digits, without a download."""
 
 import torch
 from torch.utils.data import TensorDataset
@@ -7,18 +7,18 @@ from lightning_objectives.data._module import ImageDataModule, stratified_split
 
 
 class DigitsDataModule(ImageDataModule):
-    """scikit-learn's 1797 handwritten digits of 10 classes: images (1, 8, 8) float32 in [0, 1].
+    """Loads scikit-learn's 1797 handwritten digits of 10 classes, as images (1, 8, 8) float32 in [0, 1].
 
     Args:
         batch_size: of every loader.
-        val_fraction: the share of the validation set.
-        test_fraction: the share of the test set; the rest is the training set. Each class is divided alike.
+        val_fraction: the share of the validation set, the same for each class.
+        test_fraction: the share of the test set; the rest is the training set.
         seed: of the split, which depends on nothing else.
-        num_workers: processes that load; the data lie in memory, so 0 is fastest.
+        num_workers: number of processes that load; 0 is fastest because the data lie in memory.
 
     Raises:
-        ValueError: a batch size below 1, or fractions that leave no training set.
-        ModuleNotFoundError: in ``setup`` without scikit-learn, which is in the extra ``examples``.
+        ValueError: the batch size is below 1, or the fractions leave no training set.
+        ModuleNotFoundError: in ``setup``, scikit-learn is not installed; the extra ``examples`` has it.
 
     Example:
         >>> data = DigitsDataModule(batch_size=32)
@@ -38,7 +38,7 @@ class DigitsDataModule(ImageDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        stratified_split(torch.zeros(1), [val_fraction, test_fraction], seed=seed)  # checks the fractions
+        stratified_split(torch.zeros(1), [val_fraction, test_fraction], seed=seed)  # raises now, not in setup
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.seed = seed

@@ -1,4 +1,4 @@
-"""ImageNet, and whatever else is a folder or a stream of labelled images, as timm reads it."""
+"""Loads ImageNet, or any other folder or stream of labelled images, with the readers of timm."""
 
 from pathlib import Path
 from typing import Any
@@ -9,37 +9,39 @@ from lightning_objectives.data._module import ImageDataModule
 
 
 class ImageNetDataModule(ImageDataModule):
-    """Images (3, S, S) float32, normalised, augmented and read by timm.
+    """Loads images (3, S, S) float32, which timm reads, augments and normalises.
 
     Args:
-        data_dir: the folder that holds ``train/`` and ``val/`` with a folder a class, or ``train.tar`` and
-            ``validation.tar`` of such folders or of tar files a class; or what the reader takes.
-        reader: which of timm's readers: empty for folders and tar files, ``hfds/...`` and ``hfids/...`` for a data set
-            of Hugging Face (the second as a stream), ``wds/...`` for WebDataset shards, ``torch/...`` for those of
-            torchvision.
-        train_split: as the reader calls it.
-        val_split: as the reader calls it; also what is tested, since the labels of ImageNet's test set are not public.
-        train_samples: the number of samples of a stream, where its reader cannot tell.
-        val_samples: the same of the validation set.
-        download: let the reader fetch what is missing.
+        data_dir: the folder that holds ``train/`` and ``val/`` with one folder for each class, or ``train.tar`` and
+            ``validation.tar`` of such folders or with one tar file for each class. Another ``reader`` may need another
+            path.
+        reader: the name of one of timm's readers: empty for folders and tar files, ``hfds/...`` and ``hfids/...`` for
+            a data set of Hugging Face (the second as a stream), ``wds/...`` for WebDataset shards, ``torch/...`` for
+            a data set of torchvision.
+        train_split: the reader's name for the training set.
+        val_split: the reader's name for the validation set, which is also the test set, because the labels of
+            ImageNet's own test set are not public.
+        train_samples: the number of samples of a stream, if its reader cannot tell.
+        val_samples: the same for the validation set.
+        download: let the reader download what is missing.
         batch_size: of every loader, and on every device.
         image_size: S.
-        crop_pct: the share of the shorter side that the centre crop of the validation keeps.
-        interpolation: of the resizing.
+        crop_pct: the share of the shorter side that the centre crop of validation images keeps.
+        interpolation: the method of resizing.
         auto_augment: timm's name of a policy, such as ``rand-m9-mstd0.5-inc1``; None for crops and flips alone.
-        color_jitter: how much brightness, contrast and saturation vary, where no policy is named.
-        re_prob: the probability of erasing a part of an image.
+        color_jitter: how much brightness, contrast and saturation vary if ``auto_augment`` is None.
+        re_prob: the probability that a part of an image is erased.
         mean: of each channel, in [0, 1].
         std: of each channel.
-        seed: of the shuffling of streams.
-        num_workers: processes that load and augment.
+        seed: of the order of streams.
+        num_workers: number of processes that load and augment.
 
     Raises:
-        ValueError: a batch size below 1; in ``setup`` one folder for both splits, or splits of other classes.
-        FileNotFoundError: in ``setup`` where there is no such folder.
+        ValueError: the batch size is below 1; in ``setup``, both splits are the same folder, or have other classes.
+        FileNotFoundError: in ``setup``, the folder does not exist.
 
-    Ranks: Lightning divides what is read from folders among the ranks, timm's readers divide streams themselves. The
-    last training batch is dropped where it is not full.
+    Ranks: Lightning divides the images of folders among the ranks; timm's readers divide streams themselves. A last
+    training batch that is not full is dropped.
 
     Paper: Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015,
     https://arxiv.org/abs/1409.0575.
@@ -86,11 +88,11 @@ class ImageNetDataModule(ImageDataModule):
         self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the two sets."""
+        """Open the training set and the validation set."""
         if not self.reader and not Path(self.data_dir).is_dir():
             raise FileNotFoundError(
                 f"data_dir={str(self.data_dir)!r} does not exist: give the folder that holds {self.train_split}/ and "
-                f"{self.val_split}/, or say with reader= which of timm's readers is meant."
+                f"{self.val_split}/, or name one of timm's readers with reader=."
             )
         train = self._read(self.train_split, self.train_samples, is_training=True)
         val = self._read(self.val_split, self.val_samples, is_training=False)
@@ -99,17 +101,19 @@ class ImageNetDataModule(ImageDataModule):
         self.train, self.val, self.test = train, val, val
 
     def _check(self, train: Any, val: Any) -> None:
-        # timm takes the folder itself where it finds none of the split's name, and counts the classes of each anew
+        # timm uses the folder itself if there is none with the split's name, and numbers the classes of each set anew.
         if train.root == val.root:
             raise ValueError(
-                f"data_dir={str(self.data_dir)!r} has no folders (or tar files) of the names {self.train_split!r} and "
-                f"{self.val_split!r}: the same images would be trained and validated on."
+                f"data_dir={str(self.data_dir)!r} has no folders (or tar files) {self.train_split!r} and "
+                f"{self.val_split!r}, so the same images would be used for training and for validation. Give the "
+                "folder that holds both, or their names with train_split= and val_split=."
             )
         classes = [set(getattr(r, "class_to_idx", None) or r.class_name_to_idx) for r in (train, val)]
         if classes[0] != classes[1]:
             raise ValueError(
-                f"{train.root} has {len(classes[0])} classes and {val.root} has {len(classes[1])}, of which "
-                f"{sorted(classes[0] ^ classes[1])[:5]} are in one only: their labels would not be the same."
+                f"{train.root} has {len(classes[0])} classes and {val.root} has {len(classes[1])}, and "
+                f"{sorted(classes[0] ^ classes[1])[:5]} are in one of them only, so the same label would mean "
+                "different classes. Give both sets a folder for each class."
             )
 
     def _read(self, split: str, num_samples: int | None, *, is_training: bool) -> Any:
@@ -130,7 +134,7 @@ class ImageNetDataModule(ImageDataModule):
     def _loader(self, data: Any, *, shuffle: bool = False) -> DataLoader[Any]:
         from timm.data.loader import create_loader
 
-        # timm's prefetcher normalises on a GPU, and hides the loader from Lightning, which has to divide it among ranks
+        # timm's prefetcher would hide the loader from Lightning, which must divide it among the ranks.
         loader: DataLoader[Any] = create_loader(
             data,
             input_size=(3, self.image_size, self.image_size),

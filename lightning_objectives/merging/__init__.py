@@ -1,4 +1,4 @@
-"""Checkpoints on disk -> one."""
+"""Merges checkpoints on disk into one, and exports one of its two sets of weights."""
 
 from lightning_objectives._files.export import export_checkpoint
 from lightning_objectives._files.merge import merge_checkpoints

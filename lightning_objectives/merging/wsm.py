@@ -1,4 +1,4 @@
-"""Warmup-stable-merge: the decay of the learning rate as a merge of checkpoints."""
+"""Warmup-stable-merge (WSM): a merge of checkpoints in place of a decay of the learning rate."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,31 +23,31 @@ _SHAPES: dict[str, Callable[[float], float]] = {
 def wsm_coefficients(
     steps: Sequence[int], *, shape: Shape | Callable[[float], float] = "1-sqrt", ema_weight: float = 0.2
 ) -> Tensor:
-    r"""Shares of n checkpoints of a constant learning rate, such that their merge is a decay of that rate.
+    r"""Compute the shares of n checkpoints of a constant learning rate, whose merge replaces a decay of that rate.
 
-    The update between the checkpoints i - 1 and i is kept with the weight :math:`w_i`, the decay's height there:
+    The merge keeps the update between checkpoints i - 1 and i with the weight :math:`w_i`, the decay's height there:
 
     .. math::
         \theta_0 + \sum_{i=1}^{n-1} w_i (\theta_i - \theta_{i-1}) = \sum_{j=0}^{n-1} c_j \theta_j, \qquad
         c_0 = 1 - w_1, \quad c_j = w_j - w_{j+1}, \quad c_{n-1} = w_{n-1}, \qquad w_i = s(i / n)
 
-    Unevenly spaced checkpoints have the elapsed part of the steps in the place of :math:`i / n`, where the decay ends
-    one mean interval behind the newest.
+    If the checkpoints are not evenly spaced, :math:`i / n` is replaced by the elapsed part of the steps, and the decay
+    ends one mean interval after the newest checkpoint.
 
     Args:
-        steps: after how many optimizer steps each checkpoint was taken, increasing.
-        shape: s. ``1-sqrt`` :math:`1 - \sqrt x` falls at once, so that the *oldest* checkpoint has the largest share;
+        steps: the number of optimizer steps before each checkpoint, increasing.
+        shape: s. ``1-sqrt`` :math:`1 - \sqrt x` falls at once, so the *oldest* checkpoint has the largest share;
             ``linear`` :math:`1 - x` is the plain mean; ``cosine`` :math:`(1 + \cos \pi x) / 2`; ``square``
-            :math:`1 - x^2` favours the newest; ``ema`` is an exponential moving average over the checkpoints; or any
-            function of [0, 1] that falls, within [0, 1].
-        ema_weight: of ``ema``, the share a of the newest checkpoint, :math:`c_j = a (1 - a)^{n-1-j}` and
-            :math:`c_0 = (1 - a)^{n-1}`; 1 is the newest alone. The other shapes have no use for it.
+            :math:`1 - x^2` favours the newest; ``ema`` is an exponential moving average over the checkpoints. You can
+            also pass any function on [0, 1] that falls and stays within [0, 1].
+        ema_weight: for ``ema``, the share a of the newest checkpoint, :math:`c_j = a (1 - a)^{n-1-j}` and
+            :math:`c_0 = (1 - a)^{n-1}`; 1 is the newest alone. The other shapes do not use it.
 
     Returns:
         (n,) float64 shares >= 0 with sum 1; ``[1]`` for one checkpoint.
 
     Raises:
-        ValueError: an unknown shape, one that does not fall within [0, 1], or steps that do not increase.
+        ValueError: the shape is unknown or does not fall within [0, 1], or the steps do not increase.
 
     Example:
         >>> wsm_coefficients([100, 200, 300, 400]).tolist()  # doctest: +NUMBER
@@ -56,28 +56,31 @@ def wsm_coefficients(
     Paper: Tian et al., WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging for LLM Pre-training, 2025,
     theorem 3.1, https://arxiv.org/abs/2507.17634.
 
-    Differs from the paper: its discretisation of the shapes is not given; this is that of Megatron-LM's
-    ``weighted_merge``, i / n, with which no checkpoint gets the share 0. The true steps of unevenly spaced checkpoints
-    are our extension. The coefficient of its ``ema`` is not given either.
+    Differs from the paper: the paper does not say how it discretises the shapes. We use i / n, as ``weighted_merge`` of
+    Megatron-LM does, which gives no checkpoint the share 0. Using the true steps of unevenly spaced checkpoints is our
+    extension. The paper does not give the coefficient of its ``ema`` either.
     """
     _check(shape, ema_weight)
     steps = [int(step) for step in steps]
     n = len(steps)
     if n == 0 or any(later <= earlier for earlier, later in pairwise(steps)):
-        raise ValueError(f"steps={steps} must increase, from one checkpoint to the next, and must not be empty.")
+        raise ValueError(
+            f"steps={steps} must increase from one checkpoint to the next, and must not be empty: a merge needs the "
+            "checkpoints in the order of the training."
+        )
     if shape == "ema":
-        # In terms of s: what is kept of an update is the share of all the checkpoints that hold it.
-        height: Callable[[float], float] = lambda x: 1 - (1 - ema_weight) ** (n * (1 - x))  # noqa: E731  # one of many
+        # The height is the part of an update that is kept: the sum of the shares of all checkpoints that hold it.
+        height: Callable[[float], float] = lambda x: 1 - (1 - ema_weight) ** (n * (1 - x))  # noqa: E731  # as in _SHAPES
     else:
         height = _SHAPES[shape] if isinstance(shape, str) else shape
-    whole = (steps[-1] - steps[0]) * n / (n - 1) if n > 1 else 1.0
-    kept = [1.0, *(float(height((step - steps[0]) / whole)) for step in steps[1:]), 0.0]
-    if any(not earlier >= later for earlier, later in pairwise(kept)):
+    decay_steps = (steps[-1] - steps[0]) * n / (n - 1) if n > 1 else 1.0
+    heights = [1.0, *(float(height((step - steps[0]) / decay_steps)) for step in steps[1:]), 0.0]
+    if any(not earlier >= later for earlier, later in pairwise(heights)):
         raise ValueError(
-            f"shape={shape!r} keeps {kept[1:-1]} of the updates, but a decay must fall from 1 to 0 without rising: "
+            f"shape={shape!r} keeps {heights[1:-1]} of the updates, but a decay must fall from 1 to 0 without rising: "
             "restarts and cycles have no merge. Use '1-sqrt', 'linear', 'cosine', 'square' or another falling function."
         )
-    return -torch.tensor(kept, dtype=torch.float64).diff()
+    return -torch.tensor(heights, dtype=torch.float64).diff()
 
 
 def _check(shape: Shape | Callable[[float], float], ema_weight: float) -> None:
@@ -88,21 +91,21 @@ def _check(shape: Shape | Callable[[float], float], ema_weight: float) -> None:
 
 
 class WSM(Merge):
-    """Method form of :func:`wsm_coefficients`: in the place of a decay of the learning rate, a merge.
+    """Replaces a decay of the learning rate by a merge of checkpoints. Method form of :func:`wsm_coefficients`.
 
     Args:
-        shape: the decay that the merge stands for, see the function; the paper's best is ``1-sqrt``.
+        shape: the decay that the merge replaces, see the function; the paper's best is ``1-sqrt``.
         ema_weight: the newest checkpoint's share with ``shape="ema"``.
 
     Raises:
-        ValueError: an unknown shape or a share outside (0, 1].
+        ValueError: the shape is unknown, or the share is outside (0, 1].
 
-    When to use: a training at a constant learning rate (after a warm-up) that would otherwise end in a decay: the
-    merge gives what the decay would have given, at any time, and the training goes on from the raw weights. Merge only
-    after the first fast descent, over a long stretch: in the paper more tokens in the window help more than any shape.
+    When to use: if you train at a constant learning rate (after a warm-up) and would end with a decay. The merge gives
+    at any time what the decay would have given, and the training goes on from the raw weights. Merge only after the
+    first fast descent, and over a long stretch: in the paper, more tokens in the window help more than any shape.
     Cost: one pass over the n files.
-    Interactions: where the learning rate decays as well, the effects stack and the gain is gone. The optimizer's state
-    is never merged: go on from the raw weights and theirs. BatchNorm wants its statistics re-estimated.
+    Interactions: if the learning rate decays as well, both effects add up and the gain is lost. The optimizer's state
+    is never merged: continue from the raw weights and their state. Re-estimate the statistics of BatchNorm.
 
     Example:
         >>> WSM(shape="linear").coefficients([10, 20])

@@ -1,6 +1,7 @@
-"""torchmetrics metrics of calibration and accuracy."""
+"""Metrics of torchmetrics that measure calibration and accuracy."""
 
 from lightning_objectives.metrics._defaults import default_metrics
+from lightning_objectives.metrics._rows import ClassificationRows, classification_rows
 from lightning_objectives.metrics.brier_score import BrierScore, brier_score
 from lightning_objectives.metrics.calibration_error import CalibrationError, calibration_error
 from lightning_objectives.metrics.negative_log_likelihood import NegativeLogLikelihood, negative_log_likelihood
@@ -9,10 +10,12 @@ from lightning_objectives.metrics.top_k_accuracy import TopKAccuracy, top_k_accu
 __all__ = [
     "BrierScore",
     "CalibrationError",
+    "ClassificationRows",
     "NegativeLogLikelihood",
     "TopKAccuracy",
     "brier_score",
     "calibration_error",
+    "classification_rows",
     "default_metrics",
     "negative_log_likelihood",
     "top_k_accuracy",

@@ -1,4 +1,4 @@
-"""The metrics that a classifier is judged by unless told otherwise."""
+"""Chooses the metrics of a classifier if the user names none."""
 
 from torchmetrics import Metric, MetricCollection
 
@@ -9,10 +9,10 @@ from lightning_objectives.metrics.top_k_accuracy import TopKAccuracy
 
 
 def default_metrics(num_classes: int) -> MetricCollection:
-    """Metrics of logits under the keys that one monitors.
+    """Build the usual metrics of logits, under the keys that callbacks can monitor.
 
     Args:
-        num_classes: C; ``top5`` is there only above 5. 1 is two classes in one column.
+        num_classes: C; above 5 there is ``top5`` as well. 1 means two classes in one column.
 
     Raises:
         ValueError: ``num_classes`` is not positive.
@@ -21,7 +21,7 @@ def default_metrics(num_classes: int) -> MetricCollection:
     ['brier', 'ece', 'nll', 'top1', 'top5']
     """
     if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes} must be >= 1.")
+        raise ValueError(f"num_classes={num_classes} must be >= 1: give the number of columns of the logits.")
     metrics: dict[str, Metric] = {
         "ece": CalibrationError(),
         "nll": NegativeLogLikelihood(),
@@ -30,4 +30,4 @@ def default_metrics(num_classes: int) -> MetricCollection:
     }
     if num_classes > 5:
         metrics["top5"] = TopKAccuracy(k=5)
-    return MetricCollection(metrics)  # type: ignore[arg-type]  # its annotation wants the values Metric | MetricCollection
+    return MetricCollection(metrics)  # type: ignore[arg-type]  # its annotation has Metric | MetricCollection as values, and dict is invariant

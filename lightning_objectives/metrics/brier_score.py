@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_objectives.metrics._rows import MeanMetric, probabilities
+from lightning_objectives.metrics._rows import probabilities
+from lightning_objectives.metrics._sums import MeanMetric
 
 
 def brier_score(preds: Tensor, target: Tensor, *, from_logits: bool = True) -> Tensor:

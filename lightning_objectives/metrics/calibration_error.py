@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_objectives.metrics._plain import plain_cells
-from lightning_objectives.metrics._rows import WITHOUT_FLOAT64, SumMetric, probabilities
+from lightning_objectives.metrics._numpy_cells import numpy_cells
+from lightning_objectives.metrics._rows import probabilities
+from lightning_objectives.metrics._sums import WITHOUT_FLOAT64, SumMetric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -215,9 +216,9 @@ class CalibrationError(SumMetric):
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch; shapes as in the class. Never waits for the device."""
         edges = _float32_edges(self.num_bins, self.binning)
-        found = plain_cells(preds, target, edges, from_logits=self.from_logits, ignore_index=self.ignore_index)
-        if found is not None:
-            self._add(count=preds.shape[0], **dict(zip(Bins._fields, found)))
+        sums = numpy_cells(preds, target, edges, from_logits=self.from_logits, ignore_index=self.ignore_index)
+        if sums is not None:
+            self._add(count=preds.shape[0], **dict(zip(Bins._fields, sums)))
             return
         rows = self._rows(preds, target)
         confidence, accuracy = _top_label(rows.preds, rows.target, from_logits=self.from_logits)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_objectives.metrics._rows import MeanMetric
+from lightning_objectives.metrics._sums import MeanMetric
 
 
 def negative_log_likelihood(preds: Tensor, target: Tensor, *, from_logits: bool = True) -> Tensor:

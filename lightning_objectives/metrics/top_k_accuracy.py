@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_objectives.metrics._rows import MeanMetric
+from lightning_objectives.metrics._sums import MeanMetric
 
 
 def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int = 1) -> Tensor:

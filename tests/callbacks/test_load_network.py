@@ -1,6 +1,8 @@
 """A teacher by name, by class and from files, and what is refused."""
 
 import os
+import subprocess
+import sys
 
 import lightning as L
 import pytest
@@ -10,7 +12,7 @@ from helpers import Net, equal, fit
 from safetensors.torch import save_file
 from torch import nn
 
-from lightning_objectives._files.network import load_network, read
+from lightning_objectives._files.network import load_network, read_weights
 
 
 class Sized(L.LightningModule):
@@ -104,14 +106,14 @@ def test_what_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
 def test_damaged_and_missing_files(tmp_path, suffix):
     file = tmp_path / f"a.{suffix}"
     with pytest.raises(ValueError, match="does not exist"):
-        read(file)
+        read_weights(file)
     save_file(net().state_dict(), file) if suffix == "safetensors" else torch.save(net().state_dict(), file)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="cannot be read: it is damaged"):
-        read(file)
+        read_weights(file)
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be read: it is damaged"):
-        read(file)
+        read_weights(file)
 
 
 def without(state):
@@ -160,5 +162,18 @@ def test_random_weights_and_unknown_names_are_refused(tmp_path, monkeypatch):
         raise OSError("no route to the hub")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match=r"could not be had \(OSError: no route to the hub\)"):
+    with pytest.raises(ValueError, match=r"could not be loaded \(OSError: no route to the hub\)"):
         load_network("timm:resnet18")
+
+
+@pytest.mark.processes
+def test_timm_is_imported_only_for_a_network_that_may_be_one_of_timm():
+    """Importing timm takes most of a second, which users of other networks need not wait for."""
+    code = """
+import sys, torch
+from lightning_objectives.callbacks import Distill
+from lightning_objectives._files.network import load_network
+load_network(torch.nn.Linear(1, 1))
+assert "timm" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

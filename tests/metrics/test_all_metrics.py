@@ -255,7 +255,7 @@ def test_states_keep_their_types_when_a_module_is_cast(cls):
 
 @each
 def test_devices_without_float64_sum_in_float32(cls, monkeypatch):
-    monkeypatch.setattr("lightning_objectives.metrics._rows.WITHOUT_FLOAT64", ("meta",))
+    monkeypatch.setattr("lightning_objectives.metrics._sums.WITHOUT_FLOAT64", ("meta",))
     metric = cls().to("meta")
     assert {state.dtype for state in states(metric).values()} <= {torch.float32, torch.int64}
     assert {state.device.type for state in states(metric).values()} == {"meta"}

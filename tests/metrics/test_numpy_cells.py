@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from lightning_objectives.metrics import CalibrationError
-from lightning_objectives.metrics import _plain as plain
+from lightning_objectives.metrics import CalibrationError, _numpy_cells
 
 DRAW = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(300, 7, generator=DRAW).mul(3)
 ROWS = LOGITS.softmax(1)
 TARGET = torch.randint(7, (300,), generator=DRAW)
 TIES = torch.randint(3, (300, 7), generator=DRAW).float()
-LARGE = torch.randn(plain.MOST // 7 + 1, 7, generator=DRAW)
+LARGE = torch.randn(_numpy_cells.MOST // 7 + 1, 7, generator=DRAW)
 USUAL = {
     "probabilities": (ROWS, TARGET, False),
     "logits": (LOGITS, TARGET, True),
@@ -50,9 +49,9 @@ WRONG = {
 @pytest.mark.parametrize("ignore_index", [-100, 3, None])
 def test_the_way_makes_no_difference(name, binning, ignore_index, monkeypatch):
     preds, target, from_logits = (USUAL | UNUSUAL | WRONG)[name]
-    metrics, taken, plainly = [], [], plain.plain_cells
+    metrics, taken, plainly = [], [], _numpy_cells.numpy_cells
     for way in (lambda *args, **kwargs: taken.append(plainly(*args, **kwargs)) or taken[-1], lambda *_, **__: None):
-        monkeypatch.setitem(CalibrationError.update.__globals__, "plain_cells", way)
+        monkeypatch.setitem(CalibrationError.update.__globals__, "numpy_cells", way)
         metrics.append(
             CalibrationError(from_logits=from_logits, binning=binning, num_bins=10, ignore_index=ignore_index)
         )
