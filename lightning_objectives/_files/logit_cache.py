@@ -41,7 +41,7 @@ class LogitCache:
         self.classes: int | None = None
         self._label = {"teacher": teacher, "top_k": str(top_k)}
         self._changed = False
-        self._rows: dict[str, Tensor] = {"known": torch.zeros(0, dtype=torch.bool)}
+        self._rows: dict[str, Tensor] = {"known": torch.zeros(0, dtype=torch.bool, device="cpu")}
         self.directory.mkdir(parents=True, exist_ok=True)
         self.load()
 
@@ -58,7 +58,7 @@ class LogitCache:
         """
         device, index, sums = inputs.device, index.cpu(), checksums(inputs).cpu()
         size = int(index.max()) + 1
-        known = torch.zeros(len(index), dtype=torch.bool)
+        known = torch.zeros(len(index), dtype=torch.bool, device="cpu")
         within = index < len(self._rows["known"])
         known[within] = self._rows["known"][index[within]]
         if not known.all():
@@ -96,7 +96,7 @@ class LogitCache:
 
     def _insert(self, index: Tensor, size: int, rows: dict[str, Tensor]) -> None:
         """Put rows at their indices, all of which are below ``size``."""
-        for name, values in {**rows, "known": torch.ones(len(index), dtype=torch.bool)}.items():
+        for name, values in {**rows, "known": torch.ones(len(index), dtype=torch.bool, device="cpu")}.items():
             table = self._rows.get(name, values[:0])
             if len(table) < size:  # A table doubles its length, so that growing is rare.
                 longer = table.new_zeros(max(size, 2 * len(table)), *table.shape[1:])

@@ -171,3 +171,15 @@ def test_with_the_dual_head_and_a_copy(tmp_path):
     net, _ = fit(copy.deepcopy(distill), train=batches())
     assert equal(fit(distill, train=batches())[0], net)
     assert list(net.state_dict()) == list(Net().state_dict())
+
+
+def test_a_cache_that_is_opened_while_the_trainer_makes_modules_on_a_gpu_stays_on_the_cpu(tmp_path):
+    """`configure_model` runs with the strategy's device as torch's default one; "meta" stands for a GPU here."""
+    index, inputs = torch.arange(3), torch.rand(3, 2)
+    with torch.device("meta"):
+        first = LogitCache(str(tmp_path), top_k=None, teacher="one")
+    logits = first(index, inputs, lambda rows: rows * 2)
+    first.save()
+    with torch.device("meta"):
+        again = LogitCache(str(tmp_path), top_k=None, teacher="one")
+    assert torch.equal(again(index, inputs, lambda rows: pytest.fail("asked again")), logits)
