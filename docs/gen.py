@@ -15,7 +15,7 @@ from types import ModuleType
 
 import lightning_objectives as package
 from lightning_objectives.discovery import ROOMS, methods
-from lightning_objectives.kinds import SIGNALS
+from lightning_objectives.signals import SIGNALS
 
 HERE = Path(__file__).parent
 
@@ -54,8 +54,9 @@ def introduction(path: str) -> str:
     """What its module says of itself, on the page of a room or a part; how to use it, on that of a method."""
     room, name = Path(path).parent.name, title(path)
     if name == "kinds":
-        signals = "\n".join(f"| `{signal}` | {meaning} |" for signal, meaning in sorted(SIGNALS.items()))
-        return f"{_docstring(name)}\n\n## Signals\n\n| Name | What it is |\n| --- | --- |\n{signals}"
+        rows = [f"| `{s.name}` | {s.shape} | {s.source} | {s.doc} |" for s in SIGNALS.values()]
+        table = ["| Name | Shape | Comes from | What it is |", "| --- | --- | --- | --- |", *rows]
+        return "\n".join([_docstring(name), "", "## Signals", "", *table])
     if Path(path).stem == "index" or room == "package":
         return _docstring(name)
     method = getattr(importlib.import_module(f"{package.__name__}.{room}"), name)

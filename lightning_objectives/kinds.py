@@ -1,8 +1,8 @@
-"""The architecture on one page: what a method may ask for (signals), and what each kind of method promises.
+"""The architecture on one page: what a method may ask for, and what each kind of method promises.
 
-A **method** is the mathematics of one paper. It belongs to a **kind**, which fixes the meaning of what it takes and
-returns; one callback per kind places every method of that kind in the training step. A method names what it needs as
-parameters of ``forward``, out of :data:`SIGNALS`, and gets exactly that:
+A **method** is the mathematics of one paper. Each method has a **kind**, which fixes what the method takes and returns.
+Each kind has one callback, which runs any method of that kind at its place in the training. A method names what it
+needs as parameters of ``forward``. The names come from :data:`SIGNALS`, and the callback passes exactly those signals:
 
 >>> class Half(Weighting):
 ...     def forward(self, losses: Tensor) -> Tensor:
@@ -10,7 +10,7 @@ parameters of ``forward``, out of :data:`SIGNALS`, and gets exactly that:
 >>> signals_of(Half())
 ('losses',)
 
-A name outside the vocabulary is refused when the class is made:
+A name that is no signal is an error as soon as Python defines the class:
 
 >>> class Typo(Weighting):
 ...     def forward(self, loses: Tensor) -> Tensor: ...
@@ -18,84 +18,45 @@ Traceback (most recent call last):
     ...
 TypeError: Typo.forward asks for 'loses', which is no signal. Did you mean 'losses'? Signals: ...
 
-N is the number of samples (or of elements, where the callback says ``unit="element"``), C of classes, D of features,
-M of stacks.
+In all shapes, N is the number of samples (or of elements, if the callback has ``unit="element"``), C of classes, D of
+features and M of stacks.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-SIGNALS: dict[str, str] = {
-    "features": "(N, D): what the network's head is given",
-    "generator": "torch.Generator of the callback's own, so that the user's random stream is untouched",
-    "gradients": "(K, P): the flattened gradient of each of the K terms of the objective",
-    "group": "(N,) int: the group of each sample, from `group=` or `objective_group`",
-    "head": "the network's head, a callable (rows, D) -> (rows, C)",
-    "index": "(N,) int: the position of each sample in the data set, from `with_index`",
-    "inputs": "(N, ...): what the network is given",
-    "logits": "(N, C): what the criterion is given",
-    "losses": "(N,): the unreduced losses, without gradient for a weighting",
-    "network": "the module whose head is taken",
-    "progress": "0-d float tensor in [0, 1]: the part of the training that is done",
-    "reference_losses": "(N,): the losses of the reference model on the same samples",
-    "step": "0-d int tensor: optimizer steps taken",
-    "epoch": "0-d int tensor: epochs completed",
-    "target": "(N,) int or (N, C) float: what the criterion compares with",
-    "teacher_features": "(N, D'): what the teacher's head is given, without gradient",
-    "teacher_logits": "(N, C): the teacher's output on the same inputs, without gradient",
-}
-
-
-def signals_of(method: Callable[..., Any]) -> tuple[str, ...]:
-    """The signals that a method (a module or a function) names as parameters, in order.
-
-    Raises:
-        TypeError: a parameter without a default is no signal, or the parameters cannot be named (``*args``).
-    """
-    forward = method.forward if isinstance(method, nn.Module) else method
-    name = type(method).__name__ if isinstance(method, nn.Module) else getattr(method, "__name__", repr(method))
-    return _checked(name, inspect.signature(forward).parameters.values())
-
-
-def _checked(owner: str, parameters: Any) -> tuple[str, ...]:
-    names = []
-    for parameter in parameters:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise TypeError(f"{owner}.forward takes {parameter}: name each signal that it needs, out of SIGNALS.")
-        if parameter.name in SIGNALS:
-            names.append(parameter.name)
-        elif parameter.default is parameter.empty:
-            close = get_close_matches(parameter.name, SIGNALS, n=1)
-            hint = f"Did you mean {close[0]!r}? " if close else ""
-            known = ", ".join(sorted(SIGNALS))
-            raise TypeError(f"{owner}.forward asks for {parameter.name!r}, which is no signal. {hint}Signals: {known}.")
-    return tuple(names)
+from lightning_objectives.signals import SIGNALS as SIGNALS
+from lightning_objectives.signals import signals_among
+from lightning_objectives.signals import signals_of as signals_of
 
 
 class Method:
-    """What all methods share: keyword-only settings kept under their own names, hence a ``repr`` that rebuilds them."""
+    """What all methods share: keyword-only settings.
+
+    Each setting is an attribute of the same name, so that the ``repr`` of a method builds an equal method.
+    """
 
     room: ClassVar[str] = ""
     """The sub-package that holds the methods of this kind."""
     callback: ClassVar[str] = ""
-    """The callback that places them."""
+    """The name of the callback that runs them."""
     example: ClassVar[dict[str, Any]] = {}
-    """Settings with which the method can be built for tests and docs, where it cannot be built without any."""
+    """Settings for tests and docs to build the method with, if it cannot be built without any."""
     unsupported: ClassVar[Mapping[str, str]] = {}
-    """The conditions of ``testing.conformance`` that it cannot live with, and why; its callback refuses them."""
+    """Conditions of ``testing.conformance`` that the method cannot work under, and why. Its callback refuses them."""
 
     by_process: ClassVar[str] = ""
-    """Why several processes are not one with the joined batch; empty where they are."""
+    """Why several processes differ from one process with the joined batch; empty if they do not differ."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "forward" in cls.__dict__:
-            _checked(cls.__name__, list(inspect.signature(cls.forward).parameters.values())[1:])  # type: ignore[attr-defined]  # only kinds with a forward
+            parameters = list(inspect.signature(cls.forward).parameters.values())  # type: ignore[attr-defined]  # only kinds with a forward
+            signals_among(parameters[1:], owner=cls.__name__)
         if "__init__" in cls.__dict__:
             for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
                 if parameter.kind is not parameter.KEYWORD_ONLY:
@@ -106,13 +67,13 @@ class Method:
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
         parameters = inspect.signature(type(self)).parameters.values()
-        # A class without a constructor of its own shows nn.Module's *args and **kwargs, which are no settings.
+        # A class without its own constructor shows the *args and **kwargs of nn.Module, which are no settings.
         return {p.name: getattr(self, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def active(self, *, step: int) -> bool:
-        """Whether the method changes anything at this optimizer step; where it does not, nothing is touched.
+        """Whether the method changes anything at this optimizer step; if not, its callback changes nothing at all.
 
-        It is asked outside any compiled region, once a step, with a plain number.
+        The callback asks once in each step, outside any compiled region, with a plain number.
         """
         return True
 
@@ -121,11 +82,11 @@ class Method:
 
 
 class BatchTransform(Method, nn.Module):
-    """``(inputs, ...) -> (inputs, index, weight)``: a new batch made from the rows of the old.
+    """Mixes the rows of a batch into a new batch: ``(inputs, ...) -> (inputs, index, weight)``.
 
-    ``inputs (N, ...)`` is a copy that may be changed. Row n of the result has the label distribution
+    ``inputs (N, ...)`` is a copy that the method may write to. Row n of the result has the label distribution
     ``sum_k weight[n, k] * one_hot(target[index[n, k]])``, with ``index (N, K) int`` and ``weight (N, K)``.
-    Laws: the shape of ``inputs`` is kept; weights are >= 0 and sum to 1 along k; draws come from ``generator`` alone.
+    Laws: ``inputs`` keep their shape; weights are >= 0 and sum to 1 along k; all draws come from ``generator``.
     """
 
     room, callback = "batches", "TransformBatch"
@@ -134,10 +95,10 @@ class BatchTransform(Method, nn.Module):
 
 
 class Head(Method, nn.Module):
-    """``(features, head, ...) -> (M, N, ...)``: M stacks of logits in place of the head's one, in training only.
+    """Computes M stacks of logits in place of one, in training only: ``(features, head, ...) -> (M, N, ...)``.
 
-    Laws: the stacks have the shape of ``head(features)`` behind M; the head's weights are shared; the rows are
-    independent of each other; evaluation is the plain model's.
+    Laws: each stack has the shape of ``head(features)``; all stacks share the head's weights; the rows are independent
+    of each other; evaluation is that of the plain model.
     """
 
     room, callback = "heads", "WrapHead"
@@ -145,10 +106,10 @@ class Head(Method, nn.Module):
 
 
 class Loss(Method, nn.Module):
-    """``(logits, target, ...) -> (N,)``: a criterion, unreduced, in place of the model's own.
+    """Replaces the model's own criterion: ``(logits, target, ...) -> (N,)`` unreduced losses.
 
-    Laws: one value a row; a permutation of the rows permutes the values; the gradient is that of finite differences;
-    finite at ``|logits| = 1e4``; the module equals its function, defaults too.
+    Laws: one value per row; a permutation of the rows permutes the values; the gradient agrees with finite differences;
+    values are finite at ``|logits| = 1e4``; the module equals its function, and so do its defaults.
     """
 
     room, callback = "losses", "ReplaceLoss"
@@ -156,11 +117,12 @@ class Loss(Method, nn.Module):
 
 
 class Weighting(Method, nn.Module):
-    """``(losses, ...) -> (N,)``: weights of the samples of one micro-batch of all ranks, whose mean is 1.
+    """Weights the samples of one micro-batch of all ranks: ``(losses, ...) -> (N,)`` weights with the mean 1.
 
-    The callback gathers the signals over the ranks first and takes its own rows afterwards, so a method sees the
-    global batch and never communicates. Laws: equal losses give equal weights; mean 1; permutation equivariant; no
-    gradient flows through the weights; one non-finite loss leaves the other weights finite.
+    The callback gathers the signals from all ranks first, and afterwards takes the rows of its own rank. So a method
+    sees the global batch and never communicates. Laws: equal losses give equal weights; the mean is 1; a permutation of
+    the rows permutes the weights; no gradient flows through the weights; one non-finite loss leaves the other weights
+    finite.
     """
 
     room, callback = "weighting", "ReweightSamples"
@@ -168,18 +130,19 @@ class Weighting(Method, nn.Module):
 
 
 class Distillation(Method, nn.Module):
-    """``(logits, teacher_logits, ...) -> (N,)``: the distance to a teacher, added to the model's own loss.
+    """Adds the distance to a teacher to the model's own loss: ``(logits, teacher_logits, ...) -> (N,)``.
 
-    ``logits`` are the model's, or those of a head of the method's own (``builds_head``) on the same features. Laws: a
-    minimum where student equals teacher; no gradient to the teacher; finite at ``|logits| = 1e4``.
+    ``logits`` come from the model, or from a head that the method builds on the same features (``builds_head``). Laws:
+    the minimum is where the student equals the teacher; the teacher gets no gradient; values are finite at
+    ``|logits| = 1e4``.
     """
 
     room, callback = "distillation", "Distill"
     forward: Callable[..., Tensor]
     builds_head: ClassVar[bool] = False
-    """Whether :meth:`build` makes ``auxiliary_head``, whose logits ``forward`` is then given."""
+    """Whether :meth:`build` makes an ``auxiliary_head``; ``forward`` then gets the logits of that head."""
     stop_epoch: int | None = None
-    """The epoch from which the term is not computed any more."""
+    """The epoch from which on the term is not computed; None for every epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,21 +151,21 @@ class Distillation(Method, nn.Module):
 
     @property
     def idle(self) -> bool:
-        """Whether the settings leave the training as it is at every step, so that nothing is attached."""
+        """Whether these settings change nothing at any step, so that the callback need not touch the training."""
         return False
 
     def build(self, *, features: int, classes: int) -> None:
-        """Make ``auxiliary_head``, (rows, D) -> (rows, C), anew; called once a fit, when the head is known."""
+        """Build a new ``auxiliary_head``, (rows, D) -> (rows, C); called once in each fit, when the head is known."""
 
     def combination(self) -> "Combination | None":
-        """How the model's own loss and the term are combined; None for their sum."""
+        """How to combine the model's own loss and the term; None for their sum."""
         return None
 
 
 class Regularizer(Method, nn.Module):
-    """``(signals) -> (N,)`` or a scalar: a term that is added to the loss, the mean of it where it is per sample.
+    """Adds a term to the loss: ``(signals) -> (N,)``, of which the callback takes the mean, or a scalar.
 
-    Laws: a declared minimiser is stationary; the gradient is that of finite differences.
+    Laws: a declared minimiser is stationary; the gradient agrees with finite differences.
     """
 
     room, callback = "regularizers", "AddRegularizer"
@@ -210,9 +173,9 @@ class Regularizer(Method, nn.Module):
 
 
 class Combination(Method, nn.Module):
-    """``(gradients) -> (K,)``: how much of each term of the objective goes into the update.
+    """Weights the terms of the objective by their gradients: ``(gradients) -> (K,)``.
 
-    Law: one term alone keeps the weight 1.
+    Law: a single term keeps the weight 1.
     """
 
     room, callback = "combination", "CombineTerms"
@@ -220,31 +183,31 @@ class Combination(Method, nn.Module):
 
 
 class GradientTransform(Method):
-    """``init(params) -> state``, ``update(gradients, params, state) -> gradients``: gradients before the optimizer.
+    """Changes the gradients before the optimizer uses them, by ``init(params) -> state`` and ``update``.
 
-    ``params`` are all parameters of the module in a fixed order, and each has its gradient at the same place, None
-    where it has none. Gradients are whole: accumulated, reduced over the ranks, unscaled. The state is a dictionary of
-    tensors, numbers and lists of them, that ``update`` may write to. Laws: shape, dtype and device are kept; a missing
-    gradient stays missing; nothing but the state is written to; nothing is drawn from the global random stream;
-    resume equals the uninterrupted run.
+    ``params`` are all parameters of the module in a fixed order. ``gradients`` has the gradient of each parameter at
+    the same place, or None for a parameter without one. Gradients are complete: accumulated, reduced over the ranks and
+    unscaled. The state is a dictionary of tensors, numbers and lists of them; ``update`` may write to it. Laws:
+    gradients keep their shape, dtype and device; a missing gradient stays missing; ``update`` writes to nothing but the
+    state; it draws nothing from the global random stream; a resumed run equals the uninterrupted run.
     """
 
     room, callback = "gradients", "TransformGradients"
 
     def init(self, params: Sequence[Tensor]) -> dict[str, Any]:
-        """The state before the first step; empty where nothing is remembered."""
+        """The state before the first step; empty if the method remembers nothing."""
         return {}
 
     def update(
         self, gradients: Sequence[Tensor | None], params: Sequence[Tensor], state: dict[str, Any]
     ) -> list[Tensor | None]:
-        """The gradients that the optimizer gets; called once for each optimizer step."""
+        """The gradients for the optimizer; called once in each optimizer step."""
         raise NotImplementedError(f"{type(self).__name__} defines no update(gradients, params, state).")
 
 
 @dataclass
 class AverageState:
-    """What an averaging rule remembers: float32 tensors in the order of the parameters, by slot name."""
+    """What an averaging rule remembers: by the name of a slot, one float32 tensor for each parameter, in order."""
 
     slots: dict[str, list[Tensor]]
     updates: int = 0
@@ -252,71 +215,62 @@ class AverageState:
 
 
 class Rule(Method):
-    """Weights over time, in memory: ``init`` once, ``update`` after optimizer steps, ``read`` the averaged weights.
+    """Averages weights over time, in memory: ``init`` once, ``update`` after optimizer steps, ``read`` the average.
 
-    ``params`` are float32 tensors in a fixed order. ``step`` is the number of real optimizer steps taken, ``start``
-    the step at which the average began (there ``init`` was called). Laws: constant weights are a fixed point; stopping,
-    saving and going on equals going on; the live weights are never changed nor aliased.
+    ``params`` are float32 tensors in a fixed order. ``step`` is the number of completed optimizer steps, without those
+    that a gradient scaler skipped. ``start`` is the step at which the average began, when the callback called ``init``.
+    Laws: constant weights are a fixed point; stopping, saving and going on equals going on; the live weights are
+    neither changed nor aliased.
     """
 
     room, callback = "averaging", "AverageWeights"
     by_tensor: ClassVar[bool] = False
-    """Whether ``update`` writes each tensor in place, by what belongs to it alone: it may be given a part of them."""
+    """Whether ``update`` writes each tensor in place and reads no other, so that a call may pass a part of them."""
 
     def init(self, params: Sequence[Tensor]) -> AverageState:
         """The state before the first update: a copy of the weights under the slot ``average``."""
         return AverageState({"average": [p.detach().clone() for p in params]})
 
     def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
-        """Take the weights after optimizer step ``step`` into the average, in place; counts ``state.updates``."""
+        """Add the weights after optimizer step ``step`` to the average, in place, and count ``state.updates``."""
         raise NotImplementedError(f"{type(self).__name__} defines no update(state, params, *, step, start).")
 
     def read(self, state: AverageState, params: Sequence[Tensor], *, step: int) -> list[Tensor]:
-        """The averaged weights at ``step``; the state's own tensors, or fresh ones. Never write to them."""
+        """The averaged weights at ``step``: the state's own tensors or new ones. Never write to them."""
         return state.slots["average"]
 
 
 class Merge(Method):
-    """``coefficients(steps) -> (K,)``: the share of each of K checkpoints, oldest first, in their merge.
+    """Merges K checkpoints into one: ``coefficients(steps) -> (K,)``, the share of each, oldest first.
 
-    ``steps`` are the numbers of optimizer steps after which they were taken, increasing. The merge is the sum of the
-    checkpoints times their shares; who reads, adds and writes them is no concern of the method. Laws: one finite
-    coefficient a checkpoint; they sum to 1; identical checkpoints merge into themselves.
+    ``steps`` are the increasing numbers of optimizer steps after which the checkpoints were saved. The merge is the sum
+    of the checkpoints times their shares. The method does not read, add or write files. Laws: one finite coefficient
+    per checkpoint; the coefficients sum to 1; identical checkpoints merge into themselves.
     """
 
     room, callback = "merging", "MergeCheckpoints"
 
     def coefficients(self, steps: Sequence[int]) -> Tensor:
-        """(K,) float64 shares of the checkpoints taken after ``steps``."""
+        """(K,) float64 shares of the checkpoints that were saved after ``steps``."""
         raise NotImplementedError(f"{type(self).__name__} defines no coefficients(steps).")
 
 
 class Calibrator(Method, nn.Module):
-    """``fit(logits, target)``, then ``forward(logits) -> (N, C)`` probabilities: post hoc, after training.
+    """Turns logits into probabilities after training: ``fit(logits, target)``, then ``forward(logits) -> (N, C)``.
 
-    What is fitted lies in buffers, which ``fit`` writes in place. Laws: the rows of the probabilities sum to 1; the
-    NLL on the fitted set is no worse than softmax's; the top class is kept where the method declares it; a state that
-    is saved and loaded gives the same probabilities.
+    ``fit`` writes its results in place, to buffers. Laws: the rows of the probabilities sum to 1; the NLL on the fitted
+    set is no worse than that of softmax; the top class stays the same if the method declares it; a saved and loaded
+    state gives the same probabilities.
     """
 
     room, callback = "calibration", "Calibrate"
     keeps_top_class: ClassVar[bool] = False
-    """Whether the most probable class is always that of the greatest logit."""
+    """Whether the class with the highest probability is always the one with the highest logit."""
     forward: Callable[..., Tensor]
 
     def fit(self, logits: Tensor, target: Tensor) -> None:
         """Fit on (N, C) logits and (N,) classes, or (N, C) class probabilities, of all ranks."""
         raise NotImplementedError(f"{type(self).__name__} defines no fit(logits, target).")
-
-
-class Adapter(Method, nn.Module):
-    """``(network, inputs) -> logits``: test-time adaptation.
-
-    Law: with zero strength it is the network.
-    """
-
-    room, callback = "adaptation", "AdaptAtTest"
-    forward: Callable[..., Tensor]
 
 
 KINDS: tuple[type[Method], ...] = (
@@ -331,7 +285,9 @@ KINDS: tuple[type[Method], ...] = (
     Rule,
     Merge,
     Calibrator,
-    Adapter,
 )
-"""The kinds in the order in which data flows. ``schedules/`` holds ``torch.optim.lr_scheduler`` classes and
-``metrics/`` ``torchmetrics.Metric`` classes: their contracts are those libraries' own."""
+"""The kinds, in the order in which data flows.
+
+Two rooms have no kind here, because their contracts belong to other libraries: ``schedules/`` holds
+``torch.optim.lr_scheduler`` classes, and ``metrics/`` holds ``torchmetrics.Metric`` classes.
+"""

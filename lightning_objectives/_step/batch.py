@@ -1,4 +1,4 @@
-"""The batch of a user's step: its inputs, its size, and the index that with_index added."""
+"""Reads a user's batch: its inputs, its size, and the index that with_index added."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ _INPUT_KEYS = ("inputs", "input", "x", "image", "images", "img", "pixel_values",
 
 
 def part_of(batch: Any, key: str | int | None) -> Any:
-    """What lies in a batch under ``key``: one of several loaders' batches, or the inputs; the batch without a key."""
+    """Take the part of a batch under ``key``, such as one of several loaders' batches; without a key, the batch."""
     if key is None or isinstance(batch, Tensor):
         return batch
     if isinstance(batch, Mapping):
@@ -20,9 +20,9 @@ def part_of(batch: Any, key: str | int | None) -> Any:
 
 
 def inputs_of(batch: Any, key: str | int | None) -> Tensor:
-    """The network's inputs in a batch: under ``key``, or the first element of a sequence, or under a usual name.
+    """Find the network's inputs in a batch: under ``key``, first in a sequence, or under a usual name.
 
-    In batches within batches, as several loaders give them, the same is looked for again.
+    If that part is itself a batch, as several loaders give them, the search goes on in it.
 
     Raises:
         ValueError: there is no tensor at that place.
@@ -31,31 +31,31 @@ def inputs_of(batch: Any, key: str | int | None) -> Tensor:
     >>> inputs_of([(torch.zeros(1), 2), {"image": torch.ones(1)}], 1)
     tensor([1.])
     """
-    found = part_of(batch, key)
-    while not isinstance(found, Tensor):
-        if isinstance(found, Mapping):
-            found = next((found[name] for name in _INPUT_KEYS if name in found), None)
-        elif isinstance(found, (tuple, list)) and found:
-            found = found[0]
+    part = part_of(batch, key)
+    while not isinstance(part, Tensor):
+        if isinstance(part, Mapping):
+            part = next((part[name] for name in _INPUT_KEYS if name in part), None)
+        elif isinstance(part, (tuple, list)) and part:
+            part = part[0]
         else:
             break
-    if not isinstance(found, Tensor):
+    if not isinstance(part, Tensor):
         keys = f"the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise ValueError(
-            f"The inputs were not found (input={key!r}) in a batch with {keys}; say input='key' or input=position, or "
-            "answer `objective_inputs(batch)` with the mixin."
+            f"There is no tensor of inputs at input={key!r} in a batch with {keys}. Say input='key' or input=position, "
+            "or answer `objective_inputs(batch)` with the mixin."
         )
-    return found
+    return part
 
 
 def with_inputs(batch: Any, key: str | int | None, inputs: Tensor) -> Any:
-    """The batch with other inputs; the user's own batch is not changed."""
+    """Copy the batch with other inputs; the user's own batch stays as it is."""
     old = inputs_of(batch, key)
     return _changed(batch, lambda value: inputs if value is old else value)
 
 
 def _changed(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """A batch with each part changed, from the outside in; the same object where nothing is."""
+    """Change each part of a batch, from the outside in; a part in which nothing changes is the same object."""
     changed = change(batch)
     if changed is not batch:
         return changed
@@ -72,7 +72,7 @@ def _changed(batch: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def batch_size_of(batch: Any) -> int | None:
-    """The length of the first tensor in a batch; None where there is none."""
+    """The length of the first tensor in a batch; None if there is no tensor."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.dim() else None
     items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
@@ -80,20 +80,20 @@ def batch_size_of(batch: Any) -> int | None:
 
 
 def unwrap(batch: Any, key: str | int | None = None) -> tuple[Any, Tensor | None]:
-    """The batch as the user's step expects it, and the index that `with_index` added.
+    """Split the batch into what the user's step expects and the index that `with_index` added.
 
-    Of several loaders' batches the index is that of the one under ``key``, or of the first that has one.
+    If several loaders give a batch each, the index is that of the batch under ``key``, or of the first that has one.
     """
     if isinstance(batch, Indexed):
         return batch.item, batch.index
-    found: list[Tensor] = []
+    indices: list[Tensor] = []
 
-    def bare(value: Any) -> Any:
+    def item_of(value: Any) -> Any:
         if not isinstance(value, Indexed):
             return value
-        found.append(value.index)
+        indices.append(value.index)
         return value.item
 
     if key is not None:
-        _changed(part_of(batch, key), bare)
-    return _changed(batch, bare), next(iter(found), None)
+        _changed(part_of(batch, key), item_of)
+    return _changed(batch, item_of), next(iter(indices), None)

@@ -1,4 +1,4 @@
-"""What the callbacks of the step have in common."""
+"""The base class of the callbacks that act in the training step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ _UNSHARDED = {
 
 @dataclass(eq=False, kw_only=True)
 class StepCallback(StatefulCallback):
-    """A callback that places one method of its kind in the training step.
+    """Places one method of its kind in the training step.
 
     Args:
-        criterion: path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses.
-        which: number of the criterion's call, from 0, where a step makes several that need a gradient.
-        head: path of the network's head (``"model.fc"``), where it is not found or not the right one.
-        input: key or position of the network's inputs in the batch, or of the batch that holds them, where several
-            loaders give one each.
+        criterion: path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses.
+        which: number of the criterion's call, from 0, if a step makes several calls that need a gradient.
+        head: path of the network's head (``"model.fc"``), if the callback does not find it, or finds another module.
+        input: key or position of the network's inputs in the batch. If several loaders give a batch each, key or
+            position of the batch that holds the inputs.
     """
 
     place: ClassVar[str]
@@ -39,32 +39,32 @@ class StepCallback(StatefulCallback):
 
     @property
     def method(self) -> Callable[..., Any]:
-        """The method that is placed."""
+        """The method that the callback places."""
         return self.methods()[0]  # type: ignore[no-any-return]  # of the callback's kind
 
     @cached_property
     def signals(self) -> tuple[str, ...]:
-        """The signals that the method asks for."""
+        """The names of the signals that the method asks for."""
         return signals_of(self.method)
 
-    @cached_property  # Lightning's profiler asks for it at every hook of every step
+    @cached_property  # Lightning's profiler reads it at every hook of every step.
     def state_key(self) -> str:
-        """One entry in the checkpoint for each method."""
+        """Its name in a checkpoint: another one for each method."""
         return f"{type(self).__name__}({self.method!r})"
 
     def unsupported(self) -> dict[str, str]:
-        """A head that cannot be reached, where it needs one; parameters that FSDP2 would not shard."""
-        taken = self.place == "head" or not FROM_HEAD.isdisjoint(self.signals)
+        """Add a compiled module if the callback needs the head, and FSDP2 if it adds parameters."""
+        needs_head = self.place == "head" or not FROM_HEAD.isdisjoint(self.signals)
         unsharded = _UNSHARDED if self.adds_parameters else {}
-        return unsharded | super().unsupported() | ({"a_compiled_module": COMPILED} if taken else {})
+        return unsharded | super().unsupported() | ({"a_compiled_module": COMPILED} if needs_head else {})
 
     def active(self, step: int) -> bool:
-        """Whether anything is touched at this optimizer step."""
+        """Whether the callback changes anything at this optimizer step."""
         return self.method.active(step=step) if isinstance(self.method, Method) else True
 
     @property
     def adds_parameters(self) -> bool:
-        """Whether the method has parameters, or will have, that are trained with the module's."""
+        """Whether the method has, or will have, parameters to train with those of the module."""
         return isinstance(self.method, nn.Module) and next(self.method.parameters(), None) is not None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -74,7 +74,7 @@ class StepCallback(StatefulCallback):
             Pipeline.of(trainer, pl_module).add(self)
 
     def build(self, pipeline: Pipeline, head: nn.Module | None) -> None:
-        """Make what depends on the network, whose head is known now, before the extra modules are taken."""
+        """Build what depends on the network's head, before the pipeline adds the extra modules."""
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the module back as it was."""
@@ -82,11 +82,11 @@ class StepCallback(StatefulCallback):
         super().release(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The method's state, where it has any."""
+        """The state of the method; empty if it is a plain function."""
         return dict(self.method.state_dict()) if isinstance(self.method, nn.Module) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the method's state back."""
+        """Restore the state of the method."""
         if isinstance(self.method, nn.Module):
             with taking(self.state_key, Pipeline.trainer_of(self)):
                 self.method.load_state_dict(state_dict)

@@ -1,4 +1,4 @@
-"""What an unedited validation or test step compares: its logits and its target."""
+"""Finds the logits and the target that an unedited validation or test step compares."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_objectives._step.batch import unwrap
+from lightning_objectives._step.compiled import lies_in_compiled
 from lightning_objectives._step.criterion import Call, CriterionMode, Named, locate
-from lightning_objectives._step.head import is_compiled, network_of, resolve
+from lightning_objectives._step.head import network_of, resolve
 from lightning_objectives._trainer.patch import Patch
 
 NO_CHOICE = "which is no choice of one class"
@@ -21,20 +22,20 @@ _NOT_CLASSES = (F.mse_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_
 
 @dataclass(kw_only=True)
 class Where:
-    """Where the logits and the target of an evaluation step are, for steps in which they are not found."""
+    """Says where the logits and the target of an evaluation step are, if they are not found without help."""
 
     criterion: str | None = None
-    """Path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses."""
+    """Path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses."""
     which: int | None = None
-    """Number of the criterion's call, from 0, where a step makes several."""
+    """Number of the criterion's call, from 0, if a step makes several."""
     head: str | None = None
-    """Path of the network's head, where a step has no criterion and the head is not found."""
+    """Path of the network's head, if a step has no criterion and the head is not found."""
     target: str | int | None = None
-    """Key or position of the target in the batch, where a step has no criterion; by default its last element."""
+    """Key or position of the target in the batch, if a step has no criterion; by default the last element."""
 
 
 class _Hook:
-    """A forward hook; in a copy or a pickle of the module it does nothing."""
+    """A forward hook that does nothing in a copy or a pickle of the module."""
 
     def __init__(self, call: Callable[..., None]) -> None:
         self.call = call
@@ -51,38 +52,38 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 class EvaluationSteps:
-    """Stands in for a module's validation and test steps, and tells ``seen(loader, logits, target)`` of each batch.
+    """Patches a module's validation and test steps, and calls ``on_batch(loader, logits, target)`` after each of them.
 
-    They are what the step's criterion is given; where a step has no criterion, the head's output and the target in the
-    batch.
+    The logits and the target are the arguments of the step's criterion. If a step has no criterion, they are the head's
+    output and the target in the batch.
 
     Args:
         module: the LightningModule.
-        seen: called after each step with the data loader's number, the logits and the target.
-        where: what the user said.
-        otherwise: what to do where the criterion does not compare with one class a row, which is an error then; None
-            where it is none.
-        repeat: keep what the network's forward was given, for :meth:`repeated`.
+        on_batch: called after each step with the number of the data loader, the logits and the target.
+        where: what the user says about the step.
+        otherwise: the way out for the error message if the criterion does not compare with one class per row; None if
+            that is no error.
+        repeat: whether to keep the arguments of the network's forward for :meth:`repeated`.
     """
 
     _repeating: ClassVar[bool] = False
-    """Whether any network runs for a second time, which none may take for the step's own run."""
+    """Whether some network runs a second time; no hook may take that for the step's own run."""
 
     def __init__(
         self,
         module: Any,
-        seen: Callable[[int, Tensor, Tensor], None],
+        on_batch: Callable[[int, Tensor, Tensor], None],
         where: Where,
         *,
         otherwise: str | None = None,
         repeat: bool = False,
     ) -> None:
         self.module = module
-        self.seen = seen
+        self.on_batch = on_batch
         self.where = where
         self.otherwise = otherwise
         self.ignore_index: int | None = None
-        """The target, in the batch that was seen last, of what does not count."""
+        """The target value that marks what does not count, in the latest batch; None if there is none."""
         self.repeat = repeat
         self._running = self._checked = False
         self._call: Call | None = None
@@ -95,7 +96,7 @@ class EvaluationSteps:
         self._mode = None if where.criterion else CriterionMode(torch.compiler.disable(self._caught))  # type: ignore[no-untyped-call]  # torch
 
     def restore(self) -> None:
-        """Give the steps back; does nothing the second time."""
+        """Remove the patches; does nothing the second time."""
         while self._undo:
             self._undo.pop()()
 
@@ -113,9 +114,9 @@ class EvaluationSteps:
         except ValueError:
             if self.where.head or self.repeat:
                 raise
-            return  # the criterion will do
+            return  # The criterion is enough.
         self._network = network_of(module, path)
-        if not is_compiled(module, path):
+        if not lies_in_compiled(module, path):
             self._undo.append(head.register_forward_hook(_Hook(self._head_hook)).remove)
         if self.repeat:
             hook = _Hook(self._network_hook)
@@ -133,7 +134,7 @@ class EvaluationSteps:
         finally:
             self._running = False
         loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
-        self.seen(loader, *self._compared(batch))
+        self.on_batch(loader, *self._compared(batch))
         return result
 
     @property
@@ -161,7 +162,9 @@ class EvaluationSteps:
     def _compared(self, batch: Any) -> tuple[Tensor, Tensor]:
         user, which = type(self.module).__name__, self.where.which
         if self._calls > 1 and which is None:
-            raise ValueError(f"{user}'s evaluation step calls {self._calls} criteria; say which=0, 1, ... is meant.")
+            raise ValueError(
+                f"{user}'s evaluation step calls {self._calls} criteria; say which=0, 1, ... is the one to read."
+            )
         if self._call is not None:
             if self.otherwise is not None and self._call.function in _NOT_CLASSES and self._call.input.dim() > 1:
                 raise ValueError(
@@ -171,46 +174,52 @@ class EvaluationSteps:
             self.ignore_index = self._call.options.get("ignore_index")
             return self._call.input.detach(), self._call.target
         if self._calls:
-            raise ValueError(f"which={which}, but {user}'s evaluation step calls {self._calls} criteria.")
+            raise ValueError(
+                f"which={which}, but {user}'s evaluation step calls {self._calls} criteria; choose a smaller number."
+            )
         if self._output is None:
             raise ValueError(
-                f"{user}'s evaluation step calls no criterion and no head was seen; name it with head='path.to.it'."
+                f"In {user}'s evaluation step no criterion and no head was seen, so there are no logits. Name the head "
+                "with head='path.to.it'."
             )
         return self._output.detach(), self._target(batch)
 
     def _target(self, batch: Any) -> Tensor:
         answer = getattr(self.module, "objective_target", None)
-        found = answer(batch) if answer is not None else None
+        value = answer(batch) if answer is not None else None
         target = self.where.target
-        if found is None:
+        if value is None:
             items = list(batch.values()) if isinstance(batch, Mapping) else batch
             key = target if target is not None else -1
-            found = batch.get(key) if isinstance(batch, Mapping) and target is not None else None
-            if found is None and isinstance(items, (tuple, list)) and isinstance(key, int) and -len(items) <= key:
-                found = items[key] if key < len(items) else None
-        if not isinstance(found, Tensor):
+            value = batch.get(key) if isinstance(batch, Mapping) and target is not None else None
+            if value is None and isinstance(items, (tuple, list)) and isinstance(key, int) and -len(items) <= key:
+                value = items[key] if key < len(items) else None
+        if not isinstance(value, Tensor):
             raise ValueError(
-                f"The target was not found (target={target!r}) in a batch that is a {type(batch).__name__}; say "
+                f"There is no tensor of targets at target={target!r} in a batch that is a {type(batch).__name__}. Say "
                 "target='key' or target=position, or answer `objective_target(batch)` with the mixin."
             )
-        return found
+        return value
 
     # -- other weights -------------------------------------------------------------------------------------------------
 
     def repeated(self, weights: dict[str, Tensor], logits: Tensor) -> Tensor:
-        """The logits of the step that ``seen`` is told of, under other weights.
+        """Compute the logits of the latest step with other weights.
 
         Raises:
-            ValueError: the logits are not what the network gives.
+            ValueError: the logits are not what the network returns.
         """
         if self._network is None or self._forward is None:
-            raise ValueError("weights= needs the network's own forward, which the evaluation step did not call.")
+            raise ValueError(
+                "weights= repeats the network's own forward, but the evaluation step did not call it. Remove weights=, "
+                "or call the network in the step."
+            )
         args, kwargs, output = self._forward
         if not self._checked:
             shaped = _in_shape_of(logits, output)
             if shaped is None or not torch.allclose(shaped.softmax(1), logits.softmax(1), atol=1e-5):
                 raise ValueError(
-                    f"weights=: the logits are not what {type(self._network).__name__} gives, so that its forward "
+                    f"weights=: the logits are not what {type(self._network).__name__} returns, so its forward "
                     "cannot be repeated with other weights. Name the network with the mixin's `objective_network`."
                 )
             self._checked = True
@@ -222,12 +231,12 @@ class EvaluationSteps:
             repeated = _in_shape_of(logits, torch.func.functional_call(self._network, own, args, kwargs))
         finally:
             EvaluationSteps._repeating = False
-        assert repeated is not None  # as in the first batch
+        assert repeated is not None  # The first batch proved it.
         return repeated
 
 
 def _in_shape_of(logits: Tensor, output: Any) -> Tensor | None:
-    """What a network gives as it is compared: itself, or one row a position, as the steps of language models say.
+    """A network's output in the shape of the logits: itself, or one row per position as in language models.
 
     >>> _in_shape_of(torch.zeros(6, 4), torch.ones(2, 3, 4)).shape, _in_shape_of(torch.zeros(6, 4), torch.ones(6, 5))
     (torch.Size([6, 4]), None)

@@ -1,4 +1,4 @@
-"""A network that is asked and never changed: a teacher, or a reference."""
+"""Asks a network that never changes, such as a teacher, for its logits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,29 +10,30 @@ from torch import Tensor, nn
 from lightning_objectives._step.head import resolve
 
 Normalization = tuple[Sequence[float], Sequence[float]]
-"""The mean and the standard deviation that inputs were normalized with, one number a channel."""
+"""The mean and the standard deviation of a normalization, one number per channel."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a frozen network says of a batch, without gradient."""
+    """The output of a frozen network for a batch, without gradient."""
 
     logits: Tensor
     features: Tensor | None
-    """What its head was given, where that is tapped."""
+    """The input of its head; None if that is not tapped."""
 
 
 class Frozen:
-    """A network outside of the user's module: in no state dict, optimizer, average or count, and in no process group.
+    """Keeps a network outside of the user's module: in no state dict, optimizer, average, count or process group.
 
-    Each time it is asked it is in eval mode, whatever was done to it since, on the device of the inputs, and in their
-    type (the module's own type for integer inputs).
+    Each call runs it in eval mode, on the device of the inputs and in their type (the type of the user's module for
+    integer inputs), whatever the training did to it since.
 
     Args:
-        network: it is changed in place; give it a copy of its own.
+        network: changed in place, so pass a copy of your own.
         head: path of its head, whose input is the answer's ``features``.
-        tap: whether the features are wanted.
-        translate: the normalization of the data, and that which the network was trained with; None leaves the inputs.
+        tap: whether to keep the features.
+        translate: the normalization of the data, and the one that the network was trained with; None leaves the inputs
+            as they are.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Frozen:
         self._features = args[0]
 
     def __call__(self, inputs: Tensor, dtype: torch.dtype) -> Answer:
-        """Ask: ``dtype`` is that of the user's module."""
+        """Run the network; ``dtype`` is that of the user's module."""
         dtype = inputs.dtype if inputs.is_floating_point() else dtype
         if any(p.device != inputs.device or (p.is_floating_point() and p.dtype != dtype) for p in self._tensors()):
             self.network.to(device=inputs.device, dtype=dtype)
@@ -75,8 +76,8 @@ class Frozen:
         factor, shift = self.translation
         if inputs.dim() < 2 or inputs.shape[1] != len(factor):
             raise ValueError(
-                f"The normalization has {len(factor)} channels, the inputs are {tuple(inputs.shape)}: one number "
-                "for each channel, which is dimension 1."
+                f"The normalization has {len(factor)} channels, the inputs are {tuple(inputs.shape)}, whose channels "
+                "are dimension 1. Give one number for each channel."
             )
         shape = (-1, *[1] * (inputs.dim() - 2))
         translated: Tensor = inputs * factor.to(inputs).view(shape) + shift.to(inputs).view(shape)
@@ -84,22 +85,23 @@ class Frozen:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """What losses may keep for their backward pass, as no tensor of the inference mode can be."""
+    """A tensor that a loss can keep for its backward pass, which torch forbids for tensors of the inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _affine(data: Normalization, network: Normalization) -> tuple[Tensor, Tensor]:
-    """The factor and the shift that take inputs from one normalization to the other, by channel."""
+    """The factor and the shift by channel that turn inputs of one normalization into inputs of the other."""
     (mean, std), (to_mean, to_std) = ([torch.tensor(v, dtype=torch.float64) for v in pair] for pair in (data, network))
     if len({len(v) for v in (mean, std, to_mean, to_std)}) != 1 or (std <= 0).any() or (to_std <= 0).any():
         raise ValueError(
-            f"The normalizations {data} and {network} must be (mean, std) with one number a channel, std > 0."
+            f"The normalizations {data} and {network} do not fit together: each must be (mean, std) with one number a "
+            "channel and std > 0."
         )
     return std / to_std, (mean - to_mean) / to_std
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a network returns: a tensor, ``.logits``, ``["logits"]``, or the first of a tuple.
+    """Find the logits in a network's output: a tensor, ``.logits``, ``["logits"]``, or the first item of a tuple.
 
     Raises:
         ValueError: there are none.
@@ -107,17 +109,17 @@ def logits_of(output: Any) -> Tensor:
     >>> logits_of({"logits": torch.ones(1), "loss": None}), logits_of((torch.ones(1), "hidden"))
     (tensor([1.]), tensor([1.]))
     """
-    found = getattr(output, "logits", None)
+    logits = getattr(output, "logits", None)
     if isinstance(output, Tensor):
-        found = output
-    elif found is None and isinstance(output, Mapping):
-        found = output.get("logits")
-    elif found is None and isinstance(output, (tuple, list)) and output:
-        found = output[0]
-    if not isinstance(found, Tensor):
+        logits = output
+    elif logits is None and isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif logits is None and isinstance(output, (tuple, list)) and output:
+        logits = output[0]
+    if not isinstance(logits, Tensor):
         keys = f" with the keys {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
         raise ValueError(
-            f"The teacher returns a {type(output).__name__}{keys}, in which there are no logits: it must return a "
-            "tensor, a tuple that begins with one, or something with `logits`. Wrap it in a module that does."
+            f"The teacher returns a {type(output).__name__}{keys}, in which there are no logits. It must return a "
+            "tensor, a tuple that begins with one, or something with `logits`: wrap it in a module that does."
         )
-    return found
+    return logits

@@ -1,4 +1,4 @@
-"""The gradients of the terms of a step, and a loss that hands their weighted sum to the parameters."""
+"""Computes the gradients of the terms of a step, and a loss whose backward pass hands out their weighted sum."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,18 +16,18 @@ WHOLE_GRADIENTS = "it compares whole gradients, of which a rank holds only a sha
 
 
 class Gradients:
-    """The gradients of the terms of a step, each found once.
+    """Computes the gradient of each term of a step once.
+
+    DDP's reducer does not see these gradients: it waits for the backward pass. Under a gradient scaler the terms are
+    scaled first, so that half-precision gradients do not vanish.
 
     Args:
         terms: K scalars.
-        pipeline: whose module's trained parameters are meant.
-
-    Nothing is told to DDP's reducer while they are found: it waits for the backward pass. Under a gradient scaler the
-    terms are scaled first, so that half-precision gradients do not vanish.
+        pipeline: the pipeline of the module whose trained parameters count.
     """
 
     rows: Tensor
-    """(K, P) by all P trained parameters, float32 at least, the mean over the ranks; 0 where a term does not reach."""
+    """(K, P) for all P trained parameters, float32 at least, the mean over the ranks; 0 for those out of reach."""
 
     def __init__(self, terms: Sequence[Tensor], pipeline: Pipeline) -> None:
         self.terms = terms
@@ -36,32 +36,31 @@ class Gradients:
         self._sizes = [parameter.numel() for parameter in trained]
         self._trained = [reached.pop(id(parameter), None) for parameter in trained]
         self._others = list(reached.values())
-        """What is reached beside the trained parameters, such as an input that needs a gradient."""
+        """The other leaves that the terms reach, such as an input that needs a gradient."""
         self._leaves = [*(leaf for leaf in self._trained if leaf is not None), *self._others]
         scaler = getattr(pipeline.trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
-        rows, self._beside = [], []
+        rows, self._of_others = [], []
         for term in terms:
             scaled = term * scale
-            found = list(torch.autograd.grad(scaled, self._leaves, retain_graph=True, materialize_grads=True))
-            self._beside.append([found.pop() / scale for _ in self._others][::-1])
-            known = iter(found)
-            parts = [torch.zeros_like(p) if leaf is None else next(known) for p, leaf in zip(trained, self._trained)]
-            rows.append(
-                torch.cat([part.to(torch.promote_types(part.dtype, torch.float32)).flatten() for part in parts])
-            )
-            rows[-1] /= scale
+            gradients = list(torch.autograd.grad(scaled, self._leaves, retain_graph=True, materialize_grads=True))
+            self._of_others.append([gradients.pop() / scale for _ in self._others][::-1])
+            reaching = iter(gradients)
+            parts = [torch.zeros_like(p) if leaf is None else next(reaching) for p, leaf in zip(trained, self._trained)]
+            row = torch.cat([part.to(torch.promote_types(part.dtype, torch.float32)).flatten() for part in parts])
+            row /= scale
+            rows.append(row)
         self.rows = torch.stack(rows)
         if world_size() > 1:
             dist.all_reduce(self.rows)
             self.rows /= world_size()
 
     def weighted(self, weights: Tensor) -> Tensor:
-        """The weighted sum of the terms, from which a backward pass reaches the parameters at once.
+        """The weighted sum of the terms, as a loss whose backward pass hands the known gradients to the parameters.
 
-        It carries the weighted gradients to them by autograd, so that DDP, gradient scalers and accumulation see them
-        as those of any other loss; what lies between is not gone through again. It is only where a hook of a parameter
-        would change its gradient twice, or the weights have gradients of their own.
+        DDP, gradient scaling and accumulation work as for any other loss. The backward pass does not run through the
+        network again, with two exceptions: a parameter has a hook, which would change its gradient twice; or the
+        weights have gradients of their own.
         """
         if weights.requires_grad or any(leaf._backward_hooks for leaf in self._leaves):
             return weighted_sum(self.terms, weights)
@@ -69,13 +68,13 @@ class Gradients:
             value = weighted_sum(self.terms, weights)
             joined = torch.split(weights.to(self.rows) @ self.rows, self._sizes)
             gradients = [part.view_as(leaf) for part, leaf in zip(joined, self._trained) if leaf is not None]
-            gradients += [weighted_sum(terms, weights) for terms in zip(*self._beside)]
-        handed: Tensor = _HandOver.apply(value, gradients, *self._leaves)
-        return handed
+            gradients += [weighted_sum(terms, weights) for terms in zip(*self._of_others)]
+        loss: Tensor = _HandOver.apply(value, gradients, *self._leaves)
+        return loss
 
 
 class _HandOver(torch.autograd.Function):
-    """A value with known gradients."""
+    """Gives a value the gradients that are known already."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *leaves: Tensor) -> Tensor:
@@ -90,26 +89,26 @@ class _HandOver(torch.autograd.Function):
 
 
 def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """The sum of tensors of one shape, weighted; of each the type stays."""
+    """The weighted sum of tensors of one shape; each keeps its type."""
     return torch.stack([weight.to(term) * term for weight, term in zip(weights, terms)]).sum(0)
 
 
 def leaves_of(terms: Iterable[Tensor]) -> list[Tensor]:
-    """The leaves that a backward pass would reach.
+    """The leaves that a backward pass from the terms would reach.
 
     >>> weight, frozen = torch.ones(2, requires_grad=True), torch.ones(2)
     >>> [leaf is weight for leaf in leaves_of([(weight * frozen).sum(), weight.exp().sum()])]
     [True]
     """
-    found = {id(term): term for term in terms if term.is_leaf and term.requires_grad}
+    leaves = {id(term): term for term in terms if term.is_leaf and term.requires_grad}
     waiting = [term.grad_fn for term in terms if term.grad_fn is not None]
-    seen = set(waiting)
+    visited = set(waiting)
     while waiting:
         node = waiting.pop()
         if type(node).__name__ == "AccumulateGrad":
             leaf: Tensor = node.variable  # type: ignore[attr-defined]  # of this node alone
-            found[id(leaf)] = leaf
-        fresh = {parent for parent, _ in node.next_functions if parent is not None} - seen
-        seen |= fresh
+            leaves[id(leaf)] = leaf
+        fresh = {parent for parent, _ in node.next_functions if parent is not None} - visited
+        visited |= fresh
         waiting += fresh
-    return list(found.values())
+    return list(leaves.values())

@@ -1,4 +1,4 @@
-"""What the autograd graph tells: where a tensor came from, and whether a loss is a scaled value."""
+"""Reads the autograd graph: where a tensor came from, and whether a loss is a scaled value."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from torch.autograd.graph import Node
 
 
 def came_from(logits: Tensor, output: Tensor) -> bool:
-    """Whether ``logits`` is ``output`` behind casts, shapes, scales and link functions of it alone.
+    """Whether ``logits`` was computed from ``output`` alone, by casts, shapes, scales and link functions.
 
     The walk goes back over nodes of the graph with a single input that needs a gradient.
 
@@ -30,13 +30,11 @@ _AFFINE = (
     "Add Sub RSub Neg Mean Sum View UnsafeView Reshape ReshapeAlias Select Slice Index Stack Cat Clone ToCopy Squeeze "
     "Unsqueeze Expand MaskedSelect Permute Transpose Alias Where MaskedFill Unbind Split Nansum"
 ).split()
-
-
 _BILINEAR = ("Mul", "Dot", "Mv", "Mm")
 
 
 def is_affine_in(loss: Tensor, value: Tensor) -> bool:
-    """Whether ``loss`` is a scaled ``value`` plus terms that do not hold it, as far as the graph shows.
+    """Whether ``loss`` is a scaled ``value`` plus terms without it, as far as the graph shows.
 
     >>> import torch
     >>> value = torch.ones(3, requires_grad=True) * 1
@@ -48,29 +46,29 @@ def is_affine_in(loss: Tensor, value: Tensor) -> bool:
 
 def _affine(loss: Tensor, value: Tensor) -> bool:
     goal = value.grad_fn
-    holds: dict[Node | None, bool] = {}
+    holds: dict[Node | None, bool] = {}  # whether the value is anywhere behind a node
     assert loss.grad_fn is not None
-    for node in _inputs_first(loss.grad_fn):  # whether the value is anywhere behind each node
+    for node in _inputs_first(loss.grad_fn):
         holds[node] = node is goal or any(holds.get(parent, False) for parent, _ in node.next_functions)
     if not holds[loss.grad_fn]:
         return False
-    for node in (node for node, held in holds.items() if node is not None and held and node is not goal):
-        where = [i for i, (parent, _) in enumerate(node.next_functions) if holds.get(parent, False)]
+    for node in (node for node, is_held in holds.items() if node is not None and is_held and node is not goal):
+        places = [i for i, (parent, _) in enumerate(node.next_functions) if holds.get(parent, False)]
         name = node.name().removesuffix("Backward0").removesuffix("Backward1").removesuffix("Backward")
-        linear = name in _AFFINE or (name in _BILINEAR and len(where) == 1) or (name == "Div" and where == [0])
+        linear = name in _AFFINE or (name in _BILINEAR and len(places) == 1) or (name == "Div" and places == [0])
         if not linear:
             return False
     return True
 
 
 def _inputs_first(root: Node) -> Iterator[Node]:
-    seen: set[Any] = set()
+    visited: set[Any] = set()
     pending = [(root, False)]
     while pending:
-        node, expanded = pending.pop()
-        if expanded:
+        node, inputs_done = pending.pop()
+        if inputs_done:
             yield node
-        elif node not in seen:
-            seen.add(node)
+        elif node not in visited:
+            visited.add(node)
             pending.append((node, True))
             pending.extend((parent, False) for parent, _ in node.next_functions if parent is not None)

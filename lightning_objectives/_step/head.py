@@ -1,18 +1,19 @@
-"""Finds the network's head by name, and proves on the first batch that the criterion's input came from it."""
+"""Finds the head of a network, and the network of a head, by their names."""
 
 from typing import Any
 
 from torch import nn
 
 USUAL = ("head", "fc", "classifier", "linear", "lm_head", "decoder", "output", "out", "score")
-"""The names that heads usually have, in the order in which they are believed."""
+"""The names that heads usually have; a name that comes earlier is tried first."""
 
 
 def resolve(module: nn.Module, named: "str | nn.Module | None") -> tuple[str, nn.Module]:
-    """The path and the module of the head.
+    """Find the head, and return its path and its module.
 
-    In this order: what is named (by ``head=`` or by the mixin's ``objective_head``); what timm's ``get_classifier``
-    gives; a ``Linear`` under one of the usual names, the last one if there are several; the last ``Linear``.
+    The first of these that exists is the head: the one that the user names, by ``head=`` or by the mixin's
+    ``objective_head``; what timm's ``get_classifier`` returns; the last ``Linear`` under one of the usual names; the
+    last ``Linear``.
 
     Raises:
         ValueError: the name does not exist, or nothing looks like a head.
@@ -20,7 +21,10 @@ def resolve(module: nn.Module, named: "str | nn.Module | None") -> tuple[str, nn
     paths = {child: path for path, child in module.named_modules()}
     if isinstance(named, nn.Module):
         if named not in paths:
-            raise ValueError(f"The head {type(named).__name__} is no part of {type(module).__name__}.")
+            raise ValueError(
+                f"The head {type(named).__name__} is no part of {type(module).__name__}, so the step never calls it. "
+                "Name a module that is one."
+            )
         return paths[named], named
     linears = {path: child for path, child in module.named_modules() if isinstance(child, nn.Linear)}
     if named is not None:
@@ -37,28 +41,22 @@ def resolve(module: nn.Module, named: "str | nn.Module | None") -> tuple[str, nn
         if isinstance(classifier, nn.Module) and classifier in paths and not isinstance(classifier, nn.Identity):
             return paths[classifier], classifier
     for name in USUAL:
-        found = [path for path in linears if path.rpartition(".")[2] == name]
-        if found:
-            return found[-1], linears[found[-1]]
+        matches = [path for path in linears if path.rpartition(".")[2] == name]
+        if matches:
+            return matches[-1], linears[matches[-1]]
     if linears:
         path = list(linears)[-1]
         return path, linears[path]
     raise ValueError(
-        f"{type(module).__name__} has no Linear layer that could be its head; name the module that turns features into "
+        f"{type(module).__name__} has no Linear layer that could be its head. Name the module that turns features into "
         "logits with head='path.to.it'."
     )
 
 
-def is_compiled(module: nn.Module, path: str) -> bool:
-    """Whether the child at ``path``, or anything that it lies in, is compiled: hooks and patches may not fire there."""
-    parts = path.split(".")
-    above = [module.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1)]
-    whole = getattr(module, "_compiler_ctx", None) is not None  # Lightning's mark of a module that is compiled itself
-    return whole or any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in above)
-
-
 def network_of(module: nn.Module, head: str) -> nn.Module:
-    """The module whose forward gives the logits: what the mixin names, or the child that holds the head, or the module.
+    """Find the module whose forward returns the logits.
+
+    That is the one that the mixin names, or the child of ``module`` that contains the head, or ``module`` itself.
 
     >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 3)))
     >>> network_of(net, "0.0") is net[0], network_of(net[0], "0") is net[0]

@@ -1,4 +1,4 @@
-"""The proof, on the first batch, that a plug-in has an effect, and the one that was meant."""
+"""Proves on the first batch that the plan of a step has its effect, and the one that the user means."""
 
 from collections.abc import Sequence
 
@@ -17,40 +17,43 @@ def prove(
     user: str,
     plan: str,
 ) -> None:
-    """Prove that the criterion was caught, that it is the loss, and that its input comes from the head.
+    """Prove that the pipeline caught the criterion, that it is the loss, and that its input comes from the head.
 
     Args:
         loss: what the step returned.
-        calls: the criteria that it called on tensors that need a gradient.
-        value: what was given back for the one that was taken.
-        which: the number that was asked for.
-        head: the head's output, where it is tapped and not wrapped: stacks are a proof of their own.
+        calls: the calls of criteria on tensors that need a gradient.
+        value: what the pipeline returned for the call that it changed or read; None if it did for none.
+        which: the number of the call that the user chose.
+        head: the head's output if it is tapped and not wrapped, because stacks are a proof of their own; else None.
         user: the name of the user's class.
-        plan: what was to happen, in words.
+        plan: what must happen, in words.
 
     Raises:
-        ValueError: one of them does not hold; the message says what to name.
+        ValueError: one of the three is not so; the message says what to name.
     """
     step = f"{user}.training_step"
     names = [f"{i}: {getattr(c.function, '__name__', c)} of {tuple(c.input.shape)}" for i, c in enumerate(calls)]
-    seen = ", ".join(names)
+    listed = ", ".join(names)
     if not calls:
         raise ValueError(
-            f"No criterion was seen in {step}, so that {plan} would have no effect. Caught are torch's cross_entropy, "
-            "nll_loss, binary_cross_entropy(_with_logits) and mse_loss on tensors that need a gradient; name any other "
-            "with criterion='path.to.it'."
+            f"No criterion was seen in {step}, so {plan} would have no effect. Only torch's cross_entropy, nll_loss, "
+            "binary_cross_entropy(_with_logits) and mse_loss on tensors that need a gradient are seen by themselves. "
+            "Name any other criterion with criterion='path.to.it'."
         )
     if which is None and len(calls) > 1:
-        raise ValueError(f"{step} calls several criteria ({seen}); say which=0, 1, ...")
+        raise ValueError(
+            f"{step} calls several criteria ({listed}), and {plan} can act on one of them only; say which=0, 1, ..."
+        )
     if value is None:
-        raise ValueError(f"which={which}, but {step} calls these criteria: {seen}.")
+        raise ValueError(f"which={which}, but {step} calls only these criteria: {listed}. Choose one of their numbers.")
     if not is_affine_in(loss, value):
         raise ValueError(
-            f"The loss that {step} returns is not the criterion's value up to scale and added terms ({seen}): the "
-            "criterion is only a part of it, or not in it. Name the whole of it with criterion='path.to.it'."
+            f"The loss that {step} returns is not the criterion's value ({listed}) up to a scale and added terms: the "
+            "criterion is only a part of it, or not in it, so the effect of a change would be unknown. Name a function "
+            "that computes the whole loss with criterion='path.to.it'."
         )
     if head is not None and not came_from(calls[which or 0].input, head):
         raise ValueError(
-            "The criterion's input does not come from the head alone; name the module that gives the logits with "
-            f"head=. The plan: {plan}."
+            f"The criterion's input does not come from the head alone, which {plan} relies on. Name the module that "
+            "computes the logits with head=."
         )

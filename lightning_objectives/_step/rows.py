@@ -1,4 +1,4 @@
-"""The rows (N) that methods see: the elements of a criterion's call folded into samples, or kept apart."""
+"""Folds the elements of a criterion's call into the N rows that methods see."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ Unit = Literal["sample", "element"]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What is left of the elements of one call: one loss a row, and the way back."""
+    """The losses of the rows of one call, and the way back from the rows to its elements."""
 
     losses: Tensor
-    """(N,) the mean over each sample's elements that count, or the elements themselves."""
+    """(N,): for each sample the mean over its elements that count, or the elements themselves."""
     spread: Callable[[Tensor], Tensor]
-    """Takes (N,) weights to weights of the elements' shape; what was left out gets 0."""
+    """Turns (N,) weights into weights of the elements' shape; elements that do not count get 0."""
     keep: Tensor | None
-    """Which samples (or flattened elements) are rows, as a mask; None where all are."""
+    """Which samples (or flattened elements) are rows, as a mask; None if all are."""
 
 
 def fold(call: Call, elements: Tensor, *, unit: Unit, batch_size: int | None) -> Rows:
     """Fold the elements of a call into rows.
 
-    With ``unit="sample"`` the first dimension is the batch, or the batch times the positions of each sample where the
-    user's code has flattened them; each sample is the mean over its elements that count. With ``unit="element"`` every
-    element that counts is a row.
+    With ``unit="sample"`` each sample is a row, and its loss is the mean over its elements that count. The first
+    dimension is the batch, or the batch times the positions of each sample if the user's code has flattened them. With
+    ``unit="element"`` each element that counts is a row.
 
     Raises:
         ValueError: the elements cannot be folded into ``batch_size`` samples.
     """
     if elements.dim() == 0:
         raise ValueError(
-            "The criterion compares one unbatched sample: there is nothing to weight. Add a batch dimension."
+            "The criterion compares one sample without a batch dimension, so there are no rows. Add a batch dimension."
         )
     if unit == "element":
         return _rows(elements.flatten(), call.valid.flatten() if call.valid is not None else None, elements.shape)
@@ -53,7 +53,7 @@ def fold(call: Call, elements: Tensor, *, unit: Unit, batch_size: int | None) ->
     if call.valid is None:
         return Rows(table.mean(1), lambda w: w[:, None].expand_as(table).reshape(elements.shape), None)
     counts = call.valid.reshape(samples, -1).sum(1)
-    means, keep = table.sum(1) / counts.clamp_min(1), counts > 0  # an ignored element's loss is 0
+    means, keep = table.sum(1) / counts.clamp_min(1), counts > 0  # The loss of an ignored element is 0.
     return Rows(
         means[keep],
         lambda w: _fill(w, keep)[:, None].expand_as(table).reshape(elements.shape),

@@ -1,4 +1,4 @@
-"""The M stacks of a wrapped head follow what the user's code does to the head's output."""
+"""Repeats on the M stacks of a wrapped head what the user's code does to the head's output."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,47 +19,49 @@ _ARITHMETIC = (
 )
 _LINKS = "log_softmax softmax logsigmoid sigmoid tanh clamp clip"
 FOLLOWED = frozenset(f"{_CASTS} {_SHAPES} {_SELECTIONS} {_ARITHMETIC} {_LINKS}".split())
-"""The operations that are repeated on each stack, by name: pure functions without random draws."""
+"""The names of the operations that can be repeated on each stack: pure functions without random draws."""
 
 
 @dataclass(eq=False)
 class _Node:
-    """A tensor that came from the head's output, and how."""
+    """A tensor that was computed from the head's output, and how."""
 
     tensor: Tensor
     version: int
-    make: Callable[[int], Tensor]
-    """What the tensor would be if the head had given stack m."""
-    lost: str | None = None
-    """The operation at which the trace ended."""
-    made: dict[int, Tensor] = field(default_factory=dict)
+    repeat: Callable[[int], Tensor]
+    """Computes the tensor for stack m in place of the head's output."""
+    obstacle: str | None = None
+    """The operation on the way here that cannot be repeated."""
+    by_stack: dict[int, Tensor] = field(default_factory=dict)
 
     def at(self, m: int) -> Tensor:
-        if m not in self.made:
-            self.made[m] = self.make(m)
-        return self.made[m]
+        if m not in self.by_stack:
+            self.by_stack[m] = self.repeat(m)
+        return self.by_stack[m]
 
 
 class Stacks:
-    """Records, cheaply, the operations on a head's output, and repeats them on the stacks when a criterion asks."""
+    """Records the operations on a head's output at little cost, and repeats them for a criterion's input."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._nodes: dict[int, _Node] = {}  # a node keeps its tensor alive, so that an id stays its own
+        self.head = ""
+        """The path of the head, for messages."""
+        self._nodes: dict[int, _Node] = {}  # by id: a node keeps its tensor alive, so that no other gets its id
 
     def start(self, output: Tensor, stacks: Tensor) -> None:
-        """``output`` (N, ...) stands for the ``stacks`` (M, N, ...) in the user's code."""
+        """Let ``output`` (N, ...) stand for the ``stacks`` (M, N, ...) in the user's code."""
         self.count = len(stacks)
         parts = stacks.unbind(0)
         self._nodes[id(output)] = _Node(output, output._version, parts.__getitem__)
 
     def clear(self) -> None:
-        """Forget everything: the step is over."""
+        """Forget all tensors at the end of a step."""
         self.count = 0
         self._nodes.clear()
 
     def follow(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Record that the user's code got ``result`` from ``function(*args, **kwargs)``."""
+        """Record that the user's code computed ``result`` by ``function(*args, **kwargs)``."""
         if not any(id(value) in self._nodes for value in _tensors((*args, *kwargs.values()))):
             return
         name = getattr(function, "__name__", repr(function))
@@ -68,41 +70,44 @@ class Stacks:
             if not isinstance(output, Tensor):
                 continue
             known = self._nodes.get(id(output))
-            if known is not None:  # `.float()` of a float is the tensor itself
-                known.lost = known.lost or (f"{name} (in place)" if output._version != known.version else None)
+            if known is not None:  # The function returned its own argument, as `.float()` of a float tensor does.
+                if known.obstacle is None and output._version != known.version:
+                    known.obstacle = f"{name} (in place)"
                 continue
             whole = isinstance(result, Tensor)
 
-            def make(m: int, position: int = position, whole: bool = whole) -> Tensor:
-                made = function(*self._at(args, m), **{key: self._at(value, m) for key, value in kwargs.items()})
-                return made if whole else made[position]  # type: ignore[no-any-return]  # what the function returns
+            def repeat(m: int, position: int = position, whole: bool = whole) -> Tensor:
+                value = function(*self._at(args, m), **{key: self._at(value, m) for key, value in kwargs.items()})
+                return value if whole else value[position]  # type: ignore[no-any-return]  # what the function returns
 
-            lost = self._lost(args, kwargs) or (None if name in FOLLOWED else name)
-            self._nodes[id(output)] = _Node(output, output._version, make, lost)
+            obstacle = self._obstacle(args, kwargs) or (None if name in FOLLOWED else name)
+            self._nodes[id(output)] = _Node(output, output._version, repeat, obstacle)
 
     def of(self, tensor: Tensor) -> list[Tensor] | None:
-        """What ``tensor`` would be for each stack; None where it did not come from the head.
+        """Compute ``tensor`` for each stack; None if it was not computed from the head's output.
 
         Raises:
-            ValueError: it came from the head through something that cannot be repeated.
+            ValueError: an operation on the way from the head cannot be repeated.
         """
         node = self._nodes.get(id(tensor))
         if node is None:
             return None
-        if node.lost is None:
-            changed = [n for n in self._nodes.values() if n.lost is None and n.tensor._version != n.version]
-            if changed:
-                node.lost = "an in-place change"
-        if node.lost is not None:
+        obstacle = node.obstacle
+        if obstacle is None and any(
+            n.obstacle is None and n.tensor._version != n.version for n in self._nodes.values()
+        ):
+            obstacle = "an in-place change"
+        if obstacle is not None:
             raise ValueError(
-                f"Between the head and the criterion there is {node.lost!r}, which cannot be repeated on the head's "
-                "stacks. Casts, shapes, selections, arithmetic and link functions can; or name a head behind it: head=."
+                f"The stacks cannot follow the logits from the head {self.head!r} to the loss: in between, your code "
+                f"applies {obstacle!r}, which cannot be repeated on each stack. Casts, shapes, selections, arithmetic "
+                "and link functions can. Pass `head=` with a module that lies after that operation."
             )
         return [node.at(m) for m in range(self.count)]
 
-    def _lost(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        found = (self._nodes.get(id(value)) for value in _tensors((*args, *kwargs.values())))
-        return next((node.lost for node in found if node is not None and node.lost is not None), None)
+    def _obstacle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        nodes = (self._nodes.get(id(value)) for value in _tensors((*args, *kwargs.values())))
+        return next((node.obstacle for node in nodes if node is not None and node.obstacle is not None), None)
 
     def _at(self, value: Any, m: int) -> Any:
         if isinstance(value, Tensor):

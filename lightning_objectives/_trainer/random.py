@@ -1,4 +1,4 @@
-"""Draws that leave the training's random stream where it was."""
+"""Draws numbers without changing the random stream of the training, and saves and restores that stream."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def private_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """A random stream of one's own, on the CPU and on one device, for code that takes no generator.
+    """Gives code that takes no generator a random stream of its own, on the CPU and on one device.
 
     >>> before = torch.get_rng_state()
     >>> with private_stream(1):
@@ -29,6 +29,14 @@ def private_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[No
         yield
 
 
+def batch_seed(seed: int, trainer: Any) -> int:
+    """The seed for the draws of one batch, which depends on the rank and the number of the batch.
+
+    A resumed training draws the same for the same batch, so nothing has to be saved.
+    """
+    return int((seed << 40) + (trainer.global_rank << 32) + trainer.fit_loop.total_batch_idx) % 2**63
+
+
 def random_state() -> dict[str, Any]:
     """The states of the global generators, in types that ``torch.load(weights_only=True)`` reads."""
     state: Any = np.random.get_state(legacy=True)
@@ -42,7 +50,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`random_state` returned; where that fails, no state is changed.
+    """Restore what :func:`random_state` returned; if that fails, no state changes.
 
     >>> state = random_state()
     >>> first = torch.rand(2), np.random.rand(2), random.gauss(0, 1)

@@ -1,4 +1,4 @@
-"""A term of the kind `Regularizer` added to the loss."""
+"""Adds a regularizer to the loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class AddRegularizer(StepCallback):
     """Adds ``strength`` times a term to the loss that the model's step returns, and logs it as ``train/<name>``.
 
     Args:
-        regularizer: the method, from any signals to (N,), of which the mean is taken, or to a scalar.
-        strength: the factor of the term; at 0 nothing is touched.
+        regularizer: the method, from any signals to a scalar, or to (N,) values, of which the callback takes the mean.
+        strength: the factor of the term; at 0 nothing changes.
     """
 
     kind = Regularizer
@@ -28,7 +28,7 @@ class AddRegularizer(StepCallback):
     strength: float = 1.0
 
     def methods(self) -> list[Any]:
-        """The one method."""
+        """The regularizer."""
         return [self.regularizer]
 
     def active(self, step: int) -> bool:
@@ -36,7 +36,7 @@ class AddRegularizer(StepCallback):
         return self.strength != 0 and super().active(step)
 
     def term(self, pipeline: Pipeline) -> Tensor:
-        """The term of this step."""
+        """Compute the term of this step."""
         value: Tensor = self.regularizer(**{name: pipeline.signals.get(name) for name in self.signals})
         value = value.mean()
         pipeline.log_term(self, value)

@@ -1,4 +1,4 @@
-"""The terms of the objective combined by a method of the kind `Combination`."""
+"""Combines the terms of the loss by their gradients."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from lightning_objectives.kinds import Combination
 class CombineTerms(StepCallback):
     """Weights the model's own loss and the terms that other callbacks add, by their gradients.
 
-    The first gradient is that of the model's own loss, the others are those of the terms in the order of their names.
-    They are the means over the ranks, so that all ranks weigh the same; the network is gone through backwards once for
-    each of them, and their weighted sum is what gradient scalers, clipping and accumulation see as that of any other
-    loss. Logged as ``train/weight_0``, ``train/weight_1``, ...
+    The first gradient is that of the model's own loss. The others are those of the terms, in the order of their names.
+    All are means over the ranks, so that each rank computes the same weights. Each gradient costs one backward pass
+    through the network. Gradient scaling, clipping and accumulation see the weighted sum as the gradient of any other
+    loss. The weights are logged as ``train/weight_0``, ``train/weight_1``, ...
 
     Args:
         combination: the method, ``gradients (K, P) -> weights (K,)``.
@@ -33,19 +33,24 @@ class CombineTerms(StepCallback):
     combination: nn.Module | Callable[..., Tensor]
 
     def methods(self) -> list[Any]:
-        """The one method."""
+        """The combination."""
         return [self.combination]
 
     def combine(self, terms: Sequence[Tensor], pipeline: Pipeline) -> Tensor:
-        """The weighted sum."""
-        known = {name: pipeline.signals.get(name) for name in self.signals if name != "gradients"}
-        given = Gradients(terms, pipeline) if "gradients" in self.signals else None
-        if given is not None:
-            known["gradients"] = given.rows
-        weights: Tensor = self.combination(**known)
+        """Compute the weighted sum of the terms.
+
+        Raises:
+            ValueError: the method does not return one weight for each term.
+        """
+        signals = {name: pipeline.signals.get(name) for name in self.signals if name != "gradients"}
+        gradients = Gradients(terms, pipeline) if "gradients" in self.signals else None
+        if gradients is not None:
+            signals["gradients"] = gradients.rows
+        weights: Tensor = self.combination(**signals)
         if weights.shape != (len(terms),):
             raise ValueError(
-                f"{self.combination} gave weights of shape {tuple(weights.shape)} for {len(terms)} terms of the loss."
+                f"{self.combination} gave weights of shape {tuple(weights.shape)} for {len(terms)} terms of the loss. "
+                "It must return one weight for each term."
             )
         pipeline.logged |= {f"weight_{i}": weight for i, weight in enumerate(weights.detach())}
-        return weighted_sum(terms, weights) if given is None else given.weighted(weights)
+        return weighted_sum(terms, weights) if gradients is None else gradients.weighted(weights)

@@ -1,4 +1,4 @@
-"""A term of the kind `Distillation`: the network learns from a frozen teacher too."""
+"""Trains the network on the output of a frozen teacher too."""
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -16,43 +16,46 @@ from lightning_objectives._step.frozen import Answer, Frozen, Normalization
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients
 from lightning_objectives._step.pipeline import Pipeline
 from lightning_objectives._step.signals import Signals
-from lightning_objectives._trainer.random import private_stream
-from lightning_objectives.kinds import Distillation, signals_of
+from lightning_objectives._trainer.random import batch_seed, private_stream
+from lightning_objectives.kinds import Distillation
+from lightning_objectives.signals import signals_from, signals_of
 
-_TEACHERS = frozenset({"teacher_logits", "teacher_features"})
+_OF_TEACHER = signals_from("teacher")
 
 
 @dataclass(eq=False)
 class Distill(StepCallback):
     """Adds ``weight`` times the distance to a teacher to the loss that the model's step returns.
 
-    The teacher is a copy of the callback's own, made at the start of the fit and dropped at its end: it is no part of
-    the module, its state, its optimizer, its averages or its process group, and is always in eval mode. It sees the
-    batch's inputs as the training step gets them, augmented and mixed. All rows of the batch are distilled, also those
-    whose label the model's criterion ignores. Logged as ``train/<name>``, before the weight.
+    The callback copies the teacher at the start of the fit and drops the copy at the end. The copy is no part of the
+    module, its state, its optimizer, its averages or its process group, and it always runs in eval mode. It gets the
+    same inputs as the training step, augmented and mixed. The term covers all rows of the batch, also those whose label
+    the model's criterion ignores. The term is logged as ``train/<name>``, before it is multiplied by the weight.
 
-    A method with a head of its own (an auxiliary head) has it built on the features that the network's head is given;
-    it is trained with the network, kept with the callback, and absent from the module's state and files.
+    Some methods have a head of their own (an auxiliary head). The callback builds it on the features of the network's
+    head. The optimizer trains it with the network; the callback saves it, and the module's state and files do not
+    contain it.
 
     Args:
-        distillation: the method, ``(logits, teacher_logits, ...) -> (N,)``, of which the mean is taken.
+        distillation: the method, ``(logits, teacher_logits, ...) -> (N,)``; the term is the mean of its values.
         teacher: a trained module; a timm name (``"timm:resnet18"``), with its pretrained weights or those of a file;
             the path of a class (``"package.module.Net"``) with a Lightning checkpoint; or a function that returns one
-            of these, called at the start of a fit. The teacher is called with the inputs alone, and may return a
-            tensor, a tuple that begins with one, or anything with ``logits``.
-        weight: the factor of the term; at 0 nothing is touched.
+            of these, called at the start of a fit. The callback calls the teacher with the inputs alone. The teacher
+            may return a tensor, a tuple that begins with one, or anything with ``logits``.
+        weight: the factor of the term; at 0 nothing changes.
         teacher_weights: a file of the teacher's weights: safetensors, a state dict, or a Lightning checkpoint.
-        teacher_head: path of the teacher's head, where ``teacher_features`` are asked for and it is not found.
-        data_normalization: the (mean, std) by channel that the data come with, where the teacher was trained with
-            others: the inputs are then translated for it.
+        teacher_head: path of the teacher's head, if the method asks for ``teacher_features`` and the head is not found.
+        data_normalization: the (mean, std) by channel of your data, if the teacher was trained with another
+            normalization: the callback then translates the inputs for the teacher.
         teacher_normalization: the (mean, std) of the teacher; None takes those that timm gives with it.
-        cache: a directory in which the teacher's logits are kept by sample, so that it is asked once a sample and not
-            once a step. The training set must be wrapped by ``with_index``. A sample whose inputs change is an error,
-            so that random augmentation is found out when samples come the second time. The files grow with the data
-            set times the classes (50 000 x 100: 20 MB), are written at the end of each epoch, and serve later trainings
-            under the same teacher.
-        cache_top_k: how many logits of a sample are kept; the others share the probability that is left. None is all.
-        seed: of the auxiliary head's initial weights and of its dropout.
+        cache: a directory for the teacher's logits by sample, so that the teacher runs once for each sample instead of
+            once in each step. Wrap the training set in ``with_index``. A sample whose inputs change is an error, so
+            random augmentation raises an error when the first sample comes a second time. The files grow with the size
+            of the data set times the number of classes (50 000 x 100: 20 MB). The callback writes them at the end of
+            each epoch, and later trainings with the same teacher use them too.
+        cache_top_k: how many logits to keep for each sample; the other classes share the probability that is left. None
+            keeps all.
+        seed: the seed of the auxiliary head's initial weights and of its dropout.
     """
 
     kind = Distillation
@@ -72,19 +75,19 @@ class Distill(StepCallback):
     seed: int = 0
 
     def methods(self) -> list[Any]:
-        """The one method."""
+        """The distillation."""
         return [self.distillation]
 
     def __post_init__(self) -> None:
         if isinstance(self.teacher, type) or not (isinstance(self.teacher, str) or callable(self.teacher)):
             raise ValueError(
                 f"teacher={self.teacher!r} must be a trained module, a timm name, the path of a class, or a function "
-                "that returns one of them: a class itself has no weights."
+                "that returns one of them, because anything else has no weights."
             )
         if self.teacher_normalization is not None and self.data_normalization is None:
             raise ValueError(
-                f"teacher_normalization={self.teacher_normalization} needs data_normalization=(mean, std) beside it; "
-                "for data in [0, 1] that is zeros and ones."
+                f"teacher_normalization={self.teacher_normalization} needs data_normalization=(mean, std) beside it "
+                "to translate the inputs. For data in [0, 1] that is zeros and ones."
             )
         if self.cache_top_k is not None and (self.cache is None or self.cache_top_k < 1):
             raise ValueError(f"cache_top_k={self.cache_top_k} must be at least 1, and needs a directory, cache=.")
@@ -94,9 +97,9 @@ class Distill(StepCallback):
 
     @cached_property
     def signals(self) -> tuple[str, ...]:
-        """What the step must tap: features in the place of logits, where the method builds a head on them."""
-        asked = signals_of(self.method)
-        return tuple("features" if name == "logits" and self._own_head else name for name in asked)
+        """The names of the signals of the step; a method that builds a head needs features in place of logits."""
+        names = signals_of(self.method)
+        return tuple("features" if name == "logits" and self._own_head else name for name in names)
 
     @property
     def _own_head(self) -> bool:
@@ -104,11 +107,11 @@ class Distill(StepCallback):
 
     @property
     def adds_parameters(self) -> bool:
-        """Also those of a head that is built later."""
+        """Whether the method has parameters, or builds a head that has."""
         return self._own_head or super().adds_parameters
 
     def unsupported(self) -> dict[str, str]:
-        """Where it compares gradients, they must be whole; where it adds a head, the module must not be copied."""
+        """Add FSDP2 if the method compares gradients, and Lightning's WeightAveraging if it adds a head."""
         combines = isinstance(self.method, Distillation) and self.method.combination() is not None
         whole = {"fsdp2": WHOLE_GRADIENTS} if combines else {}
         return whole | super().unsupported() | ({"beside_weight_averaging": COPIED} if self._own_head else {})
@@ -116,31 +119,31 @@ class Distill(StepCallback):
     # -- before the training -------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Register with the pipeline of the module, unless there is nothing to do."""
+        """Register with the pipeline of the module, unless the settings change nothing."""
         idle = self.weight == 0 or (isinstance(self.method, Distillation) and self.method.idle)
         if stage != "fit" or idle:
             return
         super().setup(trainer, pl_module, stage)
         pipeline = Pipeline.of(trainer, pl_module)
-        for name in _TEACHERS:
-            pipeline.makers.setdefault(name, partial(self._told, name))
+        for name in _OF_TEACHER:
+            pipeline.providers.setdefault(name, partial(self._answer, name))
 
     def build(self, pipeline: Pipeline, head: nn.Module | None) -> None:
-        """Take the teacher, and build the method's own head beside the network's."""
+        """Load the teacher, and build the method's own head beside the network's."""
         if isinstance(self.method, Distillation):
             if self.method.combination() is not None:
                 self._refuse_rivals(pipeline)
             if self.method.builds_head:
                 assert head is not None
                 self._build_head(self.method, head)
-        self._take_teacher(pipeline)
+        self._load_teacher(pipeline)
 
     def _refuse_rivals(self, pipeline: Pipeline) -> None:
         rival = next((m for m in pipeline.members if m.place == "combination"), None)
         if rival is not None:
             raise ValueError(
                 f"{self.method} combines its term with the model's own loss itself, and so does "
-                f"{type(rival).__name__}({rival.method}); keep one of them."
+                f"{type(rival).__name__}({rival.method}): the loss would be weighted twice. Keep one of them."
             )
 
     def _build_head(self, method: Distillation, head: nn.Module) -> None:
@@ -148,53 +151,55 @@ class Distill(StepCallback):
         with private_stream(self.seed):
             method.build(features=features, classes=classes)
         assert method.auxiliary_head is not None
-        beside = next(head.parameters())
-        method.auxiliary_head.to(beside.device, beside.dtype)
+        like = next(head.parameters())
+        method.auxiliary_head.to(like.device, like.dtype)
 
-    def _take_teacher(self, pipeline: Pipeline) -> None:
-        named = self.teacher if isinstance(self.teacher, (str, nn.Module)) else self.teacher()
-        network = load_network(named, self.teacher_weights)
+    def _load_teacher(self, pipeline: Pipeline) -> None:
+        teacher = self.teacher if isinstance(self.teacher, (str, nn.Module)) else self.teacher()
+        network = load_network(teacher, self.teacher_weights)
         tap = any("teacher_features" in member.signals for member in pipeline.members)
         self._frozen = Frozen(network, head=self.teacher_head, tap=tap, translate=self._translation(network))
         if self.cache is not None:
             if tap:
-                raise ValueError(f"cache={self.cache!r} keeps logits, but teacher_features are asked for: take it out.")
-            known_by = fingerprint(network, self.data_normalization, self.teacher_normalization)
+                raise ValueError(
+                    f"cache={self.cache!r} keeps logits only, but a method asks for teacher_features. Remove cache=."
+                )
+            key = fingerprint(network, self.data_normalization, self.teacher_normalization)
             rank = pipeline.trainer.global_rank
-            self._cache = LogitCache(self.cache, top_k=self.cache_top_k, teacher=known_by, rank=rank)
+            self._cache = LogitCache(self.cache, top_k=self.cache_top_k, teacher=key, rank=rank)
 
     def _translation(self, network: nn.Module) -> tuple[Normalization, Normalization] | None:
         if self.data_normalization is None:
             return None
-        theirs = self.teacher_normalization
-        if theirs is None:
+        normalization = self.teacher_normalization
+        if normalization is None:
             config = getattr(network, "pretrained_cfg", None) or {}
             if not {"mean", "std"} <= set(config):
                 raise ValueError(
-                    f"data_normalization={self.data_normalization} is given, but {type(network).__name__} does not "
-                    "say its own: give teacher_normalization=(mean, std)."
+                    f"data_normalization={self.data_normalization} needs the teacher's normalization to translate the "
+                    f"inputs, but {type(network).__name__} has none: give teacher_normalization=(mean, std)."
                 )
-            theirs = config["mean"], config["std"]
-        return self.data_normalization, theirs
+            normalization = config["mean"], config["std"]
+        return self.data_normalization, normalization
 
     def release(self, trainer: Any, pl_module: Any) -> None:
-        """Give the module back as it was, and let the teacher go."""
+        """Give the module back as it was, and drop the teacher."""
         super().release(trainer, pl_module)
         self._frozen = self._cache = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the auxiliary head's weights back; outside of a training there is none to take them."""
+        """Restore the weights of the auxiliary head, which exists during a training only."""
         if self._frozen is not None:
             super().load_state_dict(state_dict)
 
     # -- during a step -------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Know the epoch, by which a method may stop."""
+        """Keep the number of the epoch, because a method may stop at one."""
         self._epoch = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write what the teacher said, and learn what the other ranks were told."""
+        """Write the teacher's logits of this epoch to the cache, and read those of the other ranks."""
         if self._cache is not None:
             self._cache.save()
             trainer.strategy.barrier()
@@ -202,17 +207,17 @@ class Distill(StepCallback):
                 self._cache.load()
 
     def active(self, step: int) -> bool:
-        """False from the method's ``stop_epoch`` on."""
+        """Whether the term is added at this step: from the method's ``stop_epoch`` on it is not."""
         stop = self.method.stop_epoch if isinstance(self.method, Distillation) else None
         return (stop is None or self._epoch < stop) and super().active(step)
 
     def term(self, pipeline: Pipeline) -> Tensor:
-        """The term of this step."""
+        """Compute the term of this step."""
         method = self.method
-        given = {name: self._signal(name, pipeline) for name in signals_of(method)}
-        if {"logits", "teacher_logits"} <= given.keys():
-            given["teacher_logits"] = _as_rows(given["teacher_logits"], given["logits"])
-        value: Tensor = method(**given).mean()
+        signals = {name: self._signal(name, pipeline) for name in signals_of(method)}
+        if {"logits", "teacher_logits"} <= signals.keys():
+            signals["teacher_logits"] = _as_rows(signals["teacher_logits"], signals["logits"])
+        value: Tensor = method(**signals).mean()
         pipeline.log_term(self, value)
         value = self.weight * value
         combination = method.combination() if isinstance(method, Distillation) else None
@@ -224,24 +229,23 @@ class Distill(StepCallback):
         return value
 
     def _signal(self, name: str, pipeline: Pipeline) -> Any:
-        if name in _TEACHERS:
-            return self._told(name, pipeline.signals)  # another callback's teacher may be the one that others see
+        if name in _OF_TEACHER:
+            return self._answer(name, pipeline.signals)  # This signal of the step may be another callback's teacher.
         if name == "logits" and self._own_head:
             return self._auxiliary_logits(pipeline)
         return pipeline.signals.get(name)
 
     def _auxiliary_logits(self, pipeline: Pipeline) -> Tensor:
-        features, trainer = pipeline.signals.get("features"), pipeline.trainer
+        features = pipeline.signals.get("features")
         assert isinstance(self.method, Distillation)
         assert self.method.auxiliary_head is not None
-        draw = (self.seed << 40) + (trainer.global_rank << 32) + trainer.fit_loop.total_batch_idx
-        with private_stream(draw % 2**63, features.device):
+        with private_stream(batch_seed(self.seed, pipeline.trainer), features.device):
             logits: Tensor = self.method.auxiliary_head(features.flatten(0, -2))
         return logits
 
-    def _told(self, name: str, signals: Signals) -> Any:
-        """What the teacher says of the batch, asked once a step."""
-        if self.state_key not in signals.made:
+    def _answer(self, name: str, signals: Signals) -> Any:
+        """Read what the teacher says of the batch; it runs once in each step."""
+        if self.state_key not in signals.values:
             assert self._frozen is not None
             ask = partial(self._frozen, dtype=signals.module.dtype)
             inputs = signals.get("inputs")
@@ -250,8 +254,8 @@ class Distill(StepCallback):
                 answer = Answer(logits, None)
             else:
                 answer = ask(inputs)
-            signals.made[self.state_key] = {"teacher_logits": answer.logits, "teacher_features": answer.features}
-        return signals.made[self.state_key][name]
+            signals.values[self.state_key] = {"teacher_logits": answer.logits, "teacher_features": answer.features}
+        return signals.values[self.state_key][name]
 
 
 def _sizes_of(head: nn.Module) -> tuple[int, int]:
@@ -259,26 +263,26 @@ def _sizes_of(head: nn.Module) -> tuple[int, int]:
     linears = [child for child in head.modules() if isinstance(child, nn.Linear)]
     if not linears:
         raise ValueError(
-            f"The head {type(head).__name__} holds no Linear layer, which would tell the sizes of an auxiliary head; "
-            "name one that does with head='path.to.it'."
+            f"The head {type(head).__name__} holds no Linear layer, so the sizes of an auxiliary head are unknown. "
+            "Name a head that has one with head='path.to.it'."
         )
     return linears[0].in_features, linears[-1].out_features
 
 
 def _as_rows(teacher: Tensor, student: Tensor) -> Tensor:
-    """The teacher's logits as rows (N, C) like the student's, whatever dimension its classes are in.
+    """Turn the teacher's logits into rows (N, C) like the student's, whatever dimension its classes are in.
 
     Raises:
         ValueError: the classes or the rows are not the student's.
     """
     rows, classes = student.shape
-    where = {d % teacher.dim() for d in (1, -1) if teacher.dim() > 1 and teacher.shape[d] == classes}
-    if len(where) == 1:
-        found = teacher.movedim(where.pop(), -1).flatten(0, -2)
-        if len(found) == rows:
-            return found
+    dimensions = {d % teacher.dim() for d in (1, -1) if teacher.dim() > 1 and teacher.shape[d] == classes}
+    if len(dimensions) == 1:
+        logits = teacher.movedim(dimensions.pop(), -1).flatten(0, -2)
+        if len(logits) == rows:
+            return logits
     raise ValueError(
-        f"The teacher gives logits of shape {tuple(teacher.shape)}, the student {rows} rows of {classes} classes: they "
-        "must be of the same samples and the same classes, in the same order. Use a teacher of these classes, or wrap "
-        "it in a module that selects them."
+        f"The teacher gives logits of shape {tuple(teacher.shape)}, the student {rows} rows of {classes} classes. The "
+        "two must be of the same samples and the same classes, in the same order. Use a teacher of these classes, or "
+        "wrap it in a module that selects them."
     )

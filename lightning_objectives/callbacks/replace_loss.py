@@ -1,4 +1,4 @@
-"""The model's criterion replaced by a method of the kind `Loss`."""
+"""Replaces the model's criterion by another loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ from lightning_objectives.kinds import Loss
 
 @dataclass(eq=False)
 class ReplaceLoss(StepCallback):
-    """Puts another loss in the place of the model's criterion, on the same logits and targets.
+    """Replaces the model's criterion by another loss on the same logits and targets.
 
-    What the model's criterion ignores (``ignore_index``) stays ignored; its class weights and label smoothing go with
-    it. ``reduction="mean"`` is the mean over what counts.
+    Targets that the model's criterion ignores (``ignore_index``) stay ignored. Its class weights and its label
+    smoothing no longer apply. ``reduction="mean"`` is the mean over the targets that count.
 
     Args:
         loss: the method, ``(logits, target) -> (N,)``.
@@ -29,25 +29,25 @@ class ReplaceLoss(StepCallback):
     loss: nn.Module | Callable[..., Tensor]
 
     def methods(self) -> list[Any]:
-        """The one method."""
+        """The loss."""
         return [self.loss]
 
     def rewrite(self, call: Call, pipeline: Pipeline) -> Call:
-        """The same call of the other loss."""
-        others = {n: pipeline.signals.get(n) for n in self.signals if n not in ("logits", "target")}
-        ignored = {k: v for k, v in call.options.items() if k == "ignore_index"}
+        """Replace the criterion of a call by the loss."""
+        others = {name: pipeline.signals.get(name) for name in self.signals if name not in ("logits", "target")}
+        options = {name: value for name, value in call.options.items() if name == "ignore_index"}
 
         def function(input: Tensor, target: Tensor, *, reduction: str, **_: Any) -> Tensor:
-            mine = replace(call, input=input, target=target)
             rows = {"logits": call.rows(input), "target": target.flatten() if call.indexed else call.rows(target)}
-            keep = None if mine.valid is None else mine.valid.flatten()
+            valid = replace(call, input=input, target=target).valid
+            keep = None if valid is None else valid.flatten()
             if keep is not None:
                 rows = {name: value[keep] for name, value in rows.items()}
-            asked: dict[str, Any] = {name: value for name, value in rows.items() if name in self.signals}
-            losses: Tensor = self.loss(**asked, **others)
+            signals: dict[str, Any] = {name: value for name, value in rows.items() if name in self.signals}
+            losses: Tensor = self.loss(**signals, **others)
             shape = target.shape if call.indexed else (input.shape[0], *input.shape[2:])
             if keep is None:
                 return losses.reshape(shape)
             return losses.new_zeros(len(keep)).masked_scatter(keep, losses).reshape(shape)
 
-        return replace(call, function=function, options=ignored, by_class=True)
+        return replace(call, function=function, options=options, by_class=True)

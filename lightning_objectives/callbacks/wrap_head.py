@@ -1,4 +1,4 @@
-"""The network's head taken by a method of the kind `Head`."""
+"""Computes several stacks of logits in place of the head's one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ from lightning_objectives.kinds import Head
 class WrapHead(StepCallback):
     """Runs the head as M stacks in training, and makes the loss the mean of the M losses.
 
-    The user's code sees the mean of the stacks as the head's output. What it does to it on the way to the criterion is
-    repeated on each stack: casts, shapes, selections, a temperature, a link function; anything else is refused by name.
-    Validation, testing and prediction are the plain model's. No gradient passes through that mean: backward hooks of
-    the head itself are not called, those of its parameters and of all layers before it are.
+    Your code sees the mean of the stacks as the head's output. What your code does to that mean on the way to the
+    criterion, the callback repeats on each stack: casts, shapes, selections, a temperature, a link function. Any other
+    operation is an error that names it. Validation, testing and prediction are those of the plain model. No gradient
+    passes through the mean, so torch does not call backward hooks of the head itself; it calls those of the head's
+    parameters and of all layers before the head.
 
     Args:
         wrapper: the method, ``(features, head) -> (M, N, ...)``.
@@ -28,17 +29,17 @@ class WrapHead(StepCallback):
     place = "head"
     draws = True
     refuses: ClassVar = {
-        "fsdp2": "the loss goes through the stacks, past the output by whose gradient the head's weights are gathered; "
-        "use DDPStrategy",
+        "fsdp2": "the loss bypasses the head's output, whose gradient makes FSDP2 gather the head's weights; use "
+        "DDPStrategy",
     }
 
     wrapper: nn.Module | Callable[..., Tensor]
 
     def methods(self) -> list[Any]:
-        """The one method."""
+        """The wrapper."""
         return [self.wrapper]
 
     def stacks(self, pipeline: Pipeline) -> Tensor:
-        """The head's stacks for the features of this step."""
+        """Compute the head's stacks for the features of this step."""
         stacks: Tensor = self.wrapper(**{name: pipeline.signals.get(name) for name in self.signals})
         return stacks

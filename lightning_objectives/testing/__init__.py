@@ -1,4 +1,4 @@
-"""The laws of each kind, to be run on a method of one's own."""
+"""Checks the laws of its kind on a method, also on one of your own."""
 
 from lightning_objectives.testing.laws import assert_laws, laws_of
 from lightning_objectives.testing.signals import build, call, example_signals

@@ -19,13 +19,13 @@ def _weights(step: int) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for shape in ((3, 2), (4,), ())]
 
 
-def _take(rule: Rule, state: AverageState, steps: range, start: int) -> None:
+def _update(rule: Rule, state: AverageState, steps: range, start: int) -> None:
     for step in steps:
         rule.update(state, _weights(step), step=step, start=start)
 
 
 def the_average_has_the_form_of_the_weights(rule: Rule) -> None:
-    """One float32 tensor for each parameter, at the start and later; each update is counted."""
+    """The average has one float32 tensor for each parameter, at any time, and the rule counts each update."""
     weights = _weights(0)
     state = rule.init(weights)
     for step in range(1, 4):
@@ -37,7 +37,7 @@ def the_average_has_the_form_of_the_weights(rule: Rule) -> None:
 
 
 def constant_weights_stay(rule: Rule) -> None:
-    """Weights that do not move are their own average."""
+    """Weights that never move are their own average."""
     weights = _weights(0)
     for start in STARTS:
         state = rule.init(weights)
@@ -48,25 +48,25 @@ def constant_weights_stay(rule: Rule) -> None:
 
 
 def going_on_from_a_file_is_going_on(rule: Rule) -> None:
-    """Saving the slots and the number of updates, and going on with another instance, changes no bit."""
+    """Saving the slots and the number of updates, and going on with another instance, gives the same bits."""
     for start in STARTS:
         half, end = start + STEPS // 2, start + STEPS
         other = copy.deepcopy(rule)
         state = rule.init(_weights(start))
-        _take(rule, state, range(start + 1, half), start)
+        _update(rule, state, range(start + 1, half), start)
         file = io.BytesIO()
         torch.save({"slots": state.slots, "updates": state.updates}, file)
         file.seek(0)
         loaded = AverageState(**torch.load(file, weights_only=True))
-        _take(rule, state, range(half, end), start)
-        _take(other, loaded, range(half, end), start)
+        _update(rule, state, range(half, end), start)
+        _update(other, loaded, range(half, end), start)
         live = _weights(end - 1)
         same = close(other.read(loaded, live, step=end - 1), rule.read(state, live, step=end - 1), 0)
         require(same, rule, "stopping, saving and going on must equal going on: keep all memory in the state's slots.")
 
 
 def parts_of_the_weights_make_no_difference(rule: Rule) -> None:
-    """A rule with ``by_tensor`` may be given one tensor after the other, and changes no bit."""
+    """A rule with ``by_tensor`` gives the same bits if it gets one tensor after the other."""
     if not rule.by_tensor:
         return
     whole, parts = rule.init(_weights(0)), rule.init(_weights(0))
@@ -78,15 +78,15 @@ def parts_of_the_weights_make_no_difference(rule: Rule) -> None:
             rule.update(part, weights[at : at + 1], step=step)
         parts.updates += 1
     same = all(close(whole.slots[slot], parts.slots[slot], 0) for slot in whole.slots)
-    require(same, rule, "by_tensor: each tensor must be written in place, by what belongs to it alone.")
+    require(same, rule, "by_tensor: update must write each tensor in place, and read no other.")
 
 
 def reading_changes_nothing(rule: Rule) -> None:
-    """An average that is looked at on the way ends where the other ends."""
+    """Reading an average in between does not change where it ends."""
     quiet, watched = rule.init(_weights(0)), rule.init(_weights(0))
     for step in range(1, STEPS):
-        _take(rule, quiet, range(step, step + 1), 0)
-        _take(rule, watched, range(step, step + 1), 0)
+        _update(rule, quiet, range(step, step + 1), 0)
+        _update(rule, watched, range(step, step + 1), 0)
         rule.read(watched, _weights(step), step=step)
     live = _weights(STEPS)
     same = close(rule.read(watched, live, step=STEPS), rule.read(quiet, live, step=STEPS), 0)
@@ -94,14 +94,14 @@ def reading_changes_nothing(rule: Rule) -> None:
 
 
 def the_live_weights_are_neither_changed_nor_aliased(rule: Rule) -> None:
-    """The rule writes to tensors of its own only, and hands out no tensor that the optimizer will write to."""
+    """The rule writes to its own tensors only, and returns no tensor that the optimizer writes to."""
     live = _weights(0)
     before = copy.deepcopy(live)
     state = rule.init(live)
     for step in range(1, 4):
         rule.update(state, live, step=step)
-        handed = [tensor for slot in state.slots.values() for tensor in slot] + rule.read(state, live, step=step)
+        outputs = [tensor for slot in state.slots.values() for tensor in slot] + rule.read(state, live, step=step)
         require(close(live, before, 0), rule, "the live weights must never be written to.")
-        mine = {tensor.untyped_storage().data_ptr() for tensor in live}
-        aliased = any(tensor.untyped_storage().data_ptr() in mine for tensor in handed)
+        storages = {tensor.untyped_storage().data_ptr() for tensor in live}
+        aliased = any(tensor.untyped_storage().data_ptr() in storages for tensor in outputs)
         require(not aliased, rule, "the average must not share memory with the live weights.")

@@ -14,11 +14,11 @@ def _run(method: BatchTransform) -> Any:
 
 
 def the_shape_of_the_inputs_is_kept(method: BatchTransform) -> None:
-    """And their type."""
-    given, inputs = example_signals()["inputs"], _run(method)[0]
-    same = inputs.shape == given.shape and inputs.dtype == given.dtype
+    """The inputs keep their shape and their type."""
+    before, after = example_signals()["inputs"], _run(method)[0]
+    same = after.shape == before.shape and after.dtype == before.dtype
     require(
-        same, method, f"the inputs must keep {tuple(given.shape)} {given.dtype}, not {inputs.shape} {inputs.dtype}."
+        same, method, f"the inputs must keep {tuple(before.shape)} {before.dtype}, not {after.shape} {after.dtype}."
     )
 
 
@@ -34,5 +34,5 @@ def the_labels_are_mixed_in_shares(method: BatchTransform) -> None:
 
 
 def the_generator_alone_decides(method: BatchTransform) -> None:
-    """Equal generators give equal batches."""
+    """All draws come from the generator: equal generators give equal batches."""
     require(close(_run(method), _run(method), 0), method, "equal generators must give equal batches.")

@@ -8,7 +8,7 @@ from lightning_objectives.testing.signals import call, example_signals
 
 
 def one_term_alone_keeps_its_weight(method: Combination) -> None:
-    """(K,) weights of K terms; of one term alone, the weight 1."""
+    """K terms get K weights, and a single term gets the weight 1."""
     signals = example_signals()
     terms = len(signals["gradients"])
     weights = call(method, signals)

@@ -43,8 +43,7 @@ def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> bool:
 
 
 def function_of(method: Any) -> Callable[..., Any] | None:
-    """The function of which the docstring says that the class is the module (metric, method) form, or
-    None where it names none.
+    """Find the function that a class is the module (metric, method) form of, by the docstring; None if it names none.
 
     >>> from lightning_objectives.weighting import LossBasedReweighting
     >>> function_of(LossBasedReweighting()).__name__
@@ -56,7 +55,7 @@ def function_of(method: Any) -> Callable[..., Any] | None:
 
 
 def a_copy_is_the_same(method: Any) -> None:
-    """A deep copy, a pickle and the evaluated ``repr`` have the same settings and the same state."""
+    """A deep copy, a pickle and the evaluated ``repr`` have the same settings; the first two have the same state."""
     names = {type(method).__name__: type(method), "inf": float("inf"), "nan": float("nan")}
     try:
         copies = {
@@ -75,25 +74,25 @@ def a_copy_is_the_same(method: Any) -> None:
 
 
 def it_writes_to_nothing_that_it_is_given(method: Any) -> None:
-    """The signals belong to the model, but for the copy of the inputs that a batch transform is given."""
+    """A method leaves its signals as they are; only a batch transform may write to its copy of the inputs."""
     signals = example_signals()
     before = copy.deepcopy(signals)
     call(method, signals)
     for name in signals.keys() - ({"inputs"} if isinstance(method, BatchTransform) else set()):
         now, then = (x.state_dict() if isinstance(x, nn.Module) else x for x in (signals[name], before[name]))
-        require(close(now, then, 0), method, f"it must not write to the {name} that it is given.")
+        require(close(now, then, 0), method, f"it must not write to the {name} that it gets.")
 
 
 def it_leaves_the_global_random_stream_alone(method: Any) -> None:
-    """What draws asks for the signal ``generator``; only heads may draw as the dropout does that they stand for."""
-    named, stream = arguments(method, example_signals()), torch.get_rng_state()
-    copy.deepcopy(method)(**named)
+    """A method draws from the signal ``generator``; only heads may draw globally, as the dropout that they replace."""
+    signals, stream = arguments(method, example_signals()), torch.get_rng_state()
+    copy.deepcopy(method)(**signals)
     untouched = torch.equal(torch.get_rng_state(), stream)
     require(untouched, method, "it must draw from the signal `generator`, not from the global stream.")
 
 
 def the_module_equals_its_function(method: Any) -> None:
-    """The module form gives what the function gives with the same settings, and their defaults agree."""
+    """A module returns what its function returns with the same settings, and their defaults are equal."""
     function = function_of(method)
     if function is None:
         return

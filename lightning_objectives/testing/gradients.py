@@ -7,41 +7,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_objectives._trainer.random import private_stream
 from lightning_objectives.kinds import GradientTransform
 from lightning_objectives.testing.common import close, require
 
 STEPS = 6
 SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), (4,), (), (2, 3), (2, 2))
 MISSING = 3
-"""The place of the parameter that gets no gradient."""
+"""The position of the parameter without a gradient."""
 
 
 def _draw(step: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(step)
-    drawn = [torch.randn(shape, generator=generator) for shape in SHAPES]
-    return [*drawn[:-1], drawn[-1].bfloat16()]
+    tensors = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    return [*tensors[:-1], tensors[-1].bfloat16()]
 
 
 def _gradients(step: int) -> list[Tensor | None]:
-    return [None if place == MISSING else drawn for place, drawn in enumerate(_draw(step))]
+    return [None if place == MISSING else tensor for place, tensor in enumerate(_draw(step))]
 
 
-def _take(method: GradientTransform, state: dict[str, Any], steps: range) -> list[list[Tensor | None]]:
+def _updates(method: GradientTransform, state: dict[str, Any], steps: range) -> list[list[Tensor | None]]:
     return [method.update(_gradients(step), _draw(-1 - step), state) for step in steps]
 
 
 def the_gradients_keep_their_form(method: GradientTransform) -> None:
-    """One for each parameter, of its shape and type."""
-    for new in _take(method, method.init(_draw(0)), range(STEPS)):
+    """There is one gradient for each parameter, of its shape and type."""
+    for new in _updates(method, method.init(_draw(0)), range(STEPS)):
         form = [(g.shape, g.dtype) for g in new if g is not None]
         expected = [(g.shape, g.dtype) for g in _gradients(0) if g is not None]
         require(len(new) == len(SHAPES) and form == expected, method, "gradients must keep their shapes and types.")
 
 
 def a_missing_gradient_stays_missing(method: GradientTransform) -> None:
-    """None where none came, and nowhere else; so too where there is no gradient at all."""
+    """The result is None where the gradient is None, and only there, also if all of them are."""
     state = method.init(_draw(0))
-    for new in _take(method, state, range(STEPS)):
+    for new in _updates(method, state, range(STEPS)):
         missing = [place for place, g in enumerate(new) if g is None]
         require(
             missing == [MISSING], method, f"the gradients at {[MISSING]} are missing, but {missing} came back None."
@@ -51,7 +52,7 @@ def a_missing_gradient_stays_missing(method: GradientTransform) -> None:
 
 
 def nothing_but_the_state_is_written_to(method: GradientTransform) -> None:
-    """The gradients and the weights belong to the model."""
+    """The transform leaves the gradients and the weights of the model as they are."""
     params, gradients = _draw(0), _gradients(1)
     before = copy.deepcopy((params, gradients))
     state = method.init(params)
@@ -61,26 +62,25 @@ def nothing_but_the_state_is_written_to(method: GradientTransform) -> None:
 
 
 def all_ranks_get_the_same(method: GradientTransform) -> None:
-    """Equal gradients give equal gradients, whatever the random state of a rank, which is left alone."""
-    taken = []
-    with torch.random.fork_rng(devices=()):
-        for rank in range(2):
-            torch.manual_seed(rank)
+    """Equal gradients give equal results, whatever the global random state of a rank, which stays as it is."""
+    results = []
+    for rank in range(2):
+        with private_stream(rank):
             stream = torch.get_rng_state()
-            taken.append(_take(copy.deepcopy(method), method.init(_draw(0)), range(STEPS)))
+            results.append(_updates(copy.deepcopy(method), method.init(_draw(0)), range(STEPS)))
             untouched = torch.equal(torch.get_rng_state(), stream)
             require(untouched, method, "it must not draw from the global random stream.")
-    require(close(taken[0], taken[1], 0), method, "equal gradients must give equal gradients on every rank.")
+    require(close(results[0], results[1], 0), method, "equal gradients must give equal results on every rank.")
 
 
 def going_on_from_a_file_is_going_on(method: GradientTransform) -> None:
-    """Saving the state, and going on with another instance, changes no bit."""
+    """Saving the state, and going on with another instance, gives the same bits."""
     other, state = copy.deepcopy(method), method.init(_draw(0))
-    _take(method, state, range(STEPS))
+    _updates(method, state, range(STEPS))
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
     steps = range(STEPS, 2 * STEPS)
-    same = close(_take(other, loaded, steps), _take(method, state, steps), 0)
+    same = close(_updates(other, loaded, steps), _updates(method, state, steps), 0)
     require(same, method, "stopping, saving and going on must equal going on: keep all memory in the state.")

@@ -8,7 +8,7 @@ from lightning_objectives.testing.signals import call, example_signals
 
 
 def each_stack_has_the_shape_of_the_heads_logits(method: Head) -> None:
-    """(M, N, C) with M >= 1, for N of 1 and 6."""
+    """The stacks are (M, N, C) with M >= 1, for N of 1 and 6."""
     for rows in (1, 6):
         signals = example_signals(rows=rows)
         plain, shape = tuple(signals["head"](signals["features"]).shape), tuple(call(method, signals).shape)
@@ -17,7 +17,7 @@ def each_stack_has_the_shape_of_the_heads_logits(method: Head) -> None:
 
 
 def each_stack_uses_the_heads_weights(method: Head) -> None:
-    """The head that is given is shared by all the stacks: each sends it a gradient."""
+    """All stacks share the head: each sends a gradient to its weights."""
     signals = example_signals()
     weight = signals["head"].weight
     for number, stack in enumerate(call(method, signals)):
@@ -25,11 +25,11 @@ def each_stack_uses_the_heads_weights(method: Head) -> None:
         if stack.requires_grad:
             (gradient,) = torch.autograd.grad(stack.square().sum(), weight, retain_graph=True, allow_unused=True)
         used = gradient is not None and gradient.abs().sum() > 0
-        require(used, method, f"stack {number} must be computed by the head that is given, with its weights.")
+        require(used, method, f"stack {number} must be computed by the signal `head`, with its weights.")
 
 
 def the_rows_are_independent(method: Head) -> None:
-    """Another first sample changes no other sample's logits."""
+    """A change of the first sample changes the logits of no other sample."""
     signals = example_signals()
     before = call(method, signals)
     signals["features"][0] += 1.0

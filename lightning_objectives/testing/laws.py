@@ -1,4 +1,4 @@
-"""Which laws hold for which kind."""
+"""Lists the laws of each kind, and checks a method against them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -123,17 +123,17 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         metrics.tensor_states_do_not_grow,
     ),
 }
-"""The laws of each kind. A new kind writes its own down here before its first method arrives."""
+"""The laws of each kind. Write the laws of a new kind here before its first method arrives."""
 
 
 def laws_of(method: Any) -> tuple[Law, ...]:
-    """The laws of a method's kind.
+    """Find the laws of a method's kind.
 
     Args:
         method: an instance or a class.
 
     Returns:
-        functions that take an instance and raise an AssertionError, with a sentence, where it breaks the law.
+        functions that take an instance, and raise an AssertionError with a sentence if the instance breaks the law.
 
     Raises:
         TypeError: the kind has no laws yet.
@@ -147,7 +147,9 @@ def laws_of(method: Any) -> tuple[Law, ...]:
         if issubclass(cls, kind):
             return laws
     known = ", ".join(kind.__name__ for kind in LAWS)
-    raise TypeError(f"{cls.__name__} is of no kind that has laws ({known}); write them into testing/laws.py.")
+    raise TypeError(
+        f"{cls.__name__} is of no kind that has laws ({known}). Write those of its kind in testing/laws.py."
+    )
 
 
 def assert_laws(method: Any) -> None:

@@ -10,7 +10,7 @@ STEPS = ([5], [10, 20], [100, 200, 300, 400], [1, 2, 4, 8, 16], list(range(0, 16
 
 
 def one_finite_coefficient_a_checkpoint(merge: Merge) -> None:
-    """As many finite numbers as there are checkpoints; one checkpoint alone is its own merge."""
+    """There is one finite coefficient for each checkpoint, and a single checkpoint gets the coefficient 1."""
     for steps in STEPS:
         shares = merge.coefficients(steps)
         fits = shares.shape == (len(steps),) and bool(shares.isfinite().all())
@@ -19,14 +19,14 @@ def one_finite_coefficient_a_checkpoint(merge: Merge) -> None:
 
 
 def the_coefficients_sum_to_one(merge: Merge) -> None:
-    """Else the merge would shrink or stretch the weights."""
+    """The coefficients sum to 1, because the merge would otherwise shrink or stretch the weights."""
     for steps in STEPS:
         total = float(merge.coefficients(steps).sum())
         require(abs(total - 1) < 1e-6, merge, f"the coefficients of {steps} must sum to 1, not to {total}.")
 
 
 def identical_checkpoints_merge_into_themselves(merge: Merge) -> None:
-    """What did not change is not changed."""
+    """The merge of identical checkpoints is that checkpoint."""
     weights = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for steps in STEPS:
         merged = torch.einsum("k,k...->...", merge.coefficients(steps).double(), torch.stack([weights] * len(steps)))
@@ -34,7 +34,7 @@ def identical_checkpoints_merge_into_themselves(merge: Merge) -> None:
 
 
 def only_the_distances_of_the_steps_matter(merge: Merge) -> None:
-    """The same checkpoints later in a training have the same coefficients."""
+    """Checkpoints with the same distances later in a training have the same coefficients."""
     for steps in STEPS:
         later = merge.coefficients([step + 1000 for step in steps])
         require(close(later, merge.coefficients(steps)), merge, f"{steps}, 1000 steps later, must weigh the same.")

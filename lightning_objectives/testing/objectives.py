@@ -1,26 +1,27 @@
-"""Laws of what is computed a row: losses, distances to a teacher, added terms."""
+"""Laws of losses, distances to a teacher and added terms."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_objectives.kinds import Distillation, signals_of
+from lightning_objectives.kinds import Distillation
+from lightning_objectives.signals import BY_ROW, signals_of
 from lightning_objectives.testing.common import close, require
-from lightning_objectives.testing.signals import BY_ROW, call, example_signals, require_grad, take_rows
+from lightning_objectives.testing.signals import call, example_signals, require_grad, take_rows
 
 DIFFERENTIABLE = ("logits", "features", "losses", "inputs")
 
 
 def one_value_a_row(method: Any) -> None:
-    """(N,), for N of 1 and 6: reduction is the callback's."""
+    """N rows give N values, for N of 1 and 6, because the callback does the reduction."""
     for rows in (1, 6):
         shape = tuple(call(method, example_signals(rows=rows)).shape)
         require(shape == (rows,), method, f"{rows} rows need {rows} values, unreduced, not the shape {shape}.")
 
 
 def one_value_or_one_a_row(method: Any) -> None:
-    """(N,) or a scalar."""
+    """The result is a scalar or one value per row."""
     shape = tuple(call(method, example_signals(rows=6)).shape)
     require(shape in {(), (6,)}, method, f"6 rows need a scalar or 6 values, not the shape {shape}.")
 
@@ -33,23 +34,23 @@ def the_order_of_the_rows_means_nothing(method: Any) -> None:
 
 
 def the_gradient_is_that_of_finite_differences(method: Any) -> None:
-    """By central differences, to 1e-3, so that a method that computes in float32 passes too."""
+    """The gradient agrees with central differences to 1e-3, so that a method that computes in float32 passes too."""
     names = [name for name in signals_of(method) if name in DIFFERENTIABLE]
     signals = example_signals()
 
-    def value(*given: Tensor) -> Tensor:
-        result: Tensor = call(method, {**signals, **dict(zip(names, given))})
+    def value(*inputs: Tensor) -> Tensor:
+        result: Tensor = call(method, {**signals, **dict(zip(names, inputs))})
         return result.double()
 
-    given = tuple(signals[name].requires_grad_() for name in names)
+    inputs = tuple(signals[name].requires_grad_() for name in names)
     agrees = not names or torch.autograd.gradcheck(
-        value, given, eps=1e-3, atol=1e-3, rtol=1e-3, raise_exception=False, check_undefined_grad=False
+        value, inputs, eps=1e-3, atol=1e-3, rtol=1e-3, raise_exception=False, check_undefined_grad=False
     )
     require(agrees, method, f"the gradient for {', '.join(names)} must be that of finite differences.")
 
 
 def large_logits_stay_finite(method: Any) -> None:
-    """Value and gradient at logits of 1e4 and -1e4 in float32, whatever the teacher says."""
+    """Value and gradient are finite at logits of 1e4 and -1e4 in float32, also if the teacher disagrees."""
     signals = {k: v.float() if k in BY_ROW and v.is_floating_point() else v for k, v in example_signals().items()}
     for name in ("logits", "teacher_logits"):
         signals[name] = 1e4 * signals[name].sign()
@@ -64,7 +65,7 @@ def large_logits_stay_finite(method: Any) -> None:
 
 
 def it_is_least_where_the_student_equals_the_teacher(method: Distillation) -> None:
-    """No perturbation of the student's logits and features makes the distance smaller."""
+    """No change of the student's logits and features from the teacher's makes the distance smaller."""
     signals = example_signals()
     signals["logits"], signals["features"] = signals["teacher_logits"], signals["teacher_features"]
     least = call(method, signals)
@@ -76,7 +77,7 @@ def it_is_least_where_the_student_equals_the_teacher(method: Distillation) -> No
 
 
 def the_student_alone_gets_a_gradient(method: Distillation) -> None:
-    """The teacher is a constant."""
+    """The student gets a gradient, and the teacher is a constant."""
     student, teacher = ("logits", "features"), ("teacher_logits", "teacher_features")
     signals = require_grad(example_signals(), *student, *teacher)
     value = call(method, signals)

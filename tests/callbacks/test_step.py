@@ -47,7 +47,7 @@ class Probe(L.Callback):
         assert self.pipeline.stacks.count == 0  # nothing is followed, and no tensor held, from one step to the next
         assert not self.pipeline.stacks._nodes
         assert not self.pipeline._calls
-        assert not self.pipeline.signals.made
+        assert not self.pipeline.signals.values
 
 
 # -- zero strength -------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ REFUSED = {
     "called twice": (twice, WrapHead(Fixed()), "called several times"),
     "no index": (None, ReweightSamples(lambda losses, index: ones(losses)), "with_index"),
     "no group": (None, ReweightSamples(lambda losses, group: ones(losses)), "'group'"),
-    "no teacher": (None, AddRegularizer(lambda teacher_logits: teacher_logits), "'teacher_logits' cannot be had"),
+    "no teacher": (None, AddRegularizer(lambda teacher_logits: teacher_logits), "'teacher_logits' is not available"),
     "unknown head": (None, WrapHead(Fixed(), head="model.head"), r"head='model.head' does not exist .* backbone.0, fc"),
     "wrong head": (None, WrapHead(MultiSampleDropout(), head="backbone.0"), "'relu' *, which cannot be repeated"),
     "wrong head, features": (None, AddRegularizer(lambda features: features, head="backbone.0"), "does not come from"),
@@ -352,7 +352,7 @@ def test_a_head_with_batch_norm_is_refused():
 def test_manual_optimization_is_refused():
     net = Net()
     net.automatic_optimization = False
-    with pytest.raises(ValueError, match="automatic optimization"):
+    with pytest.raises(ValueError, match="because it sets `automatic_optimization = False`"):
         fit(ReweightSamples(ones), net=net)
 
 
