@@ -50,9 +50,9 @@ def two_ranks_are_one(metric: Metric) -> None:
     """The states of two processes, reduced as the metric declares, give the value of the joined batch."""
     declared = metric.full_state_update is False
     require(declared, metric, "it must declare full_state_update = False, so that ranks merge and forward runs once.")
-    here, there = _updated(metric, FIRST), _updated(metric, SECOND)
-    here.merge_state(there)
-    same = close(here.compute(), _updated(metric, ALL).compute())
+    first, second = _updated(metric, FIRST), _updated(metric, SECOND)
+    first.merge_state(second)
+    same = close(first.compute(), _updated(metric, ALL).compute())
     require(same, metric, "two ranks must give the value of the joined batch: look at dist_reduce_fx.")
 
 

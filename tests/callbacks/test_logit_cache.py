@@ -130,7 +130,7 @@ def test_what_is_refused(tmp_path):
         run(tmp_path / "b", cache_top_k=3)
     with pytest.raises(ValueError, match="cache_top_k=2 must be at least 1, and needs a directory"):
         run(None, cache_top_k=2)
-    with pytest.raises(ValueError, match="keeps logits, but teacher_features are asked for"):
+    with pytest.raises(ValueError, match="keeps logits only, but a method asks for teacher_features"):
         fit(
             AddRegularizer(lambda teacher_features: teacher_features),
             Distill(VanillaKD(), teacher=teacher(), cache=str(tmp_path)),
