@@ -133,7 +133,7 @@ class Distillation(Method, nn.Module):
     """Adds the distance to a teacher to the model's own loss: ``(logits, teacher_logits, ...) -> (N,)``.
 
     ``logits`` come from the model, or from a head that the method builds on the same features (``builds_head``). Laws:
-    the minimum is where the student equals the teacher; the teacher gets no gradient; values are finite at
+    a minimum where the student equals the teacher; the teacher gets no gradient; values are finite at
     ``|logits| = 1e4``.
     """
 
@@ -183,7 +183,7 @@ class Combination(Method, nn.Module):
 
 
 class GradientTransform(Method):
-    """Changes the gradients before the optimizer uses them, by ``init(params) -> state`` and ``update``.
+    """Changes gradients before the optimizer: ``init(params) -> state``, ``update(...) -> gradients``.
 
     ``params`` are all parameters of the module in a fixed order. ``gradients`` has the gradient of each parameter at
     the same place, or None for a parameter without one. Gradients are complete: accumulated, reduced over the ranks and
