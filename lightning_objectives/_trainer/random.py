@@ -25,7 +25,12 @@ def private_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[No
     device = torch.device(device)
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-        torch.manual_seed(seed)
+        # `torch.manual_seed` would also seed the other devices, whose streams belong to the training.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            backend = torch.get_device_module(device)
+            with backend.device(device):
+                backend.manual_seed(seed)
         yield
 
 

@@ -148,7 +148,8 @@ class Distill(StepCallback):
 
     def _build_head(self, method: Distillation, head: nn.Module) -> None:
         features, classes = _sizes_of(head)
-        with private_stream(self.seed):
+        # Drawn on the CPU: `configure_model` makes modules on the device of the strategy by default.
+        with private_stream(self.seed), torch.device("cpu"):
             method.build(features=features, classes=classes)
         assert method.auxiliary_head is not None
         like = next(head.parameters())
