@@ -43,7 +43,7 @@ def test_it_agrees_with_torchs_averaged_model():
         lambda a, net, step: a.update_parameters(net),
     )
     mine, _ = walk(EMA(decay=0.8), 12, [theirs])
-    for a, b in zip(mine, theirs.average.parameters()):
+    for a, b in zip(mine, theirs.average.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
@@ -54,7 +54,7 @@ def test_the_warm_up_agrees_with_timms(power):
         lambda average, net, step: average.update(net, step=step),
     )
     mine, _ = walk(EMA(decay=0.9, warmup=True, power=power), 60, [theirs])
-    for a, b in zip(mine, theirs.average.module.parameters()):
+    for a, b in zip(mine, theirs.average.module.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 

@@ -606,7 +606,7 @@ def test_a_replaced_loss_keeps_what_is_ignored_and_the_reduction():
 
     replaced, _ = fit(ReplaceLoss(poly), net=Own)
     reference, _ = fit(net=Reference)
-    for a, b in zip(replaced.parameters(), reference.parameters()):
+    for a, b in zip(replaced.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -617,7 +617,7 @@ def test_replacing_a_loss_of_class_probabilities():
 
     replaced, _ = fit(ReplaceLoss(lambda logits, target: -(target * logits.log_softmax(-1)).sum(-1)), net=Own)
     plain, _ = fit()
-    for a, b in zip(replaced.parameters(), plain.parameters()):
+    for a, b in zip(replaced.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -92,6 +92,7 @@ def test_it_is_the_slow_merge(tmp_path, source, out):
     merged = load_file(path) if out == ".safetensors" else torch.load(path, weights_only=True)
     merged = merged.get("state_dict", merged)
     expected = reference(nets, SQRT)
+    assert merged.keys() == expected.keys()
     assert list(merged) == list(expected) or ".safetensors" in (source, out)  # whose order is lost
     for key, value in nets[-1].state_dict().items():
         assert (merged[key].dtype, merged[key].shape) == (value.dtype, value.shape)
