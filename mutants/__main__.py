@@ -46,7 +46,7 @@ def drawn(every: list[Mutant], count: int, seed: int) -> list[Mutant]:
     return sorted(chosen, key=lambda mutant: (mutant.file, mutant.line, mutant.number))
 
 
-def tests_for(file: str) -> list[str]:
+def suite_of(file: str) -> list[str]:
     """The files of tests for a file of the library: its own examples, and those of the table."""
     patterns = patterns_for(file.removeprefix(f"{PACKAGE}/"))
     paths = {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
@@ -55,11 +55,11 @@ def tests_for(file: str) -> list[str]:
 
 def outcome(mutant: Mutant, sandbox: Sandbox, touched: Touched) -> str:
     """``killed``, ``timeout``, ``survived``, or ``not called`` where no test calls the function; and by which test."""
-    tests = touched.tests_of(mutant.file, mutant.function, tests_for(mutant.file))
+    tests = touched.tests_of(mutant.file, mutant.function, suite_of(mutant.file))
     if not tests:
         return "not called"
     files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
-    sandbox.write(mutant.file, planted((ROOT / mutant.file).read_text(), mutant.number))
+    sandbox.write(mutant.file, planted(sandbox.sources[mutant.file], mutant.number))
     try:
         how, by = sandbox.run(lambda: Chosen(list(tests)), files, "-x", cpu=3 * sum(tests.values()) + 60)
     finally:
@@ -119,7 +119,7 @@ def run(chosen: list[Mutant]) -> list[tuple[Mutant, str]]:
     sandbox = Sandbox()
     try:
         touched = Touched(sandbox)
-        files = {test for mutant in chosen if mutant.key not in EQUIVALENT for test in tests_for(mutant.file)}
+        files = {test for mutant in chosen if mutant.key not in EQUIVALENT for test in suite_of(mutant.file)}
         touched.record(sorted(files))
         for mutant in chosen:
             if mutant.key not in EQUIVALENT:

@@ -143,7 +143,8 @@ def _changed(statement: ast.stmt) -> Iterator[None]:
     """Change the expressions of a statement, one at a time."""
     if isinstance(statement, ast.Raise) or _is_skipped(statement):
         return
-    if isinstance(statement, ast.Return) and statement.value is not None and not _is_none(statement.value):
+    # What is false already, such as False itself, stays so as None.
+    if isinstance(statement, ast.Return) and not isinstance(statement.value, (ast.Constant, type(None))):
         yield from _replaced(statement, "value", ast.Constant(None))
     if isinstance(statement, ast.If):
         yield from _replaced(statement, "test", ast.Constant(True), ast.Constant(False))
@@ -156,10 +157,6 @@ def _is_skipped(statement: ast.stmt) -> bool:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         return any(isinstance(target, ast.Name) and target.id in SKIPPED_NAMES for target in targets)
     return isinstance(statement, ast.Assert) or (isinstance(statement, ast.If) and "TYPE_CHECKING" in _head(statement))
-
-
-def _is_none(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _expressions(node: ast.AST) -> Iterator[ast.AST]:

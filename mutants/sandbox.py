@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ class Sandbox:
         self.folder = Path(tempfile.mkdtemp(prefix="mutants-"))
         for pattern in COPIED:
             for path in ROOT.glob(pattern):
-                copy = shutil.copytree if path.is_dir() else shutil.copy
-                copy(path, self.folder / path.name)
+                copy = partial(shutil.copytree, ignore=shutil.ignore_patterns("__pycache__"))
+                (copy if path.is_dir() else shutil.copy)(path, self.folder / path.name)
+        self.sources = {str(p.relative_to(self.folder)): p.read_text() for p in self.folder.glob(f"{PACKAGE}/**/*.py")}
+        """Those of the library, by the names of their files, as they were at the start."""
         # By content, not by date: a fault and its removal come within a second.
         by_content = py_compile.PycInvalidationMode.CHECKED_HASH
         compileall.compile_dir(self.folder / PACKAGE, quiet=1, invalidation_mode=by_content)
@@ -47,8 +50,8 @@ class Sandbox:
         (self.folder / file).write_text(source)
 
     def restore(self, file: str) -> None:
-        """Put back the file of the working tree."""
-        shutil.copy(ROOT / file, self.folder / file)
+        """Put back the file without a fault."""
+        self.write(file, self.sources[file])
 
     def run(self, make: Callable[[], Any], files: list[str], *words: str, cpu: float) -> tuple[str, Any]:
         """Run pytest on files with the plug-in that is made; how it ended, and the plug-in's ``result``.

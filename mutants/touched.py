@@ -5,6 +5,7 @@ import builtins
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,19 @@ class Touched:
 
     def record(self, files: list[str]) -> None:
         """Record those of the files of tests that have changed, or whose library has."""
-        shared = _digest([*ROOT.glob(f"{PACKAGE}/**/*.py"), *_helpers()])
-        keys = {file: shared + _digest([ROOT / file]) for file in files}
+        folder = self.sandbox.folder
+        helpers = [path for path in folder.glob("tests/**/*.py") if not path.name.startswith("test_")]
+        shared = _digest([*folder.glob(f"{PACKAGE}/**/*.py"), *helpers])
+        keys = {file: shared + _digest([folder / file]) for file in files}
         new = [file for file in files if self.records.get(file, {}).get("key") != keys[file]]
         if not new:
             return
-        sources = {str(path.relative_to(ROOT)): path.read_text() for path in ROOT.glob(f"{PACKAGE}/**/*.py")}
+        with_marks = {name: marked(name, source) for name, source in self.sandbox.sources.items()}
         for file in new:
-            for name, source in sources.items():
-                self.sandbox.write(name, marked(name, source))
+            for name, source in with_marks.items():
+                self.sandbox.write(name, source)
             how, record = self.sandbox.run(Recorder, [file], cpu=900)
-            for name in sources:
+            for name in with_marks:
                 self.sandbox.restore(name)
             if record is None:
                 raise RuntimeError(f"{file} {how}:\n{self.sandbox.output()}")
@@ -115,32 +118,20 @@ class Touched:
         for name in among:
             record = self.records[name]
             for test, run in record["tests"].items():
-                if not run["passed"] or _calls(record["shared"] + run["called"], file, function):
+                if not run["passed"] or self._calls(record["shared"] + run["called"], file, function):
                     tests[test] = run["seconds"]
         return dict(sorted(tests.items(), key=lambda item: item[1]))
 
+    def _calls(self, called: list[str], file: str, function: str) -> bool:
+        """A class, or the module, is called by those who call anything of the file."""
+        if f"{file}:{function}" in called:
+            return True
+        is_function = f"__touched__('{file}:{function}')" in self._marked(file)
+        return not is_function and any(name.startswith(f"{file}:") for name in called)
 
-def _calls(called: list[str], file: str, function: str) -> bool:
-    """A class, or the module, is called by those who call anything of the file."""
-    if f"{file}:{function}" in called:
-        return True
-    is_function = function in _functions(file)
-    return not is_function and any(name.startswith(f"{file}:") for name in called)
-
-
-def _functions(file: str) -> set[str]:
-    if file not in _FUNCTIONS:
-        marks = ast.walk(ast.parse(marked(file, (ROOT / file).read_text())))
-        names = [node.args[0].value for node in marks if isinstance(node, ast.Call) and _is_mark(node)]  # type: ignore[attr-defined]
-        _FUNCTIONS[file] = {name.partition(":")[2] for name in names}
-    return _FUNCTIONS[file]
-
-
-_FUNCTIONS: dict[str, set[str]] = {}
-
-
-def _is_mark(node: ast.Call) -> bool:
-    return isinstance(node.func, ast.Name) and node.func.id == "__touched__"
+    @cache  # noqa: B019  # it lives as long as the process
+    def _marked(self, file: str) -> str:
+        return marked(file, self.sandbox.sources[file])
 
 
 class Chosen:
@@ -158,10 +149,6 @@ class Chosen:
         """Keep the first failure."""
         if report.failed:
             self.result = self.result or report.nodeid
-
-
-def _helpers() -> list[Path]:
-    return [path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith("test_")]
 
 
 def _digest(paths: list[Path]) -> str:

@@ -71,6 +71,16 @@ def test_power_one_is_the_plain_mean():
     assert state.slots["average"][0].item() == pytest.approx(3.0)
 
 
+def test_the_warm_up_counts_from_where_the_average_began():
+    """The second update since step 100 is a mean of two, and that of step 102 alone would keep 101/102."""
+    ema = EMA(decay=0.999, warmup=True, power=1.0)
+    state = ema.init([torch.tensor([100.0])])
+    for step, value in ((101, 4.0), (102, 8.0)):
+        ema.update(state, [torch.tensor([value])], step=step, start=100)
+    assert state.slots["average"][0].item() == pytest.approx(6.0)
+    assert state.updates == 2
+
+
 def test_the_first_update_copies_and_the_second_does_not():
     ema = EMA(decay=0.75)
     state = ema.init([torch.tensor([100.0])])

@@ -416,7 +416,9 @@ def test_the_queue_is_bounded():
     background.submit(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         background.wait()
+    (thread,) = background._executor._threads
     background.close()
+    assert not thread.is_alive()
     background.submit(running.append, 9)
     assert running[-1] == 9
 

@@ -338,6 +338,21 @@ def test_a_header_that_lies_is_refused(tmp_path):
         merge_checkpoints(tmp_path.iterdir(), WSM(), tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("count", "named"),
+    [
+        (5, r"\['k0', 'k1', 'k2', 'k3', 'k4'\]\."),
+        (6, r"\['k0', 'k1', 'k2', 'k3', 'k4'\] and 1 more\."),
+        (17, r"\['k0', 'k1', 'k10', 'k11', 'k12'\] and 12 more\."),
+    ],
+)
+def test_of_many_names_five_are_said(tmp_path, count, named):
+    torch.save({"w": torch.ones(1), **{f"k{i}": torch.ones(1) for i in range(count)}}, tmp_path / "step=1.pt")
+    torch.save({"w": torch.ones(1)}, tmp_path / "step=2.pt")
+    with pytest.raises(ValueError, match=rf"lacks \[\] and has besides {named}"):
+        merge_checkpoints(tmp_path.iterdir(), WSM(), tmp_path / "m.pt")
+
+
 def test_an_error_on_the_way_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="complex128, which safetensors files do not have"):
         write_safetensors(tmp_path / "x", {"w": (torch.complex128, (1,), "w")}, {}.get, {})
