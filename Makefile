@@ -7,7 +7,7 @@ BENCH = OMP_NUM_THREADS=2 $(if $(wildcard .venv-peers/bin/python),.venv-peers,.v
 # Two workers on two cores: without this each would start a thread per core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all test-compat conformance lint docs bench bench-peers bench-quality clean
+.PHONY: help demo test test-all test-compat conformance lint docs mutants bench bench-peers bench-quality clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ lint: $(READY) ## ruff and mypy.
 docs: $(READY) ## Build the site into docs/site; a public name without a page is an error.
 	$(BIN)/python docs/gen.py build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+mutants: $(READY) ## Plant small faults and report those that no test sees (20 minutes; FILES="metrics _files/merge.py" COUNT=40 AGAIN=1).
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m mutants $(if $(COUNT),--count $(COUNT)) $(if $(AGAIN),--again) $(FILES)
 
 bench: $(READY) ## What each part costs beside its peers: benchmarks/results, docs/performance.md (about half an hour; ROWS="seam swap").
 	$(BENCH) -m benchmarks.speed $(ROWS)

@@ -43,7 +43,7 @@ def test_it_agrees_with_torchs_averaged_model():
         lambda a, net, step: a.update_parameters(net),
     )
     mine, _ = walk(EMA(decay=0.8), 12, [theirs])
-    for a, b in zip(mine, theirs.average.parameters()):
+    for a, b in zip(mine, theirs.average.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
@@ -54,7 +54,7 @@ def test_the_warm_up_agrees_with_timms(power):
         lambda average, net, step: average.update(net, step=step),
     )
     mine, _ = walk(EMA(decay=0.9, warmup=True, power=power), 60, [theirs])
-    for a, b in zip(mine, theirs.average.module.parameters()):
+    for a, b in zip(mine, theirs.average.module.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
@@ -69,6 +69,16 @@ def test_power_one_is_the_plain_mean():
     for step, value in enumerate([1.0, 2.0, 6.0], start=1):
         ema.update(state, [torch.tensor([value])], step=step)
     assert state.slots["average"][0].item() == pytest.approx(3.0)
+
+
+def test_the_warm_up_counts_from_where_the_average_began():
+    """The second update since step 100 is a mean of two, and that of step 102 alone would keep 101/102."""
+    ema = EMA(decay=0.999, warmup=True, power=1.0)
+    state = ema.init([torch.tensor([100.0])])
+    for step, value in ((101, 4.0), (102, 8.0)):
+        ema.update(state, [torch.tensor([value])], step=step, start=100)
+    assert state.slots["average"][0].item() == pytest.approx(6.0)
+    assert state.updates == 2
 
 
 def test_the_first_update_copies_and_the_second_does_not():

@@ -36,5 +36,5 @@ def test_parts_make_no_difference(monkeypatch):
         parts, at_once = (run(rules, part, monkeypatch) for part in (7, 10**6))
         for name in rules:
             assert parts.states[name].updates == at_once.states[name].updates == 4
-            for mine, other in zip(parts.weights(name).values(), at_once.weights(name).values()):
+            for mine, other in zip(parts.weights(name).values(), at_once.weights(name).values(), strict=True):
                 assert torch.equal(mine, other)

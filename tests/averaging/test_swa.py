@@ -25,5 +25,5 @@ def test_it_agrees_with_torchs_averaged_model():
                 p.add_(torch.randn_like(p))
         reference.update_parameters(net)
         swa.update(state, [p.detach() for p in net.parameters()], step=step)
-    for mine, theirs in zip(state.slots["average"], reference.parameters()):
+    for mine, theirs in zip(state.slots["average"], reference.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)

@@ -347,16 +347,26 @@ def test_which_weights_each_hook_sees():
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"val_check_interval": 2}, {"check_val_every_n_epoch": 2}, {"limit_val_batches": 0}, {"fast_dev_run": True}],
+    ("settings", "steps"),  # after which steps a batch of validation comes
+    [
+        ({"val_check_interval": 2}, [2] * 4 + [4] * 4 + [6] * 4 + [8] * 4),
+        ({"check_val_every_n_epoch": 2}, [8] * 4),
+        ({"limit_val_batches": 0}, []),
+        ({"fast_dev_run": True}, [1]),
+        ({"fast_dev_run": 3}, [3] * 3),
+    ],
+    ids=str,
 )
-def test_every_validation_sees_the_average_and_training_the_raw_weights(settings):
+def test_every_validation_sees_the_average_and_training_the_raw_weights(settings, steps):
+    settings = {"num_sanity_val_steps": 0, **settings}
     reference = plain(val=True, **settings)
     net, _ = fit(AverageWeights(EMA(decay=0.9)), val=True, **settings)
     assert equal(net.path, reference.path)
-    assert len(net.seen) == len(reference.seen)
-    swapped = [not torch.equal(a, b) for a, b in zip(net.seen, reference.seen)]
-    assert all(swapped[-4:] if "fast_dev_run" not in settings else [True])
+    assert len(net.seen) == len(reference.seen) == len(steps)
+    for weights, step in zip(net.seen, steps):
+        average = ema(after(reference)[:step], 0.9)
+        torch.testing.assert_close(weights.double(), average, rtol=0, atol=1e-6)
+    assert [torch.equal(a, b) for a, b in zip(net.seen, reference.seen)] == [step == 1 for step in steps]
 
 
 def test_the_sanity_check_changes_nothing():

@@ -200,7 +200,7 @@ def test_what_is_reached_beside_parameters_gets_the_combined_gradient_and_what_i
 
     handed, passed = (fit(*combined(), net=net)[0] for net in (Adversarial, Hooked))
     assert handed.found
-    for mine, other in zip(handed.found, passed.found):
+    for mine, other in zip(handed.found, passed.found, strict=True):
         torch.testing.assert_close(mine, other)
     close(handed, passed)
 
@@ -536,7 +536,7 @@ def test_a_single_head_with_labels_and_binary_kl_learns_from_both():
     x, y = data().tensors
     logits = hand(x)
     (F.cross_entropy(logits, y) + binary_kl(logits, told(x)).mean()).backward()
-    for parameter, trained in zip(hand.parameters(), net.parameters()):
+    for parameter, trained in zip(hand.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(trained, parameter - 0.1 * parameter.grad)
 
 

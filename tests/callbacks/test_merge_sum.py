@@ -442,6 +442,22 @@ def test_the_sum_shares_no_memory_with_the_module(tmp_path):
     assert all(held[name].data_ptr() != value.data_ptr() for name, value in module.state_dict().items())
 
 
+def test_the_sum_changes_no_state_that_it_goes_on_from(tmp_path):
+    module = nn.Linear(1, 1, bias=False)
+    first, second = (
+        RunningSum(tmp_path, module, WSM(shape="linear"), [1, 2], every_n_steps=1, after=0, writes=True)
+        for _ in range(2)
+    )
+    nn.init.constant_(module.weight, 2.0)
+    first.take(1, {})
+    saved = first.state_dict()
+    second.load_state_dict(saved)
+    nn.init.constant_(module.weight, 4.0)
+    second.take(2, {})
+    assert second.merge()["weight"].item() == 3.0
+    assert saved["means"]["weight"].item() == 2.0
+
+
 @pytest.mark.parametrize(
     ("total", "settings", "steps"),
     [

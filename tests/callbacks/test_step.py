@@ -87,6 +87,8 @@ def test_the_order_of_the_callbacks_does_not_matter():
     first, _ = fit(*callbacks())
     second, _ = fit(*reversed(callbacks()))
     assert equal(first, second)
+    for left_out in range(3):
+        assert not equal(first, fit(*(callback for i, callback in enumerate(callbacks()) if i != left_out))[0])
 
 
 def test_fit_twice_is_fit_twice():
@@ -96,32 +98,51 @@ def test_fit_twice_is_fit_twice():
     other, _ = fit(ReweightSamples(LossBasedReweighting()))
     trainer(ReweightSamples(LossBasedReweighting())).fit(other, loader())
     assert equal(net, other)
+    once, _ = fit(ReweightSamples(LossBasedReweighting()))
+    trainer().fit(once, loader())
+    assert not equal(net, once), "the second fit is weighted too"
 
 
 # -- giving back -----------------------------------------------------------------------------------------------------
 
 
 class Raise(L.Callback):
+    """Stops a fit, and keeps what there was to give back then: the patch, and the caught calls of the criterion."""
+
     def __init__(self, hook, error=RuntimeError):
         setattr(self, hook, self._raise)
         self.error = error
 
-    def _raise(self, *args, **kwargs):
+    def _raise(self, trainer, pl_module, *args, **kwargs):
+        self.patched = "training_step" in vars(pl_module)
+        self.caught_calls = Pipeline.of(trainer, pl_module).caught_calls
         raise self.error("planned")
 
 
-HOOKS = ["setup", "on_fit_start", "on_train_start", "on_train_batch_start", "on_before_backward", "on_train_batch_end"]
-HOOKS += ["on_validation_batch_start", "on_train_epoch_end", "on_train_end", "on_sanity_check_start"]
+HOOKS = {  # and how often the criterion is called before
+    "setup": 0,
+    "on_fit_start": 0,
+    "on_sanity_check_start": 0,
+    "on_validation_batch_start": 0,
+    "on_train_start": 0,
+    "on_train_batch_start": 0,
+    "on_before_backward": 1,
+    "on_train_batch_end": 1,
+    "on_train_epoch_end": 3,
+    "on_train_end": 6,
+}
 
 
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode")  # as the stopped validation left them
 def test_an_exception_leaves_nothing_behind(hook):
-    net = Net()
+    net, stop = Net(), Raise(hook)
     before, head, children = set(vars(net)), set(vars(net.fc)), dict(net.named_children())
-    callbacks = [ReweightSamples(ones), WrapHead(MultiSampleDropout()), AddRegularizer(Learned()), Raise(hook)]
+    callbacks = [ReweightSamples(ones), WrapHead(MultiSampleDropout()), AddRegularizer(Learned()), stop]
     with pytest.raises(RuntimeError, match="planned"):
         fit(*callbacks, net=net, val=loader())
+    assert stop.patched
+    assert stop.caught_calls == HOOKS[hook]
     assert set(vars(net)) - before <= {"_trainer", "_hparams"}
     assert set(vars(net.fc)) == head
     assert dict(net.named_children()) == children
@@ -131,9 +152,11 @@ def test_an_exception_leaves_nothing_behind(hook):
 
 
 def test_an_interrupt_leaves_nothing_behind():
-    net = Net()
+    net, stop = Net(), Raise("on_train_batch_end", KeyboardInterrupt)
     with pytest.raises(SystemExit):
-        fit(ReweightSamples(ones), Raise("on_train_batch_end", KeyboardInterrupt), net=net)
+        fit(ReweightSamples(ones), stop, net=net)
+    assert stop.patched
+    assert stop.caught_calls == 1
     assert "training_step" not in vars(net)
 
 
@@ -145,7 +168,8 @@ def test_copies_made_during_a_fit_are_plain():
             pl_module.trainer = trainer_
 
     probe = Copy()
-    fit(ReweightSamples(ones), WrapHead(MultiSampleDropout()), probe)
+    net, _ = fit(ReweightSamples(ones), WrapHead(MultiSampleDropout()), probe)
+    assert net.losses[0] != fit()[0].losses[0], "the module itself is not plain during the fit"
     for other in probe.copies:
         batch = next(iter(loader()))
         expected = F.cross_entropy(other(batch[0]), batch[1])
@@ -242,6 +266,7 @@ def test_evaluation_is_the_plain_model():
     x, _ = next(iter(loader(batch_size=24)))
     net.eval()
     assert torch.equal(net.seen, net(x))
+    assert not equal(net, fit(net=Record)[0]), "the training is not"
 
 
 # -- what is refused, and how ----------------------------------------------------------------------------------------
@@ -336,7 +361,8 @@ def test_a_module_without_a_head_is_refused():
 
     with pytest.raises(ValueError, match="no Linear layer that could be its head"):
         fit(WrapHead(MultiSampleDropout()), net=Convolution)
-    fit(WrapHead(MultiSampleDropout(p=0.5), head="fc"), net=Convolution)
+    named, _ = fit(WrapHead(MultiSampleDropout(p=0.5), head="fc"), net=Convolution)
+    assert not equal(named, fit(net=Convolution)[0])
 
 
 def test_a_head_with_batch_norm_is_refused():
@@ -432,9 +458,11 @@ def test_calls_without_gradient_are_metrics():
     assert probe.pipeline.caught_calls == 6
 
 
-@pytest.mark.parametrize("form", ["tensor", "dict", "none on odd", "batch only", "kwargs"])
+@pytest.mark.parametrize(
+    ("form", "calls"), [("tensor", 6), ("dict", 6), ("none on odd", 4), ("batch only", 6), ("kwargs", 6)]
+)
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
-def test_what_a_step_may_look_like(form):
+def test_what_a_step_may_look_like(form, calls):
     class Own(Net):
         if form == "batch only":
 
@@ -454,10 +482,19 @@ def test_what_a_step_may_look_like(form):
                 loss = super().training_step(batch, batch_idx)
                 return {"loss": loss, "extra": 1} if form == "dict" else loss
 
+    class Reference(Own):
+        def criterion(self, logits, y):
+            return super().criterion(logits, y) + 0.1 * logits.square().mean()
+
     plain, _ = fit(net=Own)
-    touched, _ = fit(ReweightSamples(ones), net=Own)
+    probe = Probe()
+    touched, _ = fit(ReweightSamples(ones), probe, net=Own)
     assert equal(plain, touched)
-    fit(AddRegularizer(lambda logits: logits.square(), strength=0.1), net=Own)
+    assert probe.pipeline.caught_calls == calls
+    added, _ = fit(AddRegularizer(lambda logits: logits.square(), strength=0.1), net=Own)
+    reference, _ = fit(net=Reference)
+    for a, b in zip(added.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_token_losses_fold_into_sequences():
@@ -569,7 +606,7 @@ def test_a_replaced_loss_keeps_what_is_ignored_and_the_reduction():
 
     replaced, _ = fit(ReplaceLoss(poly), net=Own)
     reference, _ = fit(net=Reference)
-    for a, b in zip(replaced.parameters(), reference.parameters()):
+    for a, b in zip(replaced.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -580,7 +617,7 @@ def test_replacing_a_loss_of_class_probabilities():
 
     replaced, _ = fit(ReplaceLoss(lambda logits, target: -(target * logits.log_softmax(-1)).sum(-1)), net=Own)
     plain, _ = fit()
-    for a, b in zip(replaced.parameters(), plain.parameters()):
+    for a, b in zip(replaced.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -749,13 +786,15 @@ def test_an_optimizers_state_goes_through_a_plain_one_and_back():
     plain, _ = fit(AddRegularizer(first))
     again, _ = fit(AddRegularizer(second), Again())
     assert equal(plain, again)
-    assert first.scale == second.scale
+    assert first.scale == second.scale != 1.0
 
 
 def test_the_users_own_draws_are_not_moved_by_extra_modules():
     plain, _ = fit(net=lambda: Net(dropout=0.5))
-    touched, _ = fit(AddRegularizer(Learned(), strength=0.0), net=lambda: Net(dropout=0.5))
+    probe = Probe()
+    touched, _ = fit(AddRegularizer(Learned(), strength=0.0), probe, net=lambda: Net(dropout=0.5))
     assert equal(plain, touched)
+    assert probe.pipeline.steps == 6
 
 
 def test_nets_built_in_configure_model_are_found():
@@ -769,7 +808,8 @@ def test_nets_built_in_configure_model_are_found():
             if not hasattr(self, "fc"):
                 self.fc = self.late
 
-    fit(WrapHead(MultiSampleDropout()), net=Late)
+    wrapped, _ = fit(WrapHead(MultiSampleDropout()), net=Late)
+    assert not equal(wrapped, fit(net=Late)[0])
 
 
 def test_a_training_step_that_validation_calls_is_the_users_own():
@@ -780,6 +820,7 @@ def test_a_training_step_that_validation_calls_is_the_users_own():
     callbacks = [ReweightSamples(LossBasedReweighting()), WrapHead(MultiSampleDropout(p=0.5))]
     shared, runner = fit(*callbacks, net=Shared, val=loader())
     assert equal(shared, fit(*callbacks, net=Net, val=loader())[0])
+    assert not equal(shared, fit(net=Net, val=loader())[0])
     with torch.no_grad():
         expected = F.cross_entropy(shared(data()[:][0]), data()[:][1])
     torch.testing.assert_close(runner.callback_metrics["val_loss"], expected)
@@ -923,6 +964,7 @@ def test_a_compiled_function_of_the_step_is_not_compiled_again_and_again(callbac
     net, _ = fit(callback(), net=Compiled)
     assert net.graphs[2] == net.graphs[-1] > 0
     assert equal(net, fit(callback(), net=Eager)[0])
+    assert not equal(net, fit(net=Eager)[0])
 
 
 def test_a_compiled_step_that_no_longer_returns_the_criterions_value_is_refused():
@@ -946,7 +988,8 @@ def test_a_head_in_a_compiled_module_is_refused():
     torch._dynamo.reset()
     with pytest.raises(ValueError, match="lies in a compiled module"):
         fit(WrapHead(MultiSampleDropout()), net=compiled("the module", CompileCounter()))
-    fit(WrapHead(MultiSampleDropout()), net=compiled("a part", CompileCounter()))
+    wrapped, _ = fit(WrapHead(MultiSampleDropout()), net=compiled("a part", CompileCounter()))
+    assert not equal(wrapped, fit(net=compiled("a part", CompileCounter()))[0])
 
 
 # -- what the Trainer does ---------------------------------------------------------------------------------------------
@@ -990,8 +1033,10 @@ def test_lbfgs_calls_the_step_many_times():
             return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
     plain, _ = fit(net=Second, max_epochs=1)
-    touched, _ = fit(ReweightSamples(ones), net=Second, max_epochs=1)
+    probe = Probe()
+    touched, _ = fit(ReweightSamples(ones), probe, net=Second, max_epochs=1)
     assert equal(plain, touched)
+    assert probe.pipeline.caught_calls == 3 * 3, "three batches, each with up to three calls"
 
 
 def test_the_learning_rate_is_found_with_the_objective():
@@ -1031,7 +1076,7 @@ def test_a_callback_beside_them_does_not_rename_extra_modules(front):
     fit(own_head(), Names())
     beside = [WrapHead(MultiSampleDropout()), AddRegularizer(LogPartitionPenalty())]
     fit(*([*beside, own_head()] if front else [own_head(), *beside]), Names())
-    assert names[0] == names[1]
+    assert names[0] == names[1] != []
 
 
 def test_terms_of_one_name_are_logged_apart():

@@ -92,6 +92,7 @@ def test_it_is_the_slow_merge(tmp_path, source, out):
     merged = load_file(path) if out == ".safetensors" else torch.load(path, weights_only=True)
     merged = merged.get("state_dict", merged)
     expected = reference(nets, SQRT)
+    assert merged.keys() == expected.keys()
     assert list(merged) == list(expected) or ".safetensors" in (source, out)  # whose order is lost
     for key, value in nets[-1].state_dict().items():
         assert (merged[key].dtype, merged[key].shape) == (value.dtype, value.shape)
@@ -335,6 +336,21 @@ def test_a_header_that_lies_is_refused(tmp_path):
     (tmp_path / "step=1.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
     with pytest.raises(ValueError, match="truncated or no safetensors file"):
         merge_checkpoints(tmp_path.iterdir(), WSM(), tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("count", "named"),
+    [
+        (5, r"\['k0', 'k1', 'k2', 'k3', 'k4'\]\."),
+        (6, r"\['k0', 'k1', 'k2', 'k3', 'k4'\] and 1 more\."),
+        (17, r"\['k0', 'k1', 'k10', 'k11', 'k12'\] and 12 more\."),
+    ],
+)
+def test_of_many_names_five_are_said(tmp_path, count, named):
+    torch.save({"w": torch.ones(1), **{f"k{i}": torch.ones(1) for i in range(count)}}, tmp_path / "step=1.pt")
+    torch.save({"w": torch.ones(1)}, tmp_path / "step=2.pt")
+    with pytest.raises(ValueError, match=rf"lacks \[\] and has besides {named}"):
+        merge_checkpoints(tmp_path.iterdir(), WSM(), tmp_path / "m.pt")
 
 
 def test_an_error_on_the_way_leaves_nothing(tmp_path):

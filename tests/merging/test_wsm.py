@@ -94,6 +94,7 @@ def test_what_is_no_decay_is_refused(shape):
     [
         ({"shape": "sqrt"}, r"shape='sqrt' must be '1-sqrt'"),
         ({"ema_weight": 0.0}, r"ema_weight=0\.0 must be in \(0, 1\]"),
+        ({"ema_weight": 1.01}, r"ema_weight=1\.01 must be in \(0, 1\]"),
         ({"ema_weight": math.nan}, "ema_weight=nan"),
     ],
 )

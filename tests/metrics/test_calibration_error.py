@@ -230,9 +230,11 @@ def test_the_reliability_diagram(binning, tmp_path):
     before = metric.compute()
     figure, axes = metric.plot()
     assert f"{before:.4f}" in axes.get_title()
+    assert np.array_equal(axes.lines[0].get_data(), [[0, 1], [0, 1]]), "where the calibrated ones are"
     x, y = axes.lines[1].get_data()
     bins = metric.bins()
     filled = bins.rows > 0
+    np.testing.assert_allclose([bar.get_height() for bar in axes.patches], (bins.rows / 5000)[filled])
     np.testing.assert_allclose(x, (bins.confidence / bins.rows)[filled])
     np.testing.assert_allclose(y, (bins.accuracy / bins.rows)[filled])
     figure.savefig(tmp_path / "diagram.png")

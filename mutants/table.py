@@ -1,0 +1,55 @@
+"""Which tests can see a fault in which file."""
+
+from fnmatch import fnmatch
+
+SCOPE = ("_step", "_weights", "averaging", "_files", "_snapshots", "merging", "metrics", "callbacks", "_trainer")
+"""The parts of the library in which faults are planted where no others are named."""
+_LAWS = ["tests/test_conformance.py"]
+_MERGES = ["tests/callbacks/test_merge_checkpoints.py", "tests/callbacks/test_merge_sum.py"]
+_STEP = [f"tests/callbacks/test_{name}.py" for name in ("step", "criterion", "frozen", "distill")]
+_EVALUATION = ["tests/callbacks/test_log_metrics.py", "tests/callbacks/test_calibrate.py"]
+_AVERAGES = ["tests/callbacks/test_average_weights.py", "tests/callbacks/test_exchange.py", *_EVALUATION[:1]]
+TESTS = {
+    "metrics/*": ["tests/metrics/test_*.py", *_LAWS],
+    "averaging/*": ["tests/averaging/test_*.py", *_LAWS],
+    "merging/*": ["tests/merging/test_*.py", *_LAWS],
+    "_files/network.py": ["tests/callbacks/test_load_network.py", "tests/safety/test_teacher_files.py"],
+    "_files/logit_cache.py": ["tests/callbacks/test_logit_cache.py", "tests/safety/test_cache_files.py"],
+    "_files/*": [
+        "tests/merging/test_*.py",
+        "tests/safety/test_merge_files.py",
+        "tests/safety/test_export_files.py",
+        "tests/safety/test_writers.py",
+        "tests/callbacks/test_load_network.py",
+    ],
+    "_snapshots/*": [*_MERGES, "tests/safety/test_resume_files.py"],
+    "_weights/*": ["tests/averaging/test_*.py", *_AVERAGES, *_MERGES],
+    "_step/*": [*_STEP, *_EVALUATION, "tests/test_strangers.py"],
+    "_trainer/*": [
+        "tests/callbacks/test_patch.py",
+        "tests/callbacks/test_restore_random_state.py",
+        "tests/safety/test_resume_files.py",
+        "tests/test_mixins.py",
+        *_AVERAGES,
+        *_STEP,
+        *_EVALUATION,
+    ],
+    "callbacks/average_weights.py": _AVERAGES,
+    "callbacks/merge_checkpoints.py": _MERGES,
+    "callbacks/*": [
+        "tests/callbacks/test_{stem}.py",
+        "tests/callbacks/test_named.py",
+        "tests/safety/test_resume_files.py",
+        *_STEP,
+    ],
+    "*": ["tests/*/test_{stem}.py", "tests/test_{stem}.py"],
+}
+"""Patterns of test files for patterns of files of the library; the first that fits. ``{stem}`` is the file's name."""
+
+
+def patterns_for(file: str) -> list[str]:
+    """The patterns of the tests of a file of the library, such as ``metrics/brier_score.py``."""
+    stem = file.rpartition("/")[2].removesuffix(".py")
+    return [
+        test.format(stem=stem) for test in next(tests for pattern, tests in TESTS.items() if fnmatch(file, pattern))
+    ]

@@ -1,0 +1,94 @@
+"""The faults of ``make mutants``: what is planted, where, and which are drawn."""
+
+import ast
+import textwrap
+
+import pytest
+
+from mutants.__main__ import drawn, files_of, suite_of
+from mutants.equivalent import EQUIVALENT
+from mutants.faults import mutants, planted
+from mutants.touched import marked
+
+SOURCE = textwrap.dedent(
+    '''
+    """A file."""
+
+    class Counts:
+        def add(self, x: int = 1, *, all: bool = False) -> int | None:
+            """Adds."""
+            if x < 0 and not all:
+                raise ValueError(f"x={x - 1}")
+            self.sum += x
+            return self.sum * 0.5 if all else -x
+    '''
+)
+AFTER = [
+    "def add(self, x: int=1, *, all: bool=True) -> int | None:",
+    "def add(self, x: int=2, *, all: bool=False) -> int | None:",
+    "def add(self, x: int=0, *, all: bool=False) -> int | None:",
+    "if True:",
+    "if False:",
+    "if x < 0 or not all:",
+    "if x <= 0 and (not all):",
+    "if x >= 0 and (not all):",
+    "if x < 1 and (not all):",
+    "if x < 0 and (not not all):",
+    "pass",
+    "pass",
+    "return None",
+    "return self.sum * 0.5 if True else -x",
+    "return self.sum * 0.5 if False else -x",
+    "return self.sum / 0.5 if all else -x",
+    "return self.sum * 1.0 if all else -x",
+    "return self.sum * 0.5 if all else +x",
+]
+
+
+def test_the_faults_of_a_file():
+    every = mutants("file.py", SOURCE)
+    assert {mutant.function for mutant in every} == {"Counts.add"}
+    assert [mutant.after for mutant in every] == AFTER
+
+
+def test_a_fault_is_the_one_change_of_the_source():
+    whole = ast.unparse(ast.parse(SOURCE)).splitlines()
+    for mutant in mutants("file.py", SOURCE):
+        lines = ast.unparse(ast.parse(planted(SOURCE, mutant.number))).splitlines()
+        changed = [(a.strip(), b.strip()) for a, b in zip(whole, lines, strict=True) if a != b]
+        assert changed == [(mutant.before, mutant.after)]
+
+
+def test_every_function_says_that_it_is_called(monkeypatch):
+    called, names = [], {}
+    monkeypatch.setattr("builtins.__touched__", called.append, raising=False)
+    exec(marked("file.py", SOURCE), names)
+    assert not called
+    with pytest.raises(ValueError, match="x=-3"):
+        names["Counts"]().add(-2)
+    assert called == ["file.py:Counts.add"]
+    assert names["Counts"].add.__doc__ == "Adds."
+
+
+def test_each_file_has_its_share_of_the_draw_and_an_edit_elsewhere_does_not_change_it():
+    large = "\n\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(10))
+    every = mutants("large.py", large) + mutants("small.py", "def g(x):\n    return not x")
+    chosen = drawn(every, 10, seed=0)
+    assert [mutant.file for mutant in chosen].count("small.py") == 1
+    assert 9 <= len(chosen) <= 11
+    edited = mutants("large.py", "import math\n\n\n" + large) + mutants("other.py", large)
+    again = drawn(edited, 2 * len(chosen), seed=0)
+    keys = {mutant.key for mutant in again}
+    assert {mutant.key for mutant in chosen if mutant.file == "large.py"} <= keys
+    assert drawn(every, 10, seed=1) != chosen
+
+
+def test_what_cannot_be_seen_has_a_reason():
+    assert all(len(key) == 4 and key[2] != key[3] and reason for key, reason in EQUIVALENT.items())
+
+
+def test_parts_of_the_library_have_tests():
+    assert files_of(["metrics/_rows.py"]) == ["lightning_objectives/metrics/_rows.py"]
+    assert "tests/metrics/test_all_metrics.py" in suite_of("lightning_objectives/metrics/_rows.py")
+    with pytest.raises(SystemExit, match="metric is no file or folder of lightning_objectives"):
+        files_of(["metric"])
