@@ -1,6 +1,7 @@
 """How the house is built: which folder may import which, how long a file is, and what is named once."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,12 @@ def test_a_callback_names_its_methods():
     assert callbacks.AverageWeights(rules).methods() == list(rules)
     transforms = (OrthogonalGradient(), ComponentwiseGradClip(max_norm=0.5))
     assert callbacks.TransformGradients(transforms).methods() == list(transforms)
+
+
+def test_the_map_is_the_same_in_readme_and_design_and_names_every_folder():
+    block = re.compile(rf"```\n({PACKAGE.name}/\n.*?)```", re.DOTALL)
+    readme, design = (block.search((PACKAGE.parent / page).read_text())[1] for page in ("README.md", "docs/design.md"))
+    assert readme.startswith(design)
+    named = {word.rstrip("/") for line in design.splitlines() for word in line.split() if word.endswith(("/", ".py"))}
+    there = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert there - {"__pycache__"} <= named, f"the map lacks {sorted(there - named)}"
