@@ -21,7 +21,7 @@ import lightning as L
 import timm
 import torch
 
-from lightning_objectives._weights.whole_state import persistent
+from lightning_objectives._weights.whole_state import persistent_tensors
 from lightning_objectives.callbacks import MergeCheckpoints
 from lightning_objectives.merging import WSM
 
@@ -56,7 +56,7 @@ class Rounds(L.Callback):
         def copy() -> None:
             self.copies = [tensor.detach().clone() for tensor in tensors]
 
-        tensors = list(persistent(module).values())
+        tensors = list(persistent_tensors(module).values())
         finish = getattr(self.merge._window, "finish", lambda: None)
         form = f"snapshot, keep={self.merge.keep!r}"
         turn = batch_idx % 4
@@ -160,7 +160,7 @@ def main(*, rounds: int = 5, memory: bool = True) -> list[dict[str, Any]]:
     for name, (its_wall, its_cpu) in middle.items():
         amounts = {"amount": 1e3 * its_wall, "unit": "ms", "in copies": its_wall / wall, "cpu ms": 1e3 * its_cpu}
         rows.append({"what": name, **amounts, "cpu in copies": its_cpu / cpu})
-    bytes_of_copy = sum(tensor.nbytes for tensor in persistent(Idle()).values())
+    bytes_of_copy = sum(tensor.nbytes for tensor in persistent_tensors(Idle()).values())
     spawn = multiprocessing.get_context("spawn")  # what one form has left to the allocator would hide the other
     forms = {
         "memory, keep='files', snapshots far apart": ("files", True),

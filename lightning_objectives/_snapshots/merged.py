@@ -12,7 +12,7 @@ from lightning_objectives._trainer.lightning import VERSION
 from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._trainer.training_pass import joint_pass
 from lightning_objectives._weights.recalibrate import recalibrate
-from lightning_objectives._weights.whole_state import persistent, standing_in
+from lightning_objectives._weights.whole_state import persistent_tensors, stand_in
 
 
 class Evaluated:
@@ -26,7 +26,7 @@ class Evaluated:
     def placed(self, module: nn.Module) -> dict[str, Tensor]:
         """The floating tensors where those of the module are, and in their types."""
         if not self._placed:
-            live = persistent(module)
+            live = persistent_tensors(module)
             self._placed = {
                 key: value.to(live[key].device, live[key].dtype)
                 for key, value in self.merged.items()
@@ -43,16 +43,16 @@ def recalibrated(
     trainer: Any, module: Any, merged: Mapping[str, Tensor], norms: Sequence[_BatchNorm]
 ) -> dict[str, Tensor]:
     """The merge with the statistics of ``norms`` re-estimated; the module is left as it was."""
-    with standing_in(module, merged):
+    with stand_in(module, merged):
         recalibrate(module, norms, lambda: joint_pass(trainer, module, norms))
         found = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
-        live = persistent(module).items()
+        live = persistent_tensors(module).items()
         return {**merged, **{name: tensor.to("cpu", copy=True) for name, tensor in live if id(tensor) in found}}
 
 
 def save_merged(trainer: Any, module: Any, merged: Mapping[str, Tensor], path: Path) -> None:
     """Write a checkpoint of the merge that ``load_from_checkpoint`` opens; all ranks take part."""
-    with standing_in(module, merged):
+    with stand_in(module, merged):
         state = {key: _on_cpu(value) for key, value in module.state_dict().items()}
     checkpoint = _checkpoint(trainer, module, state)
     on_rank_zero(trainer, lambda: _save(checkpoint, path))

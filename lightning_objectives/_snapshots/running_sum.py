@@ -12,7 +12,7 @@ from lightning_objectives._snapshots.rates import varied
 from lightning_objectives._trainer.lightning import rank_zero_warn
 from lightning_objectives._weights.optimizer_steps import Rates
 from lightning_objectives._weights.shards import local, whole
-from lightning_objectives._weights.whole_state import persistent
+from lightning_objectives._weights.whole_state import persistent_tensors
 from lightning_objectives.kinds import Merge
 
 
@@ -126,7 +126,7 @@ class RunningSum:
 
     def _named(self) -> dict[str, tuple[str, Tensor]]:
         first: dict[int, str] = {}
-        return {name: (first.setdefault(id(t), name), t) for name, t in persistent(self.module).items()}
+        return {name: (first.setdefault(id(t), name), t) for name, t in persistent_tensors(self.module).items()}
 
     def ended(self, steps: int) -> bool:
         """Whether there is a merge when the training has ended after so many steps; warns of what was not planned."""

@@ -15,7 +15,7 @@ from lightning_objectives._snapshots.rates import varied
 from lightning_objectives._trainer.lightning import rank_zero_warn
 from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._weights.optimizer_steps import Rates
-from lightning_objectives._weights.whole_state import copied
+from lightning_objectives._weights.whole_state import cpu_copies
 from lightning_objectives.kinds import Merge
 
 
@@ -75,7 +75,7 @@ class Window:
 
     def take(self, step: int, rates: Rates) -> None:
         """Take a snapshot of what the module holds now; all ranks take part."""
-        tensors = copied(self.module, keep=self.writes)
+        tensors = cpu_copies(self.module, keep=self.writes)
         path = self.folder / f"step={step}.safetensors"
         self.entries = [entry for entry in self.entries if entry["step"] < step]
         self.entries.append({"step": step, "file": str(path), "rates": dict(rates)})

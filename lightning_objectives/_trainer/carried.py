@@ -1,6 +1,6 @@
 """Callbacks that a module brings, carried past Lightning's rule that only one of a class stays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_objectives._trainer.callback import Callback
@@ -34,3 +34,23 @@ def _forward(name: str) -> Callable[..., Any]:
 for _name in dir(Callback):
     if _name.startswith("on_") or _name in ("setup", "teardown", "state_dict", "load_state_dict"):
         setattr(Carried, _name, _forward(_name))
+
+
+def saved_states(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Find the states of callbacks of one class in a checkpoint, whatever their settings, by their full keys.
+
+    Args:
+        checkpoint: the checkpoint, as Lightning loads it.
+        name: the name that the keys of the class, and of its subclasses, begin with.
+    """
+    states = checkpoint.get("callbacks", {})
+    return {key: state for key, state in states.items() if str(key).removeprefix(CARRIED).startswith(name)}
+
+
+def none_is_of(state_key: str, states: Mapping[str, Any]) -> bool:
+    """Whether there are states, but none of a callback with this key, whoever brought the callback.
+
+    >>> none_is_of("EMA", {}), none_is_of("EMA", {"module:EMA": 1}), none_is_of("EMA", {"EMA2": 1})
+    (False, False, True)
+    """
+    return bool(states) and states.keys().isdisjoint({state_key, CARRIED + state_key})

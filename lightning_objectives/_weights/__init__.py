@@ -1,1 +1,1 @@
-"""Averages of a network's weights: over time, swapped in, and saved."""
+"""Averages a network's weights over time, swaps an average in, and saves it."""

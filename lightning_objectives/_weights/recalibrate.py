@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def trained_norms(network: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers that keep statistics and are in training mode; frozen ones keep theirs."""
+    """Find the BatchNorm layers that update their statistics now; layers in evaluation mode count as frozen."""
     norms = (module for module in network.modules() if isinstance(module, _BatchNorm))
     return [norm for norm in norms if norm.training and norm.running_mean is not None]
 
@@ -17,12 +17,12 @@ def trained_norms(network: nn.Module) -> list[_BatchNorm]:
 def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], passes: Callable[[], None]) -> None:
     """Replace the statistics of ``norms`` by their plain mean over the batches of ``passes``, in place.
 
-    As :func:`torch.optim.swa_utils.update_bn`, but the other layers are in evaluation mode, as they are when the
-    statistics are used: dropout changes the variance of what follows it. A layer that no batch reaches keeps its
-    statistics. Modes and momenta are left as they were.
+    It does what :func:`torch.optim.swa_utils.update_bn` does, but with the other layers in evaluation mode, as they
+    are when the statistics are used: dropout changes the variance of its output. A layer that no batch reaches keeps
+    its statistics. Modes and momenta stay as they were.
 
     Args:
-        network: what ``passes`` runs.
+        network: the network that ``passes`` runs.
         norms: the layers, from :func:`trained_norms`.
         passes: runs the network over the training data.
 
@@ -38,19 +38,19 @@ def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], passes: Callabl
         for norm in norms:
             norm.training = True
             norm.reset_running_stats()
-            norm.momentum = None  # torch's sign for the plain mean
+            norm.momentum = None  # None tells torch to take the plain mean.
         passes()
     finally:
         for module, training in modes.items():
             module.training = training
         for norm, momentum in momenta.items():
             norm.momentum = momentum
-    missed = [norm for norm in norms if norm.num_batches_tracked == 0]
-    if norms and len(missed) == len(norms):
+    idle = [norm for norm in norms if norm.num_batches_tracked == 0]
+    if norms and len(idle) == len(norms):
         raise RuntimeError(
             "buffers='recalibrate': no training batch passed through a BatchNorm layer, so their statistics cannot be "
             "re-estimated. Use buffers='average' or 'copy'."
         )
-    for norm in missed:
+    for norm in idle:
         for buffer, value in zip(norm.buffers(recurse=False), before[norm]):
             buffer.copy_(value)

@@ -1,4 +1,4 @@
-"""The rank's own part of a tensor, and the whole of it: a DTensor is averaged shard by shard."""
+"""Converts between a whole tensor and this rank's shard of it: a DTensor is averaged shard by shard."""
 
 from typing import Any
 
@@ -20,23 +20,23 @@ def address(tensor: Any) -> int:
 
 
 def like(shard: Tensor, of: Any) -> Tensor:
-    """A shard as a DTensor laid out as ``of``, where ``of`` is one; else itself."""
+    """The shard as a DTensor laid out as ``of``; the shard itself if ``of`` is no DTensor."""
     if not hasattr(of, "to_local"):
         return shard
     from torch.distributed.tensor import DTensor
 
-    # Shape and stride are given, since an uneven shard does not tell them.
+    # DTensor cannot work out the shape and the stride from an uneven shard, so both are passed.
     return DTensor.from_local(shard, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride())
 
 
 def whole(shard: Tensor, of: Any) -> Tensor:
-    """The whole tensor from the shards of all ranks, on the CPU; a collective call where ``of`` is a DTensor."""
+    """Join the shards of all ranks into the whole tensor, on the CPU; a collective call if ``of`` is a DTensor."""
     joined: Any = like(shard, of)
     return joined.full_tensor().cpu() if hasattr(joined, "full_tensor") else shard
 
 
 def shard_of(full: Tensor, of: Any) -> Tensor:
-    """This rank's part of a whole tensor, laid out as ``of``; without communication."""
+    """Cut this rank's part out of a whole tensor, laid out as ``of``; without communication."""
     if not hasattr(of, "to_local"):
         return full
     from torch.distributed.tensor import DTensor, Replicate
@@ -48,7 +48,7 @@ def shard_of(full: Tensor, of: Any) -> Tensor:
 
 
 def reshard(network: torch.nn.Module) -> None:
-    """Make FSDP2 forget the gathered weights, which would hide what is written into the shards."""
+    """Make FSDP2 drop the gathered weights, which would hide new values in the shards."""
     modules: Any = network.modules()
     for module in modules:
         if hasattr(module, "reshard"):

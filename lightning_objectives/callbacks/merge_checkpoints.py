@@ -180,7 +180,7 @@ class MergeCheckpoints(StatefulCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin, or go on with the snapshots of the checkpoint."""
         self._begin(trainer, pl_module)
-        self._optimizers = OptimizerSteps(trainer.optimizers)
+        self._optimizers = OptimizerSteps(trainer.optimizers, rates=True)
 
     def _begin(self, trainer: Any, pl_module: Any) -> Window | RunningSum:
         if self.buffers == "recalibrate":

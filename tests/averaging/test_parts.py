@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from lightning_objectives._weights import averages as module
+from lightning_objectives._weights import shadows
+from lightning_objectives._weights.averages import Averages
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.kinds import Rule
 
@@ -18,10 +19,10 @@ class Whole(Rule):
 
 
 def run(rules, part, monkeypatch):
-    monkeypatch.setattr(module, "_PART", part)
+    monkeypatch.setattr(shadows, "_PART", part)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
-    averages = module.Averages(net, rules)
+    averages = Averages(net, rules)
     for _ in range(4):
         with torch.no_grad():
             for p in net.parameters():

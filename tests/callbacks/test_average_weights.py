@@ -277,7 +277,7 @@ def test_backbone_finetuning():
     fit(averages, BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False), net=Backbone())
     assert len(averages._averages.names) == 4
     slots = averages._averages.states["swa"].slots["average"]
-    assert [t.shape for t in slots] == [t.shape for t in averages._averages._live]
+    assert [t.shape for t in slots] == [t.shape for t in averages._averages._shadows.tensors.live]
 
 
 def test_a_module_that_is_moved_or_cast_is_followed():
