@@ -1,1 +1,1 @@
-"""The last snapshots of a training, which a merge is made of."""
+"""Keeps the last snapshots of a training, and merges them."""

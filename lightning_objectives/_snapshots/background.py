@@ -1,4 +1,4 @@
-"""Work beside the training."""
+"""Does work beside the training, in a thread."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,13 +7,17 @@ from typing import Any
 
 
 class Background:
-    """A thread that does one piece of work after the other; few wait, and what fails is raised here.
+    """Runs one piece of work after the other in a thread; an error in it is raised by the next call.
 
-    >>> background, done = Background(), []
-    >>> background.submit(done.append, 1)
-    >>> background.wait()
-    >>> done
-    [1]
+    Args:
+        waiting: how many pieces of work may wait.
+
+    Example:
+        >>> background, numbers = Background(), []
+        >>> background.submit(numbers.append, 1)
+        >>> background.wait()
+        >>> numbers
+        [1]
     """
 
     def __init__(self, *, waiting: int = 2) -> None:
@@ -23,9 +27,9 @@ class Background:
         self._closed = False
 
     def submit(self, work: Callable[..., Any], *args: Any) -> None:
-        """Do this after the rest; blocks while too much waits. Raises what earlier work raised.
+        """Do this work after the rest; blocks while too much waits. Raises what earlier work raised.
 
-        Once closed, it is done here and now.
+        After :meth:`close` the work is done at once, in the calling thread.
         """
         if self._closed:
             work(*args)
@@ -35,12 +39,12 @@ class Background:
         self._pending.append(self._executor.submit(work, *args))
 
     def wait(self) -> None:
-        """Until all is done. Raises what it raised."""
+        """Wait until all work is done. Raises what it raised."""
         while self._pending:
             self._pending.popleft().result()
 
     def close(self) -> None:
-        """End the thread once all is done; what fails now fails in silence, since another error is on its way."""
+        """End the thread once all work is done; hides errors in it, because another error is on its way."""
         self._executor.shutdown(wait=True)
         self._pending.clear()
         self._closed = True

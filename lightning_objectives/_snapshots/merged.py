@@ -1,4 +1,4 @@
-"""What becomes of a merge: its statistics, its checkpoint, and where that lies."""
+"""Prepares a merge for evaluation, and writes its checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,39 +15,39 @@ from lightning_objectives._weights.recalibrate import recalibrate
 from lightning_objectives._weights.whole_state import persistent_tensors, stand_in
 
 
-class Evaluated:
-    """The newest merge that was evaluated, and of which steps it is."""
+class EvaluatedMerge:
+    """Holds the newest merge that was evaluated, and the steps of its snapshots."""
 
     def __init__(self, merged: Mapping[str, Tensor] | None = None, steps: Sequence[int] = ()) -> None:
         self.merged = dict(merged or {})
         self.steps = list(steps)
-        self._placed: dict[str, Tensor] = {}
+        self._on_device: dict[str, Tensor] = {}
 
-    def placed(self, module: nn.Module) -> dict[str, Tensor]:
-        """The floating tensors where those of the module are, and in their types."""
-        if not self._placed:
+    def on_device(self, module: nn.Module) -> dict[str, Tensor]:
+        """The floating tensors, on the devices and in the types of those of the module."""
+        if not self._on_device:
             live = persistent_tensors(module)
-            self._placed = {
+            self._on_device = {
                 key: value.to(live[key].device, live[key].dtype)
                 for key, value in self.merged.items()
                 if value.is_floating_point() or value.is_complex()
             }
-        return self._placed
+        return self._on_device
 
     def free(self) -> None:
-        """Forget what was placed."""
-        self._placed = {}
+        """Free the memory on the device."""
+        self._on_device = {}
 
 
-def recalibrated(
+def recalibrate_merge(
     trainer: Any, module: Any, merged: Mapping[str, Tensor], norms: Sequence[_BatchNorm]
 ) -> dict[str, Tensor]:
-    """The merge with the statistics of ``norms`` re-estimated; the module is left as it was."""
+    """Re-estimate the statistics of ``norms`` for a merge, and return it with them; the module stays as it was."""
     with stand_in(module, merged):
         recalibrate(module, norms, lambda: joint_pass(trainer, module, norms))
-        found = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
+        statistics = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
         live = persistent_tensors(module).items()
-        return {**merged, **{name: tensor.to("cpu", copy=True) for name, tensor in live if id(tensor) in found}}
+        return {**merged, **{name: tensor.to("cpu", copy=True) for name, tensor in live if id(tensor) in statistics}}
 
 
 def save_merged(trainer: Any, module: Any, merged: Mapping[str, Tensor], path: Path) -> None:
@@ -55,11 +55,11 @@ def save_merged(trainer: Any, module: Any, merged: Mapping[str, Tensor], path: P
     with stand_in(module, merged):
         state = {key: _on_cpu(value) for key, value in module.state_dict().items()}
     checkpoint = _checkpoint(trainer, module, state)
-    on_rank_zero(trainer, lambda: _save(checkpoint, path))
+    on_rank_zero(trainer, lambda: write_checkpoint(checkpoint, path))
 
 
 def _checkpoint(trainer: Any, module: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """What Lightning writes with ``save_weights_only``, and what the module's own class adds to it."""
+    """Make what Lightning writes with ``save_weights_only``, and what the module's own class adds to it."""
     checkpoint = {
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
@@ -70,7 +70,7 @@ def _checkpoint(trainer: Any, module: Any, state: dict[str, Any]) -> dict[str, A
         if getattr(module, "_hparams_name", None):
             checkpoint[module.CHECKPOINT_HYPER_PARAMS_NAME] = module._hparams_name
         checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = dict(module.hparams)
-    # The class's: on this instance an average may stand in its way, to put itself into the checkpoint.
+    # Call the class's method, because an average may have patched the instance's, to put itself into the checkpoint.
     type(module).on_save_checkpoint(module, checkpoint)
     return checkpoint
 
@@ -82,16 +82,22 @@ def _on_cpu(value: Any) -> Any:
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).to("cpu", copy=True)
 
 
-def _save(checkpoint: dict[str, Any], path: Path) -> None:
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, which appears whole or not at all."""
     with replaced(path) as temporary:
         write_torch(temporary, checkpoint)
 
 
-def new_folder(wanted: Path, taken: Sequence[Path]) -> Path:
-    """Make a folder that was not there, or was empty, and return it."""
-    folder, version = wanted, 0
-    while folder in taken or (folder.exists() and any(folder.iterdir())):
+def new_folder(path: Path, used: Sequence[Path]) -> Path:
+    """Make a folder at this path, or at the next numbered one that is free or empty, and return it.
+
+    Args:
+        path: the path.
+        used: folders that others write to.
+    """
+    folder, version = path, 0
+    while folder in used or (folder.exists() and any(folder.iterdir())):
         version += 1
-        folder = wanted.with_name(f"{wanted.name}-v{version}")
+        folder = path.with_name(f"{path.name}-v{version}")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

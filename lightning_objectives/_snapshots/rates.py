@@ -1,4 +1,4 @@
-"""The learning rates between snapshots: a merge stands for a decay from a constant one."""
+"""Checks the learning rates between snapshots, because a merge stands for a decay from a constant rate."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,10 +6,10 @@ from lightning_objectives._trainer.lightning import rank_zero_warn
 from lightning_objectives._weights.optimizer_steps import Rates
 
 
-def varied(intervals: Iterable[Rates], *, tolerance: float = 0.01) -> Rates:
-    """The groups whose learning rate varied by more than ``tolerance`` over all intervals.
+def varying_rates(intervals: Iterable[Rates], *, tolerance: float = 0.01) -> Rates:
+    """Find the groups whose learning rate varied by more than ``tolerance`` over all intervals.
 
-    >>> varied([{"0.0": [0.1, 0.1]}, {"0.0": [0.05, 0.1]}])
+    >>> varying_rates([{"0.0": [0.1, 0.1]}, {"0.0": [0.05, 0.1]}])
     {'0.0': [0.05, 0.1]}
     """
     total: Rates = {}
@@ -20,13 +20,13 @@ def varied(intervals: Iterable[Rates], *, tolerance: float = 0.01) -> Rates:
     return {group: [low, high] for group, (low, high) in total.items() if high > low * (1 + tolerance)}
 
 
-def warn_if_varied(intervals: Iterable[Rates], steps: Sequence[int]) -> bool:
-    """Warn where a learning rate varied between the snapshots of a merge; whether it did."""
-    uneven = varied(intervals)
-    if uneven:
+def warn_of_varying_rates(intervals: Iterable[Rates], steps: Sequence[int]) -> bool:
+    """Warn if a learning rate varied between the snapshots of a merge, and return whether it did."""
+    rates = varying_rates(intervals)
+    if rates:
         rank_zero_warn(
-            f"The learning rate varied by more than 1 % between the snapshots {list(steps)} that are merged: {uneven} "
-            "(least, greatest, by optimizer.group). A merge stands for a decay from a constant rate; where the rate "
-            "decays as well, little is gained. Use a constant schedule, or a later start_step."
+            f"The learning rate varied by more than 1 % between the snapshots {list(steps)} that are merged: {rates} "
+            "(least, greatest, by optimizer.group). A merge stands for a decay from a constant rate, so it gains "
+            "little if the rate decays as well. Use a constant schedule, or a later start_step."
         )
-    return bool(uneven)
+    return bool(rates)

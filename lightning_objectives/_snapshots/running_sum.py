@@ -1,4 +1,4 @@
-"""The last snapshots of a training whose length is known, in the memory of one."""
+"""Sums up the last snapshots of a training whose length is known, in the memory of one."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_objectives._snapshots.rates import varied
+from lightning_objectives._snapshots.rates import varying_rates
 from lightning_objectives._trainer.lightning import rank_zero_warn
 from lightning_objectives._weights.optimizer_steps import Rates
 from lightning_objectives._weights.shards import local, whole
@@ -17,10 +17,22 @@ from lightning_objectives.kinds import Merge
 
 
 class RunningSum:
-    """Adds each snapshot, with its share, when it is taken; the steps of all of them are given beforehand.
+    """Adds up snapshots, each with its share, as the training goes on; the steps of all of them are known beforehand.
 
-    What is kept is the mean of those so far, weighted by their shares: one copy, in float32 at least, and what is equal
-    in all of them stays so to the bit. Every process knows the steps; the one with ``writes`` has the mean.
+    It keeps the mean of the snapshots so far, weighted by their shares: one copy, in float32 at least. Tensors that are
+    equal in all snapshots stay so to the bit. Every process knows the steps; the one with ``writes`` has the mean.
+
+    Args:
+        folder: where the merge goes.
+        module: the module whose snapshots are summed up.
+        method: gives the shares.
+        plan: the steps of the snapshots.
+        every_n_steps: optimizer steps between two snapshots.
+        after: the step from which the sum began; no snapshot can be of it or of an earlier one.
+        writes: whether this process keeps the mean.
+
+    Raises:
+        ValueError: a share is negative.
     """
 
     def __init__(
@@ -40,10 +52,9 @@ class RunningSum:
         self.plan = list(plan)
         self.every_n_steps = every_n_steps
         self.after = after
-        """No step up to this one could have a snapshot."""
         self.writes = writes
         self.entries: list[dict[str, Any]] = []
-        """``step``, and the learning rates since the one before, oldest first."""
+        """The ``step`` of each snapshot, and the learning rates since the one before, oldest first."""
         self._means: dict[str, Tensor] = {}
         """By the first name of each tensor."""
         shares = method.coefficients(self.plan).tolist() if self.plan else []
@@ -55,7 +66,7 @@ class RunningSum:
             )
 
     @classmethod
-    def begun(
+    def begin(
         cls,
         trainer: Any,
         module: Any,
@@ -67,20 +78,20 @@ class RunningSum:
         state: Mapping[str, Any] | None,
         folder: Callable[[], Path],
     ) -> "RunningSum":
-        """The sum of the last snapshots of this training; goes on with that of a state, where it is the same."""
+        """Begin the sum of a training's last snapshots, or go on with that of a state, if it has the same plan."""
         total = total_steps(trainer)
 
         def steps(after: int) -> list[int]:
-            return planned(total, last=last, every_n_steps=every_n_steps, start_step=max(start_step, after + 1))
+            return planned_steps(total, last=last, every_n_steps=every_n_steps, start_step=max(start_step, after + 1))
 
-        def at(folder: Path, after: int) -> "RunningSum":
-            known = {"every_n_steps": every_n_steps, "after": after, "writes": trainer.is_global_zero}
-            return cls(folder, module, method, steps(after), **known)
+        def empty(folder: Path, after: int) -> "RunningSum":
+            settings = {"every_n_steps": every_n_steps, "after": after, "writes": trainer.is_global_zero}
+            return cls(folder, module, method, steps(after), **settings)
 
         if state is not None and state["plan"] == steps(state["after"]):
-            mine = at(Path(state["folder"]), state["after"])
-            mine.load_state_dict(state)
-            return mine
+            running = empty(Path(state["folder"]), state["after"])
+            running.load_state_dict(state)
+            return running
         now = trainer.global_step
         if steps(now) != steps(0):
             rank_zero_warn(
@@ -88,7 +99,7 @@ class RunningSum:
                 f"from step {now} without their sum. The merge is of {steps(now)} alone. With keep='files' a training "
                 "can be prolonged."
             )
-        return at(folder(), now)
+        return empty(folder(), now)
 
     @property
     def steps(self) -> list[int]:
@@ -102,11 +113,12 @@ class RunningSum:
 
     @torch.no_grad()
     def take(self, step: int, rates: Rates) -> None:
-        """Add what the module holds now, if this step is one of the plan; all ranks take part."""
+        """Add a snapshot of the module, if this step is one of the plan; all ranks take part."""
         if step not in self._shares or step in self.steps:
             return
         entries, before = [*self.entries, {"step": step, "rates": dict(rates)}], self._means
-        self.entries, self._means = [], {}  # or an interruption could leave, and save, a sum to which half was added
+        # An interrupt must not leave a sum to which half of a snapshot was added, because it could still be saved.
+        self.entries, self._means = [], {}
         so_far = math.fsum(self._shares[entry["step"]] for entry in entries)
         rate = self._shares[step] / so_far if so_far else 1.0
         means: dict[str, Tensor] = {}
@@ -114,37 +126,40 @@ class RunningSum:
             if hasattr(tensor, "to_local"):
                 tensor = whole(local(tensor), tensor)
             if self.writes:
-                means[name] = _mixed(before.get(name), tensor.detach(), rate, name)
+                means[name] = _moved_mean(before.get(name), tensor.detach(), rate, name)
         if before and means.keys() != before.keys():
             changed = sorted(means.keys() ^ before.keys())
-            raise ValueError(f"keep='sum': {changed} came, went or were tied between two snapshots. Use keep='files'.")
+            raise ValueError(
+                f"keep='sum': {changed} came, went or were tied between two snapshots, so they have no common mean. "
+                "Use keep='files'."
+            )
         self.entries, self._means = entries, means
 
     def _tensors(self) -> dict[str, Tensor]:
-        """The live ones, tied ones under their first name."""
-        return {name: tensor for name, (first, tensor) in self._named().items() if name == first}
+        """The tensors of the module, tied ones under their first name."""
+        return {name: tensor for name, (first, tensor) in self._first_names().items() if name == first}
 
-    def _named(self) -> dict[str, tuple[str, Tensor]]:
+    def _first_names(self) -> dict[str, tuple[str, Tensor]]:
         first: dict[int, str] = {}
         return {name: (first.setdefault(id(t), name), t) for name, t in persistent_tensors(self.module).items()}
 
-    def ended(self, steps: int) -> bool:
-        """Whether there is a merge when the training has ended after so many steps; warns of what was not planned."""
+    def has_merge_at(self, steps: int) -> bool:
+        """Whether there is a merge if the training ends after so many steps; warns if this was not the plan."""
         if self.steps == self.plan and (not self.plan or steps < self.plan[-1] + self.every_n_steps):
             return True
-        told = (
+        message = (
             f"keep='sum' was to merge the snapshots {self.plan}, but the training ended after {steps} steps with those "
             f"of {self.steps} in the sum."
         )
         if self._in_proportion():
-            rank_zero_warn(f"{told} The merge is of these.")
+            rank_zero_warn(f"{message} The merge is of these.")
             return True
         reason = f"Their shares are not those of a merge by {self.method!r}, so that none" if self.steps else "No merge"
-        rank_zero_warn(f"{told} {reason} is written. Where the last step is not known beforehand use keep='files'.")
+        rank_zero_warn(f"{message} {reason} is written. Use keep='files' if you do not know the last step beforehand.")
         return False
 
     def _in_proportion(self) -> bool:
-        """Whether the sum is the method's merge of the snapshots in it: the mean of a part is a part of the mean."""
+        """Whether the sum is the merge of the snapshots in it: for some methods, shares of fewer are in proportion."""
         if not self.steps:
             return False
         shares = torch.tensor([self._shares[step] for step in self.steps], dtype=torch.float64)
@@ -152,24 +167,24 @@ class RunningSum:
 
     def merge(self) -> dict[str, Tensor]:
         """The merge, in the types of the module; tied names share a tensor."""
-        return {name: self._means[first].to(tensor.dtype) for name, (first, tensor) in self._named().items()}
+        return {name: self._means[first].to(tensor.dtype) for name, (first, tensor) in self._first_names().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on."""
+        """The plan, the folder, and the mean with its steps: all that is needed to go on."""
         entries = [dict(entry) for entry in self.entries]
         state = {"plan": self.plan, "after": self.after, "entries": entries, "folder": str(self.folder)}
         return {**state, "means": dict(self._means)}
 
     @staticmethod
     def check(state: Mapping[str, Any]) -> None:
-        """See that a state has the form of one.
+        """Check that a state has the right form.
 
         Raises:
-            ValueError: it has not.
+            ValueError: it does not.
         """
         if not all(isinstance(mean, Tensor) for mean in state["means"].values()):
-            raise ValueError("'means' holds something else than tensors")
-        varied(entry["rates"] for entry in state["entries"])
+            raise ValueError("'means' holds something other than tensors")
+        varying_rates(entry["rates"] for entry in state["entries"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of the same plan."""
@@ -177,10 +192,10 @@ class RunningSum:
         self._means = {name: t.to("cpu", copy=True) for name, t in state["means"].items()} if self.writes else {}
 
 
-def planned(total: int, *, last: int, every_n_steps: int, start_step: int) -> list[int]:
-    """The steps of the last snapshots of a training of ``total`` steps.
+def planned_steps(total: int, *, last: int, every_n_steps: int, start_step: int) -> list[int]:
+    """List the steps of the last snapshots of a training of ``total`` steps.
 
-    >>> planned(1050, last=3, every_n_steps=100, start_step=900)
+    >>> planned_steps(1050, last=3, every_n_steps=100, start_step=900)
     [900, 1000]
     """
     first = -(-max(start_step, 1) // every_n_steps) * every_n_steps
@@ -188,7 +203,7 @@ def planned(total: int, *, last: int, every_n_steps: int, start_step: int) -> li
 
 
 def refuse_manual_steps(module: Any) -> None:
-    """Raise a ``ValueError`` where nobody but the module knows how many steps there will be."""
+    """Raise a ``ValueError`` if only the module knows how many steps there will be."""
     if not module.automatic_optimization:
         raise ValueError(
             "keep='sum' must know the last step beforehand, but with manual optimization the module decides which "
@@ -197,10 +212,10 @@ def refuse_manual_steps(module: Any) -> None:
 
 
 def total_steps(trainer: Any) -> int:
-    """After how many steps the training will have ended.
+    """The number of steps after which the training will end.
 
     Raises:
-        ValueError: nobody knows beforehand.
+        ValueError: the number cannot be known beforehand.
     """
     needs = "keep='sum' must know the last step beforehand, but"
     schedulers = [callback for callback in trainer.callbacks if hasattr(callback, "get_accumulate_grad_batches")]
@@ -218,18 +233,18 @@ def total_steps(trainer: Any) -> int:
     return int(total)
 
 
-def _mixed(mean: Tensor | None, value: Tensor, rate: float, name: str) -> Tensor:
-    """The mean moved towards the value, in place; the value itself where that is all, or where it is no float."""
+def _moved_mean(mean: Tensor | None, value: Tensor, rate: float, name: str) -> Tensor:
+    """Move a mean towards a value, in place; returns the value itself if it is the first, or no float."""
     if not (value.is_floating_point() or value.is_complex()):
         return value.to("cpu", copy=True)
-    wide = value.dtype if value.dtype.itemsize >= 4 else torch.float32
+    dtype = value.dtype if value.dtype.itemsize >= 4 else torch.float32
     if mean is None or rate == 1.0:
-        return value.to("cpu", wide, copy=True)
-    if (mean.dtype, mean.shape) != (wide, value.shape):
+        return value.to("cpu", dtype, copy=True)
+    if (mean.dtype, mean.shape) != (dtype, value.shape):
         raise ValueError(
             f"keep='sum': {name} was {mean.dtype} {tuple(mean.shape)} in the sum, but is {value.dtype} "
             f"{tuple(value.shape)} now. Merge snapshots of one network only."
         )
-    value = value.to("cpu", wide)
-    # What is equal stays so to the bit; infinities of a mask, say, have no difference.
+    value = value.to("cpu", dtype)
+    # Equal values stay so to the bit. Infinities, for example of a mask, would give NaN: inf - inf is none.
     return mean if torch.equal(mean, value) else mean.lerp_(value, rate)

@@ -1,4 +1,4 @@
-"""The newest snapshots of a training, as files."""
+"""Keeps the newest snapshots of a training, as files."""
 
 import re
 from collections.abc import Callable, Container, Mapping
@@ -11,7 +11,7 @@ from lightning_objectives._files.merge import merged_tensor
 from lightning_objectives._files.reading import Source, in_order
 from lightning_objectives._files.writing import replaced, write_safetensors
 from lightning_objectives._snapshots.background import Background
-from lightning_objectives._snapshots.rates import varied
+from lightning_objectives._snapshots.rates import varying_rates
 from lightning_objectives._trainer.lightning import rank_zero_warn
 from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._weights.optimizer_steps import Rates
@@ -20,10 +20,17 @@ from lightning_objectives.kinds import Merge
 
 
 class Window:
-    """The last ``last`` snapshots, each a safetensors file that opens without this package.
+    """Keeps the last ``last`` snapshots, each in a safetensors file that opens without this package.
 
-    Every process knows which there are; the one with ``writes`` writes and deletes them, beside the training. A file
-    that has left the window stays for as long as one of the two newest checkpoints would need it to go on from there.
+    Every process knows which snapshots there are; the one with ``writes`` writes and deletes the files, beside the
+    training. A file that has left the window stays as long as one of the two newest checkpoints needs it to go on.
+
+    Args:
+        folder: where the files are.
+        module: the module whose snapshots are taken.
+        method: merges them.
+        last: how many are merged, at most.
+        writes: whether this process writes and deletes the files.
     """
 
     def __init__(self, folder: Path, module: Any, method: Merge, *, last: int, writes: bool) -> None:
@@ -33,13 +40,15 @@ class Window:
         self.last = last
         self.writes = writes
         self.entries: list[dict[str, Any]] = []
-        """``step``, ``file``, and the learning rates since the one before, oldest first."""
-        self._left: list[str] = []
-        self._saved: list[list[str]] = []
+        """The ``step`` and the ``file`` of each snapshot, and the learning rates since the one before, oldest first."""
+        self._outdated: list[str] = []
+        """Files that have left the window and are not deleted yet."""
+        self._needed: list[list[str]] = []
+        """The files that each of the two newest checkpoints needs."""
         self._background = Background()
 
     @classmethod
-    def begun(
+    def begin(
         cls,
         trainer: Any,
         module: Any,
@@ -49,9 +58,9 @@ class Window:
         state: Mapping[str, Any] | None,
         folder: Callable[[], Path],
     ) -> "Window":
-        """An empty window in a new folder, or that of a state."""
-        begins = folder() if state is None else Path(state["folder"])
-        window = cls(begins, module, method, last=last, writes=trainer.is_global_zero)
+        """Begin an empty window in a new folder, or go on with that of a state."""
+        where = folder() if state is None else Path(state["folder"])
+        window = cls(where, module, method, last=last, writes=trainer.is_global_zero)
         if state is None:
             return window
         missing = on_rank_zero(trainer, lambda: window.missing(state))
@@ -59,13 +68,14 @@ class Window:
         if missing:
             rank_zero_warn(
                 f"{len(missing)} snapshots of the checkpoint are not there any more, or damaged: {missing}. The merge "
-                f"goes on with those of the steps {window.steps}, and is made of fewer until {last} are there again."
+                f"goes on with those of the steps {window.steps}, and is made of fewer until there are {last} again. "
+                "To keep them, put the files back and resume again."
             )
         return window
 
     @property
     def steps(self) -> list[int]:
-        """The steps of the snapshots that a merge would be made of."""
+        """The steps of the snapshots in the window."""
         return [entry["step"] for entry in self.entries]
 
     @property
@@ -74,34 +84,34 @@ class Window:
         return [entry["rates"] for entry in self.entries[1:]]
 
     def take(self, step: int, rates: Rates) -> None:
-        """Take a snapshot of what the module holds now; all ranks take part."""
+        """Take a snapshot of the module; all ranks take part."""
         tensors = cpu_copies(self.module, keep=self.writes)
         path = self.folder / f"step={step}.safetensors"
         self.entries = [entry for entry in self.entries if entry["step"] < step]
         self.entries.append({"step": step, "file": str(path), "rates": dict(rates)})
-        self._left += [entry["file"] for entry in self.entries[: -self.last]]
+        self._outdated += [entry["file"] for entry in self.entries[: -self.last]]
         self.entries = self.entries[-self.last :]
         if self.writes:
-            self._background.submit(_write, path, tensors, {"step": str(step)})
+            self._background.submit(write_snapshot, path, tensors, {"step": str(step)})
         self._clean()
 
     def _clean(self) -> None:
-        needed = {entry["file"] for entry in self.entries} | {file for saved in self._saved for file in saved}
-        gone = [file for file in self._left if file not in needed]
-        self._left = [file for file in self._left if file in needed]
+        needed = {entry["file"] for entry in self.entries} | {file for files in self._needed for file in files}
+        unneeded = [file for file in self._outdated if file not in needed]
+        self._outdated = [file for file in self._outdated if file in needed]
         if self.writes:
-            for file in gone:
+            for file in unneeded:
                 self._background.submit(_delete, Path(file))
 
     def merge(self) -> dict[str, Tensor]:
-        """The merge of the snapshots, in memory."""
+        """Merge the snapshots, in memory."""
         self.finish()
         sources, steps = in_order(entry["file"] for entry in self.entries)
         shares: list[float] = self.method.coefficients(steps).tolist()
         return {name: merged_tensor(name, sources, shares).clone() for name in sources[-1].keys}
 
     def finish(self) -> None:
-        """Wait for what is being written; raises what went wrong."""
+        """Wait until all files are written; raises what went wrong."""
         self._background.wait()
 
     def close(self) -> None:
@@ -109,18 +119,18 @@ class Window:
         self._background.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the snapshots are; they are all written when this returns."""
+        """The snapshots and their folder; all files are written when this returns."""
         self.finish()
-        self._saved = [*self._saved[-1:], [entry["file"] for entry in self.entries]]
+        self._needed = [*self._needed[-1:], [entry["file"] for entry in self.entries]]
         self._clean()
-        return {"entries": list(self.entries), "left": list(self._left), "folder": str(self.folder)}
+        return {"entries": list(self.entries), "left": list(self._outdated), "folder": str(self.folder)}
 
     @staticmethod
     def check(state: Mapping[str, Any]) -> None:
-        """See that a state names only snapshots of its own folder, since those that leave the window are deleted.
+        """Check that a state names only snapshots in its own folder, because the window deletes old ones.
 
         Raises:
-            ValueError: it names something else, or is of another form.
+            ValueError: it names something else, or has another form.
         """
         folder = Path(state["folder"])
         named = [(f"step={int(entry['step'])}.safetensors", entry["file"]) for entry in state["entries"]]
@@ -128,7 +138,7 @@ class Window:
         for name, file in named:
             if Path(file) != folder / name or not re.fullmatch(r"step=\d+\.safetensors", name):
                 raise ValueError(f"{file!r} is no snapshot in {str(folder)!r}, such as step=100.safetensors")
-        varied(entry["rates"] for entry in state["entries"])  # or they would fail where they are merged
+        varying_rates(entry["rates"] for entry in state["entries"])  # A wrong form must fail here, not at the merge.
 
     @staticmethod
     def missing(state: Mapping[str, Any]) -> list[str]:
@@ -136,11 +146,11 @@ class Window:
         return [entry["file"] for entry in state["entries"] if not _opens(entry["file"])]
 
     def load_state_dict(self, state: Mapping[str, Any], *, missing: Container[str] = ()) -> None:
-        """Go on with the snapshots of a state, but for those that are missing."""
+        """Go on with the snapshots of a state, without those that are missing."""
         self.folder = Path(state["folder"])
         self.entries = [entry for entry in state["entries"] if entry["file"] not in missing][-self.last :]
-        self._left = list(state["left"])
-        self._saved = [[entry["file"] for entry in state["entries"]]]
+        self._outdated = list(state["left"])
+        self._needed = [[entry["file"] for entry in state["entries"]]]
         if self.writes:
             _delete_unfinished(self.folder)
 
@@ -153,7 +163,8 @@ def _opens(file: str) -> bool:
     return True
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_snapshot(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a snapshot, which appears whole or not at all."""
     entries = {name: (tensor.dtype, tuple(tensor.shape), name) for name, tensor in tensors.items()}
     with replaced(path) as temporary:
         write_safetensors(temporary, entries, tensors.__getitem__, metadata)
@@ -164,7 +175,7 @@ def _delete(path: Path) -> None:
 
 
 def _delete_unfinished(folder: Path) -> None:
-    """What a process that was killed had begun to write; a training that goes on is alone in its folder."""
+    """Delete what a killed process was writing; a training that goes on is alone in its folder."""
     for path in folder.glob(".*.tmp*"):
         if re.fullmatch(r"\.(step=\d+\.safetensors|merged\.ckpt)\.\d+\.\d+\.tmp\.\w+", path.name):
             _delete(path)

@@ -99,6 +99,11 @@ class LogMetrics(Callback):
         # A copy, or what another process gets, has the settings and takes the steps of its own run.
         return {**vars(self), "_steps": None, "_trainer": None, "_measured": Measured(self.metrics)}
 
+    @property
+    def logged_weights(self) -> tuple[str, ...]:
+        """The other weights that it logs; callbacks that offer weights ask for it by this name."""
+        return tuple(self.weights)
+
     def unsupported(self) -> dict[str, str]:
         """What the default metrics cannot measure, and other weights that are not sharded as the module's are."""
         unmeasured = {"binary_cross_entropy": NO_CHOICE} if self.metrics is None else {}

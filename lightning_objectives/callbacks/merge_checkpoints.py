@@ -1,4 +1,4 @@
-"""The callback of the merges."""
+"""Merges the last snapshots of a training into a checkpoint."""
 
 import re
 import shutil
@@ -10,17 +10,17 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lightning_objectives._snapshots.merged import Evaluated, new_folder, recalibrated, save_merged
-from lightning_objectives._snapshots.rates import warn_if_varied
+from lightning_objectives._snapshots.merged import EvaluatedMerge, new_folder, recalibrate_merge, save_merged
+from lightning_objectives._snapshots.rates import warn_of_varying_rates
 from lightning_objectives._snapshots.running_sum import RunningSum, refuse_manual_steps
 from lightning_objectives._snapshots.window import Window
-from lightning_objectives._trainer.callback import StatefulCallback, callbacks_of
-from lightning_objectives._trainer.carried import CARRIED
+from lightning_objectives._trainer.callback import Callback, StatefulCallback, callbacks_of
+from lightning_objectives._trainer.carried import none_is_of, saved_states
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._trainer.training_pass import check_training_data
-from lightning_objectives._weights.optimizer_steps import OptimizerSteps
+from lightning_objectives._weights.optimizer_steps import OptimizerSteps, steps_so_far
 from lightning_objectives._weights.recalibrate import trained_norms
 from lightning_objectives.kinds import Merge
 
@@ -30,48 +30,49 @@ _STATE = "MergeCheckpoints"
 
 @dataclass(eq=False)
 class MergeCheckpoints(StatefulCallback):
-    """Merge the last snapshots of the weights into a checkpoint of its own, beside an unchanged training.
+    """Merges the last snapshots of the weights into a checkpoint of its own, and leaves the training unchanged.
 
-    Every ``every_n_steps`` optimizer steps the raw weights are copied and written to a file beside the training, which
-    goes on from the raw weights. At the end of ``fit`` the last of them are merged into ``merged.ckpt``, which
-    ``load_from_checkpoint`` opens without this package. The module is left as the training leaves it.
+    Every ``every_n_steps`` optimizer steps the callback copies the raw weights and writes them to a file, beside the
+    training. At the end of ``fit`` it merges the last snapshots into ``merged.ckpt``, which ``load_from_checkpoint``
+    opens without this package. The module stays as the training leaves it.
 
     Args:
         method: gives the coefficients.
         last: how many snapshots are merged, at most; as long as there are fewer, those.
-        every_n_steps: a snapshot after each optimizer step that this divides. Steps that a gradient scaler skips do not
-            count, and several optimizers that step in one batch count once.
-        start_step: the first step that may have one; end the warm-up, and the first fast descent, before.
-        evaluate: merge what there is at each validation of the fit, too, for ``LogMetrics(weights=["average"])``, which
-            logs its metrics under the method's name (``val/wsm/top1``), from the first snapshot on.
+        every_n_steps: a snapshot is taken after each optimizer step that this number divides. Steps that a gradient
+            scaler skips do not count, and several optimizers that step in one batch count once.
+        start_step: the first step that may have a snapshot; the warm-up, and the first fast descent, should end before.
+        evaluate: also merge the snapshots so far at each validation of the fit, from the first snapshot on, so that
+            ``LogMetrics(weights=["average"])`` logs the merge's metrics under the method's name (``val/wsm/top1``).
         buffers: ``average`` merges floating buffers as the weights, ``recalibrate`` also re-estimates BatchNorm's
             statistics by an epoch of forward passes, ``module(inputs)``, for each merge.
-        keep: what stands for the snapshots until they are merged: a file each, or one ``sum`` in memory, to which each
-            is added by its share. The sum wants the last step to be known beforehand: ``max_epochs`` or ``max_steps``,
-            and automatic optimization. Steps that a gradient scaler skips count there.
-        directory: where the files go; by default the folder ``merge`` in the logger's, or the trainer's, directory. A
-            fit that begins anew takes a folder that is not there yet: ``merge-v1``, ``merge-v2``, ... Under
-            ``fast_dev_run`` the files are written elsewhere, and deleted.
+        keep: what keeps the snapshots until they are merged: ``files``, one for each, or one ``sum`` in memory, to
+            which each is added with its share. For the sum the last step must be known beforehand: set ``max_epochs``
+            or ``max_steps``, and use automatic optimization. Steps that a gradient scaler skips count there.
+        directory: where the files go; by default the folder ``merge`` in the directory of the logger or of the trainer.
+            A fit that begins anew takes a new folder: ``merge-v1``, ``merge-v2``, ... Under ``fast_dev_run`` the files
+            are written elsewhere, and deleted.
 
     Raises:
         ValueError: a setting outside its range; at setup: ``evaluate`` without a callback that logs it, or a strategy
-            whose shards cannot be merged; at the start: ``keep="sum"`` where the last step is not known.
+            whose shards cannot be merged; at the start: ``keep="sum"`` if the last step is not known.
 
     Snapshots are safetensors files with all parameters and persistent buffers, frozen ones too: each can be loaded, and
-    merged in other ways by ``lightning-objectives merge``. The last ones stay after the fit. With ``keep="sum"`` there
-    are none. A training that ends before its last step has the merge of those so far, if the method's shares of fewer
-    are in proportion (of :class:`WSM`'s shapes, all but ``cosine``), else none; either way a warning tells.
+    ``lightning-objectives merge`` can merge them in other ways. The last ones stay after the fit. With ``keep="sum"``
+    there are none. If a training ends before its last step, the snapshots so far are merged if the method's shares of
+    fewer are in proportion (true for :class:`WSM`'s shapes, except ``cosine``); otherwise there is no merge. Either way
+    you get a warning.
 
-    Checkpoints: they tell which snapshots there are, and resuming goes on with them. A snapshot that has left the
-    window is deleted once the two newest checkpoints can do without it; going on from an older one warns of what is
-    lost. A sum lies in the checkpoint itself.
+    Checkpoints: they name the snapshots, and resuming goes on with them. A snapshot that has left the window is deleted
+    once the two newest checkpoints do not need it any more; if you go on from an older checkpoint, a warning says what
+    is lost. A sum lies in the checkpoint itself.
 
     When to use: see the methods. Cost: a copy of the weights in the CPU's memory for each snapshot, at most three at a
     time; ``last`` files, and a few more; their merge in memory at the end. With ``keep="sum"``: one copy in float32, in
     the CPU's memory and, from the first of these snapshots on, in each checkpoint. Either way the merge takes three
     copies while it is written.
-    Interactions: the learning rate must be constant in the window, or a warning comes; a primary average stays what is
-    validated and left in the module, and has no part in the merge.
+    Interactions: the learning rate must be constant in the window, or you get a warning. A primary average is still
+    what is validated and left in the module, and has no part in the merge.
 
     Example:
         >>> from lightning_objectives.merging import WSM
@@ -122,24 +123,26 @@ class MergeCheckpoints(StatefulCallback):
         self.path: Path | None = None
         """The merged checkpoint, after the fit."""
         self._window: Window | RunningSum | None = None
-        self._optimizers: OptimizerSteps | None = None
+        self._optimizer_steps: OptimizerSteps | None = None
         self._module: Any = None
         self._writes = False
         self._scratch: Path | None = None
-        """Where a trial run (``fast_dev_run``) writes, which is deleted."""
+        """Where a trial run (``fast_dev_run``) writes; deleted at its end."""
         self._steps = 0
         self._norms: list[Any] = []
-        self._evaluated = Evaluated()
+        self._evaluated = EvaluatedMerge()
         self.pending = None
         self._fitting = False
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what another process gets, has the settings and begins anew.
-        blank = dict.fromkeys(("path", "_window", "_scratch", "_optimizers", "_module", "pending"))
-        return {**vars(self), **blank, "_norms": [], "_evaluated": Evaluated(), "_fitting": False}
+        fresh = object.__new__(type(self))
+        vars(fresh).update(vars(self))
+        fresh._clear()
+        return vars(fresh)
 
-    # What is evaluated.
+    # What LogMetrics evaluates.
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,13 +150,13 @@ class MergeCheckpoints(StatefulCallback):
         return (type(self.method).__name__.lower(),) if self.evaluate and self._evaluated.merged else ()
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """The merge of the last validation, by name, in each parameter's (and floating buffer's) type and place.
+        """The merge of the last validation, by name, in each parameter's (and floating buffer's) type, on its device.
 
-        Meant for ``torch.func.functional_call``; the module is not touched. Never write to them.
+        Pass it to ``torch.func.functional_call``; the module stays as it is. Never write to these tensors.
         """
         if name not in self.names:
             raise ValueError(f"name={name!r} must be one of {list(self.names)}.")
-        return self._evaluated.placed(self._module)
+        return self._evaluated.on_device(self._module)
 
     # The run.
 
@@ -168,87 +171,90 @@ class MergeCheckpoints(StatefulCallback):
         self._fitting = True
         if self.keep == "sum":
             refuse_manual_steps(pl_module)
-        if self.evaluate:
-            from lightning_objectives.callbacks.log_metrics import LogMetrics  # which imports this file
-
-            if not any("average" in callback.weights for callback in callbacks_of(trainer, LogMetrics)):
-                raise ValueError(
-                    "evaluate=True: no callback logs the merge. Add LogMetrics(weights=['average']), or say "
-                    "evaluate=False; the merge is written at the end in any case."
-                )
+        # Each callback that logs other weights says so in `logged_weights`.
+        logged = [getattr(callback, "logged_weights", ()) for callback in callbacks_of(trainer, Callback)]
+        if self.evaluate and not any("average" in weights for weights in logged):
+            raise ValueError(
+                "evaluate=True merges the snapshots at each validation, but no callback logs the merge. Add "
+                "LogMetrics(weights=['average']), or use evaluate=False; the merge is written at the end in any case."
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin, or go on with the snapshots of the checkpoint."""
         self._begin(trainer, pl_module)
-        self._optimizers = OptimizerSteps(trainer.optimizers, rates=True)
+        self._optimizer_steps = OptimizerSteps(trainer.optimizers, rates=True)
 
     def _begin(self, trainer: Any, pl_module: Any) -> Window | RunningSum:
         if self.buffers == "recalibrate":
             check_training_data(trainer)
         self._module = pl_module
-        loaded = self.take_pending()
-        # Without a state of ours the count of the trainer is the best guess; it adds the optimizers up.
-        self._steps = trainer.global_step // max(1, len(trainer.optimizers))
-        if loaded:
+        self._steps = steps_so_far(trainer)
+        state = self.take_pending()
+        if state is not None:
             with taking(self.state_key, trainer):
-                self._steps = int(loaded["steps"])
-                (RunningSum if self.keep == "sum" else Window).check(loaded["window"])
-        wanted = Path(self.directory or Path(trainer.log_dir or trainer.default_root_dir) / "merge").absolute()
-        others = [callback._window for callback in callbacks_of(trainer, MergeCheckpoints)]
-        taken = [other.folder for other in others if other is not None]
-        common: dict[str, Any] = {"last": self.last, "state": loaded and loaded["window"]}
-        common["folder"] = lambda: on_rank_zero(trainer, lambda: new_folder(wanted, taken))
+                self._steps = int(state["steps"])
+                (RunningSum if self.keep == "sum" else Window).check(state["window"])
         if trainer.fast_dev_run:
             self._writes = trainer.is_global_zero
             self._scratch = on_rank_zero(trainer, lambda: Path(mkdtemp(prefix="merge-")))
-            common["folder"] = lambda: self._scratch
+        settings: dict[str, Any] = {"last": self.last, "state": state and state["window"]}
+        settings["folder"] = lambda: self._scratch or self._new_folder(trainer)
         if self.keep == "sum":
-            common |= {"every_n_steps": self.every_n_steps, "start_step": self.start_step}
-            self._window = RunningSum.begun(trainer, pl_module, self.method, **common)
+            settings |= {"every_n_steps": self.every_n_steps, "start_step": self.start_step}
+            self._window = RunningSum.begin(trainer, pl_module, self.method, **settings)
         else:
-            self._window = Window.begun(trainer, pl_module, self.method, **common)
+            self._window = Window.begin(trainer, pl_module, self.method, **settings)
         return self._window
 
+    def _new_folder(self, trainer: Any) -> Path:
+        # Every rank asks for `log_dir`, because Lightning broadcasts it.
+        path = Path(self.directory or Path(trainer.log_dir or trainer.default_root_dir) / "merge").absolute()
+        windows = [callback._window for callback in callbacks_of(trainer, MergeCheckpoints)]
+        used = [window.folder for window in windows if window is not None]
+        return on_rank_zero(trainer, lambda: new_folder(path, used))
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Take a snapshot, if a step was taken that has one; here the raw weights stand in the module."""
+        """Take a snapshot, if this step has one; the raw weights stand in the module now."""
         self._advance()
 
     def _advance(self) -> None:
-        if self._window is None or self._optimizers is None:
+        if self._window is None or self._optimizer_steps is None:
             return
-        before, taken = self._steps, self._optimizers.take()
-        # Which steps a scaler will skip is not known beforehand, so where the last must be, they count.
-        self._steps = self._module.global_step if self.keep == "sum" else before + taken
+        before, new = self._steps, self._optimizer_steps.take()
+        # A sum must know the last step beforehand. Nobody knows which steps a scaler will skip, so there they count.
+        self._steps = self._module.global_step if self.keep == "sum" else before + new
         if self._steps // self.every_n_steps == before // self.every_n_steps or self._steps < self.start_step:
             return
         if self.buffers == "recalibrate":
-            self._norms = trained_norms(self._module)  # evaluation modes will hide which of them are frozen
-        self._window.take(self._steps, self._optimizers.rates)
-        self._optimizers.rates = {}
+            # The evaluation mode will hide which layers are frozen.
+            self._norms = trained_norms(self._module)
+        self._window.take(self._steps, self._optimizer_steps.rates)
+        self._optimizer_steps.rates = {}
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Merge what there is, for those who evaluate it."""
+        """Merge the snapshots so far, for those who evaluate the merge."""
         window = self._window
         if not (self._fitting and self.evaluate and window and window.steps) or trainer.sanity_checking:
             return
         if self._evaluated.steps != window.steps:
-            self._evaluated = Evaluated(self._merge(trainer, window), window.steps)
+            self._evaluated = EvaluatedMerge(self._merge(trainer, window), window.steps)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Free what was only for the validation."""
+        """Free the memory that only the validation needs."""
         self._evaluated.free()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the merge."""
         if self._window is None and self.pending is None:
-            return  # no training began
-        window = self._window or self._begin(trainer, pl_module)  # nothing was left to train
-        if isinstance(window, RunningSum) and not window.ended(self._steps):
+            return  # No training began.
+        window = self._window or self._begin(trainer, pl_module)  # The checkpoint left nothing to train.
+        if isinstance(window, RunningSum) and not window.has_merge_at(self._steps):
             return
         if not window.steps:
             rank_zero_warn(
                 f"MergeCheckpoints has no snapshot to merge: {self._steps} optimizer steps were taken, with "
-                f"every_n_steps={self.every_n_steps} and start_step={self.start_step}."
+                f"every_n_steps={self.every_n_steps} and start_step={self.start_step}. Use smaller settings, or train "
+                "longer."
             )
             return
         merged = self._merge(trainer, window)
@@ -260,24 +266,24 @@ class MergeCheckpoints(StatefulCallback):
         rank_zero_info(f"The merge of the steps {window.steps} is in {path}")
 
     def _merge(self, trainer: Any, window: Window | RunningSum) -> dict[str, Tensor]:
-        """The merge of the window, on every rank."""
-        self._warned = self._warned or warn_if_varied(window.rates, window.steps)
+        """Merge the snapshots of the window, on every rank."""
+        self._warned = self._warned or warn_of_varying_rates(window.rates, window.steps)
         merged = on_rank_zero(trainer, window.merge)
         if self.buffers == "recalibrate":
             norms = self._norms or trained_norms(self._module)
-            merged = recalibrated(trainer, self._module, merged, norms)
+            merged = recalibrate_merge(trainer, self._module, merged, norms)
         return merged
 
     def release(self, trainer: Any, pl_module: Any) -> None:
-        """Take the hooks off; the snapshots stay."""
+        """Remove the hooks; the snapshots stay."""
         if self._fitting:
             self._detach()
         super().release(trainer, pl_module)
 
     def _detach(self) -> None:
-        if self._optimizers is not None:
-            self._optimizers.remove()
-            self._optimizers = None
+        if self._optimizer_steps is not None:
+            self._optimizer_steps.remove()
+            self._optimizer_steps = None
         if isinstance(self._window, Window):
             self._window.close()
         if self._scratch is not None and self._writes:
@@ -289,28 +295,28 @@ class MergeCheckpoints(StatefulCallback):
 
     @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:
-        """Made of the settings, so that several callbacks keep their states apart."""
+        """Made of the settings, so that the states of several callbacks stay apart."""
         settings = {"method": self.method, "last": self.last, "every_n_steps": self.every_n_steps}
         settings |= {"start_step": self.start_step, "buffers": self.buffers, "keep": self.keep}
-        return re.sub(r" at 0x\w+", "", f"{_STATE}{settings!r}")  # the address of a function is another in each process
+        return re.sub(r" at 0x\w+", "", f"{_STATE}{settings!r}")  # Each process has its own addresses.
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and where the snapshots are."""
         if self._window is None:
             return dict(self.pending or {})
-        self._advance()  # a callback before this one may save at the end of a batch
+        self._advance()  # A callback before this one may save at the end of a batch.
         return {"steps": self._steps, "window": self._window.state_dict()}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Warn where the checkpoint's snapshots are those of other settings."""
-        keys = {str(key).removeprefix(CARRIED) for key in checkpoint.get("callbacks", {})}
-        others = [key for key in keys if key.startswith(_STATE)]
-        if self._fitting and others and self.state_key not in others:
+        """Warn if the checkpoint's snapshots are of other settings."""
+        states = saved_states(checkpoint, _STATE)
+        if self._fitting and none_is_of(self.state_key, states):
             rank_zero_warn(
-                f"The checkpoint holds snapshots of other settings, {others}: {self.state_key} begins anew with none."
+                f"The checkpoint holds snapshots of other settings, {list(states)}, so that {self.state_key} begins "
+                "anew with none. Use the old settings to go on with the snapshots."
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state when the training starts."""
+        """Go on from a state when the training starts; evaluation needs none."""
         if self._fitting:
             super().load_state_dict(state_dict)

@@ -757,6 +757,16 @@ def test_a_checkpoint_of_lightnings_own_averaging(tmp_path, interval):
         fit(AverageWeights([BEMA(), SWA()]), epochs=2, ckpt_path=tmp_path / "x.ckpt")
 
 
+def test_lightnings_own_average_goes_on_before_the_start_step(tmp_path):
+    """It has begun already, so that there is nothing to wait for."""
+    fit(EMAWeightAveraging(decay=0.8), ModelCheckpoint(tmp_path, filename="x"), epochs=1)
+    nets = [
+        fit(AverageWeights(EMA(decay=0.8), start_step=step), epochs=2, ckpt_path=tmp_path / "x.ckpt")[0]
+        for step in (0, 100)
+    ]
+    assert equal(*nets)
+
+
 @pytest.mark.parametrize("fault", ["extra", "missing", "shape"])
 def test_a_state_of_another_network_is_refused(tmp_path, fault):
     _, _runner = fit(averages := AverageWeights(EMA()))

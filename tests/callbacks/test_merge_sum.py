@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_objectives._snapshots import running_sum
-from lightning_objectives._snapshots.running_sum import RunningSum, planned
+from lightning_objectives._snapshots.running_sum import RunningSum, planned_steps
 from lightning_objectives.averaging import EMA
 from lightning_objectives.callbacks import AverageWeights, MergeCheckpoints, WSMCallback
 from lightning_objectives.kinds import Merge
@@ -403,7 +403,7 @@ def test_a_network_that_changes(tmp_path, change, message):
 
 
 def test_an_interruption_leaves_no_half_of_a_snapshot_in_the_sum(tmp_path, monkeypatch):
-    module, mixed = nn.Linear(2, 2), running_sum._mixed
+    module, mixed = nn.Linear(2, 2), running_sum._moved_mean
     total = RunningSum(tmp_path, module, WSM(), [1, 2, 3], every_n_steps=1, after=0, writes=True)
     total.take(1, {})
     nn.init.zeros_(module.weight)
@@ -413,14 +413,14 @@ def test_an_interruption_leaves_no_half_of_a_snapshot_in_the_sum(tmp_path, monke
             raise KeyboardInterrupt
         return mixed(mean, value, rate, name)
 
-    monkeypatch.setattr(running_sum, "_mixed", interrupted)
+    monkeypatch.setattr(running_sum, "_moved_mean", interrupted)
     with pytest.raises(KeyboardInterrupt):
         total.take(2, {})
     monkeypatch.undo()
     assert (total.state_dict()["entries"], total.state_dict()["means"]) == ([], {})
     total.take(3, {})
     with pytest.warns(UserWarning, match=r"with those of \[3\] in the sum"):
-        assert total.ended(3)
+        assert total.has_merge_at(3)
     assert equal(total.merge(), dict(module.state_dict()))
 
 
@@ -471,7 +471,7 @@ def test_the_sum_changes_no_state_that_it_goes_on_from(tmp_path):
 )
 def test_the_plan(total, settings, steps):
     last, every, start = settings
-    assert planned(total, last=last, every_n_steps=every, start_step=start) == steps
+    assert planned_steps(total, last=last, every_n_steps=every, start_step=start) == steps
 
 
 def test_the_hooks_come_off():

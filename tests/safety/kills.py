@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_objectives._files.logit_cache import LogitCache
-from lightning_objectives._snapshots.merged import _save
-from lightning_objectives._snapshots.window import _write
+from lightning_objectives._snapshots.merged import write_checkpoint
+from lightning_objectives._snapshots.window import write_snapshot
 from lightning_objectives.merging import WSM, export_checkpoint, merge_checkpoints
 
 SIZE = 50_000
@@ -53,8 +53,8 @@ WRITERS = {
     "merge.safetensors": merge,
     "export.ckpt": lambda folder, version, path: export_checkpoint(folder.parent / f"{version}-1.ckpt", path),
     "raw.safetensors": lambda folder, v, path: export_checkpoint(folder.parent / f"{v}-1.ckpt", path, weights="raw"),
-    "step=1.safetensors": lambda folder, version, path: _write(path, state(version), {"step": "1"}),
-    "merged.ckpt": lambda folder, version, path: _save({"state_dict": state(version)}, path),
+    "step=1.safetensors": lambda folder, version, path: write_snapshot(path, state(version), {"step": "1"}),
+    "merged.ckpt": lambda folder, version, path: write_checkpoint({"state_dict": state(version)}, path),
     "logits-0.safetensors": cache,
 }
 
