@@ -1,6 +1,7 @@
 """Prepares a merge for evaluation, and writes its checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def recalibrate_merge(
 ) -> dict[str, Tensor]:
     """Re-estimate the statistics of ``norms`` for a merge, and return it with them; the module stays as it was."""
     with stand_in(module, merged):
-        recalibrate(module, norms, lambda: joint_pass(trainer, module, norms))
+        recalibrate(module, norms, partial(joint_pass, trainer, module))
         statistics = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
         live = persistent_tensors(module).items()
         return {**merged, **{name: tensor.to("cpu", copy=True) for name, tensor in live if id(tensor) in statistics}}

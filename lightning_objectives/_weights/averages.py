@@ -1,18 +1,18 @@
 """Averages the weights of one network over time: all that a training loop needs, without Lightning."""
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lightning_objectives._files.names import plainly_named
 from lightning_objectives._weights import saving
 from lightning_objectives._weights.journal import Journal
 from lightning_objectives._weights.optimizer_steps import OptimizerSteps
+from lightning_objectives._weights.recalibrate import Passes
 from lightning_objectives._weights.shadows import Shadows
 from lightning_objectives._weights.shards import like
 from lightning_objectives._weights.swap import Swap
@@ -69,10 +69,9 @@ class Averages:
         device: torch.device | None = None,
         steps: int = 0,
         journal: Journal | None = None,
-        passes: Callable[[], None] | None = None,
+        passes: Passes | None = None,
     ) -> None:
         self.network = network
-        self.rules = dict(rules)
         self.start_step = start_step
         self.every_n_steps = every_n_steps
         self.buffers = buffers
@@ -101,11 +100,6 @@ class Averages:
     def updates(self) -> int:
         """How many updates the averages have had; before the first they are no averages yet."""
         return self._shadows.updates
-
-    @property
-    def norms(self) -> list[_BatchNorm]:
-        """The BatchNorm layers whose statistics are re-estimated."""
-        return self._swap.norms
 
     # Over time.
 

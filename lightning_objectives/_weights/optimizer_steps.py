@@ -79,8 +79,8 @@ class OptimizerSteps:
 
 
 def steps_so_far(trainer: Any) -> int:
-    """How many steps a training has taken, where no state of ours says it.
+    """Guess how many steps a training has taken, for a callback that has no state in the checkpoint.
 
-    The trainer adds up the steps of all optimizers, so this is the best guess: that they all took as many.
+    The trainer adds up the steps of all optimizers; we assume that each took as many as the others.
     """
     return int(trainer.global_step) // max(1, len(trainer.optimizers))

@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Passes = Callable[[Sequence[_BatchNorm]], None]
+"""Runs a network over its training data; the argument is the list of layers whose statistics it re-estimates."""
+
 
 def trained_norms(network: nn.Module) -> list[_BatchNorm]:
     """Find the BatchNorm layers that update their statistics now; layers in evaluation mode count as frozen."""
@@ -14,7 +17,7 @@ def trained_norms(network: nn.Module) -> list[_BatchNorm]:
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], passes: Callable[[], None]) -> None:
+def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], passes: Passes) -> None:
     """Replace the statistics of ``norms`` by their plain mean over the batches of ``passes``, in place.
 
     It does what :func:`torch.optim.swa_utils.update_bn` does, but with the other layers in evaluation mode, as they
@@ -24,7 +27,7 @@ def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], passes: Callabl
     Args:
         network: the network that ``passes`` runs.
         norms: the layers, from :func:`trained_norms`.
-        passes: runs the network over the training data.
+        passes: runs the network over the training data, and lets the ranks share the statistics of ``norms``.
 
     Raises:
         RuntimeError: ``passes`` ran no batch through any of the layers.
@@ -39,7 +42,7 @@ def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], passes: Callabl
             norm.training = True
             norm.reset_running_stats()
             norm.momentum = None  # None tells torch to take the plain mean.
-        passes()
+        passes(norms)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -1,13 +1,13 @@
 """Lets an average stand in the network for a while, and puts the raw weights back."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from lightning_objectives._files.names import plainly_named
-from lightning_objectives._weights.recalibrate import recalibrate, trained_norms
+from lightning_objectives._weights.recalibrate import Passes, recalibrate, trained_norms
 from lightning_objectives._weights.shadows import Shadows
 from lightning_objectives._weights.shards import reshard
 
@@ -21,7 +21,7 @@ class Swap:
         passes: runs the network over the training data, for ``recalibrates``.
     """
 
-    def __init__(self, shadows: Shadows, *, recalibrates: bool, passes: Callable[[], None] | None) -> None:
+    def __init__(self, shadows: Shadows, *, recalibrates: bool, passes: Passes | None) -> None:
         self.shadows = shadows
         self.journal = shadows.journal
         self.recalibrates = recalibrates

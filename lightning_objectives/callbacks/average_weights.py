@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -213,7 +213,7 @@ class AverageWeights(StatefulCallback):
             device=None if self.device is None else torch.device(self.device),
             steps=steps_so_far(trainer),
             journal=next((other.journal for other in others if other is not None), Journal()),
-            passes=lambda: joint_pass(trainer, pl_module, self._averages.norms if self._averages else ()),
+            passes=partial(joint_pass, trainer, pl_module),
         )
         state, lightning_average = self.take_pending(), self._lightning_average
         if state is not None:
