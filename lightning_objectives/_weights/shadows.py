@@ -102,7 +102,9 @@ class Shadows:
         if tensors.changed():
             self._bind()
         tensors.fetch()
-        if len(self.rules) > 1 and all(rule.by_tensor for rule in self.rules.values()):
+        # On a GPU the start of a kernel costs more than reading the weights again.
+        on_cpu = bool(tensors.inputs) and tensors.inputs[0].is_cpu
+        if on_cpu and len(self.rules) > 1 and all(rule.by_tensor for rule in self.rules.values()):
             self._update_by_parts(step, start)
         else:
             for name, rule in self.rules.items():
