@@ -28,6 +28,15 @@ from lightning_objectives.kinds import Distillation, Head, Merge, Rule, Weightin
 from lightning_objectives.merging import WSM
 from lightning_objectives.weighting import LossBasedReweighting
 
+__all__ = [
+    "BEMAMixin",
+    "DualHeadKDMixin",
+    "LossReweightingMixin",
+    "MultiSampleDropoutMixin",
+    "ObjectivesMixin",
+    "WSMMixin",
+]
+
 
 class ObjectivesMixin:
     """Callbacks from the module itself, and answers to what the callbacks would otherwise find on their own.

@@ -7,7 +7,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule
 
-from lightning_objectives import cli, discovery
+from lightning_objectives import __version__, cli, discovery
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 RECORDS = []
@@ -130,6 +130,36 @@ def test_help(args, capsys):
     assert "\n  methods\n" in out
 
 
+def test_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"lightning-objectives {__version__}\n"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("args", "not_imported"),
+    [
+        (["--help"], ["torch", "lightning", "pytorch_lightning"]),
+        (["--version"], ["torch", "lightning", "pytorch_lightning"]),
+        (["methods"], ["lightning", "pytorch_lightning", "timm"]),
+        (
+            ["merge", "a.pt", "b.pt", "-o", "c.pt", "--order", "given"],
+            ["lightning", "pytorch_lightning", "torchmetrics"],
+        ),
+        (["export", "x.pt", "-o", "y.pt", "--weights", "raw"], ["lightning", "pytorch_lightning", "torchmetrics"]),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(args, not_imported, tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "a.pt")
+    torch.save({"w": torch.ones(1)}, tmp_path / "b.pt")
+    both = {"state_dict": {"w": torch.ones(1)}, "current_model_state": {"w": torch.zeros(1)}, "averaging_state": {}}
+    torch.save(both, tmp_path / "x.pt")
+    code = f"import sys; from lightning_objectives.cli import main; main({args})"
+    check = f"assert not {set(not_imported)} & set(sys.modules), {set(not_imported)} & set(sys.modules)"
+    run = subprocess.run([sys.executable, "-c", f"{code}; {check}"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_an_unknown_command(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["fitt", "--config", "x"])
@@ -194,7 +224,7 @@ def test_methods_of_an_unknown_name(capsys):
     ],
 )
 def test_the_address_of_a_paper(text, expected):
-    assert cli._paper(type("Method", (), {"__doc__": text, "__module__": __name__})) == expected
+    assert cli.methods.paper(type("Method", (), {"__doc__": text, "__module__": __name__})) == expected
 
 
 @pytest.mark.processes

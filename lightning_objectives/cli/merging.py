@@ -1,42 +1,56 @@
-"""The commands ``merge`` and ``export``."""
+"""The commands ``merge`` and ``export``, which write checkpoint files."""
 
 import argparse
 import inspect
+from collections.abc import Callable
 from typing import Any
-
-from lightning_objectives import discovery
-from lightning_objectives._files.export import export_checkpoint
-from lightning_objectives._files.merge import merge_checkpoints
 
 
 def merge(args: list[str]) -> None:
-    """Merge checkpoint files into one, tensor by tensor; --help tells more."""
-    methods = {cls.__name__: cls for room, cls in discovery.methods() if room == "merging"}
-    parser = argparse.ArgumentParser("lightning-objectives merge", description=inspect.getdoc(merge))
-    parser.add_argument("files", nargs="+", metavar="FILE", help=".ckpt, .pt or .safetensors")
-    parser.add_argument("-o", "--out", required=True, help="the file to write, of the same types")
+    """Merge checkpoint files into one, even if they do not fit into memory; add --help for its options."""
+    # Here, because they load torch.
+    from lightning_objectives._files.merge import merge_checkpoints
+    from lightning_objectives.discovery import methods
+
+    merges = {cls.__name__: cls for _, cls in methods("merging")}
+    parser = argparse.ArgumentParser("lightning-objectives merge", description=_description(merge))
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint: .ckpt, .pt or .safetensors")
+    parser.add_argument("-o", "--out", required=True, help="the file to write, of one of the same types")
     parser.add_argument(
-        "--order", choices=["step", "given"], default="step", help="by step, or as listed, oldest first"
+        "--order",
+        choices=["step", "given"],
+        default="step",
+        help="sort the files by their training step, or take them as listed, oldest first (default: %(default)s)",
     )
-    parser.add_argument("--method", choices=list(methods), default=next(iter(methods)), help="default: %(default)s")
-    settings = {p.name: p for cls in methods.values() for p in inspect.signature(cls).parameters.values()}
+    parser.add_argument("--method", choices=list(merges), default=next(iter(merges)), help="default: %(default)s")
+    settings = {s.name: s for cls in merges.values() for s in inspect.signature(cls).parameters.values()}
     for name, setting in settings.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(setting.default), help="a setting of the method")
-    given = vars(parser.parse_args(args[1:]))
-    chosen = {name: given[name] for name in settings if given[name] is not None}
+        owners = ", ".join(cls.__name__ for cls in merges.values() if name in inspect.signature(cls).parameters)
+        usage = f"a setting of {owners} (default: {setting.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(setting.default), help=usage)
+    options = vars(parser.parse_args(args[1:]))
+    chosen = {name: options[name] for name in settings if options[name] is not None}
     _run(parser, lambda: merge_checkpoints(
-        given["files"], _method(methods[given["method"]], chosen), given["out"], order=given["order"], verbose=True
+        options["files"], _method(merges[options["method"]], chosen), options["out"], order=options["order"],
+        verbose=True,
     ))  # fmt: skip
 
 
 def export(args: list[str]) -> None:
-    """Write the raw weights, or the average, of a checkpoint of an averaged training as a plain one."""
-    parser = argparse.ArgumentParser("lightning-objectives export", description=inspect.getdoc(export))
-    parser.add_argument("file", metavar="FILE")
+    """Write the raw weights, or the average, of a checkpoint that holds both to a plain checkpoint."""
+    from lightning_objectives._files.export import export_checkpoint  # here, because it loads torch
+
+    parser = argparse.ArgumentParser("lightning-objectives export", description=_description(export))
+    parser.add_argument("file", metavar="FILE", help="a checkpoint of a training with AverageWeights")
     parser.add_argument("-o", "--out", required=True, help="the file to write: .ckpt, .pt or .safetensors")
-    parser.add_argument("--weights", choices=["raw", "average"], required=True)
-    given = parser.parse_args(args[1:])
-    _run(parser, lambda: export_checkpoint(given.file, given.out, weights=given.weights))
+    parser.add_argument("--weights", choices=["raw", "average"], required=True, help="the weights to write")
+    options = parser.parse_args(args[1:])
+    _run(parser, lambda: export_checkpoint(options.file, options.out, weights=options.weights))
+
+
+def _description(command: Callable[[list[str]], None]) -> str:
+    """The first half of a command's docstring; the second one refers to --help."""
+    return (inspect.getdoc(command) or "").partition("; add --help")[0].rstrip(".") + "."
 
 
 def _method(cls: type[Any], settings: dict[str, Any]) -> Any:
@@ -46,7 +60,7 @@ def _method(cls: type[Any], settings: dict[str, Any]) -> Any:
     return cls(**settings)
 
 
-def _run(parser: argparse.ArgumentParser, write: Any) -> None:
+def _run(parser: argparse.ArgumentParser, write: Callable[[], Any]) -> None:
     try:
         print(f"wrote {write()}")
     except (ValueError, OSError) as error:

@@ -1,0 +1,76 @@
+"""The command ``methods``: a list of all methods, or the whole card of one."""
+
+import inspect
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from importlib.resources import files
+from itertools import groupby
+from typing import Any
+
+from lightning_objectives.cli.errors import stop
+
+
+def show_methods(args: list[str]) -> None:
+    """List all methods by kind; add a NAME to see everything about one method."""
+    from lightning_objectives.discovery import methods  # here, because it loads torch
+
+    known = list(methods())
+    if len(args) == 1:
+        print("\n\n".join(_room(room, [cls for _, cls in group]) for room, group in groupby(known, lambda m: m[0])))
+        return
+    cards = [_card(room, cls) for room, cls in known if cls.__name__ == args[1]]
+    if not cards or len(args) > 2:
+        names = sorted({cls.__name__ for _, cls in known})
+        stop(f"methods takes the name of one method, not {' '.join(args[1:])!r}.", args[1], names)
+    print("\n\n".join(cards))
+
+
+def _room(room: str, methods: list[type[Any]]) -> str:
+    lines = [_heading(room, methods[0])]
+    for cls in methods:
+        summary = _plain(_doc(cls).split("\n\n")[0])
+        lines += textwrap.wrap(f"{cls.__name__}: {summary}", 110, initial_indent="  ", subsequent_indent="    ")
+        lines += [f"    {line}" for line in (*paper(cls), *_evidence(cls))]
+    return "\n".join(lines)
+
+
+def _card(room: str, cls: type[Any]) -> str:
+    head = "\n".join([_heading(f"{room}.{cls.__name__}", cls), *_evidence(cls)])
+    things: list[Callable[..., Any]] = [cls, *_functions(cls)]
+    entries = [f"{thing.__name__}{inspect.signature(thing)}\n\n{_doc(thing)}" for thing in things]
+    return "\n\n".join([head, *entries])
+
+
+def _heading(name: str, cls: type[Any]) -> str:
+    callback = getattr(cls, "callback", "")
+    return f"{name}, placed by {callback}" if callback else name
+
+
+def _evidence(cls: type[Any]) -> list[str]:
+    """The verdict of this project's benchmarks on a method, in a word; none if they have not tried it."""
+    verdicts: dict[str, str] = json.loads(files("lightning_objectives").joinpath("evidence.json").read_text("utf-8"))
+    return [f"evidence: {verdicts[cls.__name__]}"] if cls.__name__ in verdicts else []
+
+
+def _doc(thing: Any) -> str:
+    return inspect.getdoc(thing) or ""
+
+
+def _functions(cls: type[Any]) -> list[Callable[..., Any]]:
+    """The functions in a method's own file that its docstring refers to; they hold the rest of its card."""
+    file = vars(sys.modules[cls.__module__])
+    return [file[name] for name in dict.fromkeys(re.findall(r":func:`(\w+)`", _doc(cls))) if name in file]
+
+
+def paper(cls: type[Any]) -> list[str]:
+    """The first address behind ``Paper:`` in the docstring of a method or of its functions; none without one."""
+    text = "\n\n".join(_doc(thing) for thing in (cls, *_functions(cls)))
+    return re.findall(r"^Paper:(?:.|\n(?!\n))*?(https?://\S*[^\s.,;])", text, re.MULTILINE)[:1]
+
+
+def _plain(text: str) -> str:
+    """Take the marks of reStructuredText out of a text."""
+    return re.sub(r"(?::\w+:)?`+([^`]*)`+", r"\1", text)
