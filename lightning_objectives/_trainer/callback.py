@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 from lightning_objectives._trainer.checkpoints import name_unreadable
 from lightning_objectives._trainer.lightning import Callback as LightningCallback
+from lightning_objectives._trainer.lightning import derive_from_both
 from lightning_objectives.kinds import Method
 
 STRATEGIES = {"FSDPStrategy": "fsdp", "DeepSpeedStrategy": "deepspeed", "ModelParallelStrategy": "fsdp2"}
@@ -47,6 +48,7 @@ class Callback(LightningCallback):
         Raises:
             ValueError: the strategy, and why.
         """
+        derive_from_both()
         for strategy in type(trainer.strategy).__mro__ if stage == "fit" else ():
             reason = self.unsupported().get(STRATEGIES.get(strategy.__name__, ""))
             if reason is not None:

@@ -1,27 +1,61 @@
-"""Lightning under both of its names, ``lightning.pytorch`` and ``pytorch_lightning``; either alone will do."""
+"""Takes what this package needs from Lightning, under its two names ``lightning.pytorch`` and ``pytorch_lightning``.
 
+Either name alone will do. If both are installed, only those that your program imports are imported here.
+"""
+
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-
-def _installed(name: str) -> bool:
-    # Looking for a submodule of what is not there raises.
-    return bool(find_spec(name.partition(".")[0]) and find_spec(name))
+NAMES = ("lightning.pytorch", "pytorch_lightning")
+"""The names of Lightning. The first one that the program has imported gives us what both have in common."""
 
 
-NAMES = [name for name in ("lightning.pytorch", "pytorch_lightning") if _installed(name)]
-"""The names that are installed; where both are, the first is asked for what they share."""
-if not NAMES:
+def _name() -> str:
+    for name in NAMES:
+        if sys.modules.get(name) is not None:
+            return name
+    for name in NAMES:
+        if find_spec(name.partition(".")[0]) and find_spec(name):  # looking for a part of a missing package raises
+            return name
     raise ModuleNotFoundError("Callbacks need Lightning: pip install lightning.", name="lightning")
 
 
+_NAME = _name()
+
+
 def part(name: str) -> Any:
-    """A module of the first Lightning that is installed, such as ``"cli"``; ``""`` is the whole."""
-    return import_module(f"{NAMES[0]}.{name}".rstrip("."))
+    """Import a module of the Lightning that the program uses, such as ``"cli"``; ``""`` is the whole package."""
+    return import_module(f"{_NAME}.{name}".rstrip("."))
 
 
 VERSION: str = part("").__version__
+
+class _OfBothNames:
+    """Looks for the other Lightning whenever the program makes a class or an object of ours."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        derive_from_both()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        derive_from_both()
+        return super().__new__(cls)
+
+
+def derive_from_both() -> None:
+    """Make our base classes subclasses of those of each Lightning that the program has imported by now.
+
+    A Trainer knows the classes of its own Lightning only. A program may import the second one after this module; what
+    it made of our classes before then follows.
+    """
+    for ours in _OfBothNames.__subclasses__():
+        for name in NAMES:
+            theirs = getattr(sys.modules.get(name), ours.__name__, None)
+            if theirs is not None and not issubclass(ours, theirs):
+                ours.__bases__ = (*ours.__bases__, theirs)
+
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -34,11 +68,12 @@ if TYPE_CHECKING:
     isolate_rng = seed.isolate_rng
     is_param_in_hook_signature = signature_utils.is_param_in_hook_signature
 else:
-    # A Trainer knows only the classes of its own Lightning: be both.
-    Callback, LightningDataModule = (
-        type(kind, tuple(getattr(import_module(name), kind) for name in NAMES), {"__module__": __name__})
-        for kind in ("Callback", "LightningDataModule")
-    )
     isolate_rng = part("utilities.seed").isolate_rng
     is_param_in_hook_signature = part("utilities.signature_utils").is_param_in_hook_signature
     rank_zero_info, rank_zero_warn = part("utilities").rank_zero_info, part("utilities").rank_zero_warn
+
+    class Callback(_OfBothNames, part("").Callback):
+        """The base class of callbacks, for the Trainers of both names."""
+
+    class LightningDataModule(_OfBothNames, part("").LightningDataModule):
+        """The base class of data modules, for the Trainers of both names."""
