@@ -30,18 +30,8 @@ def write(out: Path) -> None:
     for path, names in made.items():
         page = out / path
         page.parent.mkdir(parents=True, exist_ok=True)
-        shown = [entry(name) for name in names]
+        shown = [f"::: {name}" for name in names]
         page.write_text("\n\n".join([f"# {title(path)}", introduction(path), *shown]) + "\n")
-
-
-def entry(name: str) -> str:
-    """One name's place on a page, with its signature where the source does not show it."""
-    module, _, symbol = name.rpartition(".")
-    made = getattr(getattr(importlib.import_module(module), symbol), "__init__", None)
-    if not hasattr(made, "__signature__"):
-        return f"::: {name}"
-    settings = [f"    {p.name}={p.default!r}," for p in made.__signature__.parameters.values() if p.name != "self"]
-    return "\n".join([f"::: {name}", "", "```python", f"{symbol}(", *settings, ")", "```"])
 
 
 def title(path: str) -> str:

@@ -32,6 +32,7 @@ def part(name: str) -> Any:
 
 VERSION: str = part("").__version__
 
+
 class _OfBothNames:
     """Looks for the other Lightning whenever the program makes a class or an object of ours."""
 
