@@ -1,4 +1,4 @@
-"""For who owns the module: mixins that bring their callbacks through Lightning's own ``configure_callbacks``.
+"""Mixins for modules that you can edit: they bring their callbacks through Lightning's ``configure_callbacks``.
 
 >>> import lightning as L
 >>> class Net(BEMAMixin, MultiSampleDropoutMixin, L.LightningModule):
@@ -39,95 +39,95 @@ __all__ = [
 
 
 class ObjectivesMixin:
-    """Callbacks from the module itself, and answers to what the callbacks would otherwise find on their own.
+    """Lets a module bring callbacks, and tell them what they would otherwise have to find.
 
-    It stands before the module in the list of bases. A callback of the same class given to the Trainer stays beside the
-    mixin's.
+    A mixin must stand before the LightningModule in the list of bases. If the Trainer gets a callback of the same
+    class, both stay.
     """
 
     objective_head: str | nn.Module | None = None
-    """The head, as a path or a module."""
+    """The network's head, as a path or a module; None to let the callbacks find it."""
     objective_network: str | nn.Module | None = None
-    """The module whose forward gives the logits, as a path or a module."""
+    """The module whose forward returns the logits, as a path or a module; None to let the callbacks find it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         names = [base.__name__ for base in cls.__mro__]
         if "LightningModule" in names and names.index("LightningModule") < names.index("ObjectivesMixin"):
             raise TypeError(
-                f"class {cls.__name__}: the mixins must stand before the LightningModule, as in "
-                f"class {cls.__name__}(BEMAMixin, YourModule), or their callbacks would be lost."
+                f"class {cls.__name__} has a mixin behind the LightningModule, so the mixin's callbacks would be lost: "
+                f"put the mixins first, as in class {cls.__name__}(BEMAMixin, YourModule)."
             )
         own = cls.__dict__.get("configure_callbacks")
         if own is not None and "__class__" not in own.__code__.co_freevars:
             raise TypeError(
-                f"{cls.__name__}.configure_callbacks does not call super().configure_callbacks(), so that the mixins' "
-                "callbacks would be lost; return [*super().configure_callbacks(), ...]."
+                f"{cls.__name__}.configure_callbacks does not call super().configure_callbacks(), so the callbacks of "
+                "the mixins would be lost: return [*super().configure_callbacks(), ...]."
             )
 
     def configure_objectives(self) -> Sequence[Any]:
-        """The callbacks that this module brings; extend what ``super()`` returns."""
+        """Return the callbacks that this module brings. Extend the list of ``super()``."""
         return []
 
     def configure_callbacks(self) -> Sequence[Any]:
-        """Lightning's hook: the module's other callbacks, and these."""
+        """Return the module's other callbacks and the mixins', when Lightning calls this hook."""
         others = super().configure_callbacks()  # type: ignore[misc]  # the LightningModule's
         others = list(others) if isinstance(others, Sequence) else [others]
         return [*others, *(Carried(c) if isinstance(c, Callback) else c for c in self.configure_objectives())]
 
     def objective_inputs(self, batch: Any) -> Tensor | None:
-        """The network's inputs in a batch; None to let them be found."""
+        """Return the network's inputs in a batch; None to let the callbacks find them."""
         return None
 
     def objective_target(self, batch: Any) -> Tensor | None:
-        """The target in a batch, where a step has no criterion; None to let it be found."""
+        """Return the target in a batch, for a step without a criterion; None to let the callbacks find it."""
         return None
 
     def objective_index(self, batch: Any) -> Tensor | None:
-        """The position of each sample in the data set; None where ``with_index`` gives it."""
+        """Return the position of each sample in the data set; None if ``with_index`` gives it."""
         return None
 
     def objective_group(self, batch: Any) -> Tensor | None:
-        """The group of each sample; None where the batch has the key ``group``."""
+        """Return the group of each sample; None if the batch has the key ``group``."""
         return None
 
     def objective_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The objective, called by name in a step that has no criterion of its own: cross entropy, as configured."""
+        """Return the loss of a step that has no criterion of its own and calls this: cross entropy, as configured."""
         return F.cross_entropy(logits, target)
 
 
 class BEMAMixin(ObjectivesMixin):
-    """Averages the module's weights by :class:`BEMA`."""
+    """Averages the weights of the module over time by :class:`BEMA`."""
 
     def configure_bema(self) -> Rule:
-        """The rule, with its settings."""
+        """Return the averaging rule with your settings."""
         return BEMA()
 
     def configure_objectives(self) -> Sequence[Any]:
-        """Adds the average."""
+        """Add the average."""
         return [*super().configure_objectives(), AverageWeights(self.configure_bema())]
 
 
 class DualHeadKDMixin(ObjectivesMixin):
-    """Distils a teacher into the module's features by :class:`DualHead`."""
+    """Lets the module learn from a teacher through a second head, by :class:`DualHead`."""
 
     def configure_dual_head_kd(self) -> Distillation:
-        """The method, with its settings."""
+        """Return the method with your settings."""
         return DualHead()
 
     def configure_teacher(self) -> str | nn.Module:
-        """The teacher, asked for at the start of a fit alone: what the callback ``Distill`` takes.
+        """Return the teacher, in any form that :class:`Distill` takes. It is called once, at the start of a fit.
 
         Raises:
-            NotImplementedError: the module does not say it.
+            NotImplementedError: the module does not define this method.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} must say who teaches it: let configure_teacher(self) return a trained module, or "
-            "the name of a timm model."
+            f"{type(self).__name__} has no teacher: define configure_teacher(self), and return a trained module or the "
+            "name of a timm model."
         )
 
     def configure_objectives(self) -> Sequence[Any]:
-        """Adds the teacher's term."""
+        """Add the teacher's term."""
         return [
             *super().configure_objectives(),
             Distill(self.configure_dual_head_kd(), teacher=self.configure_teacher),
@@ -135,41 +135,41 @@ class DualHeadKDMixin(ObjectivesMixin):
 
 
 class LossReweightingMixin(ObjectivesMixin):
-    """Weights the samples by :class:`LossBasedReweighting`."""
+    """Weights each sample by its loss, by :class:`LossBasedReweighting`."""
 
     def configure_loss_reweighting(self) -> Weighting:
-        """The method, with its settings."""
+        """Return the method with your settings."""
         return LossBasedReweighting()
 
     def configure_objectives(self) -> Sequence[Any]:
-        """Adds the weights."""
+        """Add the weights of the samples."""
         return [*super().configure_objectives(), ReweightSamples(self.configure_loss_reweighting())]
 
 
 class MultiSampleDropoutMixin(ObjectivesMixin):
-    """Wraps the head by :class:`MultiSampleDropout`."""
+    """Trains the head under several dropout masks at once, by :class:`MultiSampleDropout`."""
 
     def configure_multi_sample_dropout(self) -> Head:
-        """The method, with its settings."""
+        """Return the method with your settings."""
         return MultiSampleDropout()
 
     def configure_objectives(self) -> Sequence[Any]:
-        """Adds the wrap."""
+        """Add the callback that wraps the head."""
         return [*super().configure_objectives(), WrapHead(self.configure_multi_sample_dropout())]
 
 
 class WSMMixin(ObjectivesMixin):
-    """Merges the module's last snapshots by :class:`WSM`."""
+    """Merges the last snapshots of the module in place of a learning rate decay, by :class:`WSM`."""
 
     def configure_wsm(self) -> Merge:
-        """The method, with its settings."""
+        """Return the method with your settings."""
         return WSM()
 
     def configure_wsm_snapshots(self) -> dict[str, Any]:
-        """The settings of :class:`MergeCheckpoints`: which snapshots are taken, how many are merged, and where."""
+        """Return the settings of :class:`MergeCheckpoints`, such as ``last`` and ``every_n_steps``."""
         return {}
 
     def configure_objectives(self) -> Sequence[Any]:
-        """Adds the merge."""
+        """Add the merge."""
         merge = MergeCheckpoints(self.configure_wsm(), **self.configure_wsm_snapshots())
         return [*super().configure_objectives(), merge]

@@ -1,4 +1,4 @@
-"""The callback of the calibrators."""
+"""Calibrates the probabilities of a network at each validation."""
 
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -9,45 +9,45 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives._step.evaluation import NO_CHOICE, EvaluationSteps, Where
+from lightning_objectives._step.measured import Measured
 from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.ranks import gather_rows
-from lightning_objectives.callbacks.log_metrics import Measured
 from lightning_objectives.kinds import Calibrator
 from lightning_objectives.metrics import classification_rows
 
 _NOT_FITTED = (
-    "has not been fitted: run trainer.validate() before trainer.test(), or test with the ckpt_path of a training in "
-    "which it took part."
+    "has not been fitted, so there is nothing to test: run trainer.validate() before trainer.test(), or test with the "
+    "ckpt_path of a training in which it took part."
 )
 
 
 @dataclass(eq=False)
 class Calibrate(StatefulCallback):
-    """Fits a calibrator at the end of each validation, of ``fit`` and of ``validate``, and measures what it mends.
+    """Fits a calibrator at the end of each validation, in ``fit`` and in ``validate``, and logs what it improves.
 
-    It is fitted on the logits and targets that the model's own validation step compares, found as ``LogMetrics`` finds
-    them, of all ranks; with several data loaders, on those of the first. The network is not touched: its outputs stay
-    what they are, and ``callback.calibrator(logits)`` gives the calibrated probabilities. The keys are
-    ``val/calibrated/ece``, ``test/calibrated/nll``, ..., beside those of ``LogMetrics``. In the validation they are
-    measured on the samples that it was fitted on, hence a little too good; those of the test are not.
+    The calibrator is fitted on the logits and targets that the model's own validation step compares, on all ranks; with
+    several data loaders, on those of the first. The network and its outputs stay as they are. Call
+    ``callback.calibrator(logits)`` to get calibrated probabilities. The keys are ``val/calibrated/ece``,
+    ``test/calibrated/nll``, ..., beside those of :class:`LogMetrics`. The values of a validation are a little too good,
+    because they are measured on the samples that the calibrator was fitted on; those of a test are not.
 
     Args:
         calibrator: the method.
-        metrics: what to log; any torchmetrics metric or collection whose ``update`` takes ``(logits, target)``. It is
-            given the logarithms of the probabilities, which are logits of them.
-        criterion: path of the model's criterion (``"loss_fn"``), where it is none of torch's functional losses.
-        which: number of the criterion's call, from 0, where a step makes several.
-        head: path of the network's head, where a step has no criterion and the head is not found.
-        target: key or position of the target in the batch, where a step has no criterion; by default its last element.
+        metrics: what to log; any torchmetrics metric or collection whose ``update`` takes ``(logits, target)``. As
+            logits it gets the logarithms of the calibrated probabilities.
+        criterion: path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses.
+        which: number of the criterion's call, from 0, if a step makes several.
+        head: path of the network's head, if a step has no criterion and the head is not found.
+        target: key or position of the target in the batch, if a step has no criterion; by default the last element.
 
     Raises:
-        ValueError: the step is no classification, or gives nothing to fit on; a test without a fit.
+        ValueError: the step is no classification, or has nothing to fit on; a test comes before any fit.
 
-    Checkpoints: what is fitted lies in this callback's state, so that each checkpoint that is written after a
-    validation holds the calibration of the weights that were validated.
+    Checkpoints: the fitted values lie in this callback's state. A checkpoint that is written after a validation
+    therefore holds the calibration of the weights that were validated.
 
-    Cost: the logits of a validation in memory, float32, on the CPU.
+    Cost: the logits of one validation, in the CPU's memory as float32.
 
     Example:
         >>> from lightning_objectives.calibration import TemperatureScaling
@@ -69,28 +69,28 @@ class Calibrate(StatefulCallback):
 
     def __post_init__(self) -> None:
         self.fitted = False
-        """Whether a validation, or a checkpoint, has fitted it."""
+        """Whether the calibrator was fitted, by a validation or in a checkpoint that was loaded."""
         self._steps: EvaluationSteps | None = None
         self._rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def methods(self) -> list[Any]:
-        """The one method."""
+        """The calibrator."""
         return [self.calibrator]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy, or what another process gets, has what is fitted, and takes the steps of its own run.
+        # A copy keeps what is fitted, and patches the steps of its own run. Other processes get copies too.
         return {**vars(self), "_steps": None, "_rows": {}}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Take the evaluation steps."""
+        """Patch the evaluation steps."""
         super().setup(trainer, pl_module, stage)
         self._restore()
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
-        otherwise = "a calibrator needs logits of classes and a class a row"
-        self._steps = EvaluationSteps(pl_module, self._seen, where, otherwise=otherwise)
+        otherwise = "a calibrator needs logits of classes and one class per row"
+        self._steps = EvaluationSteps(pl_module, self._collect, where, otherwise=otherwise)
 
     def release(self, trainer: Any, pl_module: Any) -> None:
-        """Give the steps back."""
+        """Remove the patches."""
         self._restore()
         super().release(trainer, pl_module)
 
@@ -100,7 +100,7 @@ class Calibrate(StatefulCallback):
             self._steps = None
         self._rows = {}
 
-    def _seen(self, loader: int, logits: Tensor, target: Tensor) -> None:
+    def _collect(self, loader: int, logits: Tensor, target: Tensor) -> None:
         ignored = None if self._steps is None else self._steps.ignore_index
         rows = classification_rows(logits, target, from_logits=True, ignore_index=ignored)
         kept = rows.preds[rows.kept].cpu(), rows.target[rows.kept].cpu()
@@ -111,12 +111,12 @@ class Calibrate(StatefulCallback):
         self._rows = {}
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Fit, and log what is calibrated."""
+        """Fit, and log the metrics of the calibrated probabilities."""
         if trainer.sanity_checking or not self._rows:
             return
         mine = [torch.cat(part).to(pl_module.device) for part in zip(*self._rows[min(self._rows)])]
         (logits, target), _ = gather_rows(mine)
-        # `validate` runs in inference mode, and `fit` validates without gradients; a calibrator may train
+        # Lightning validates in inference mode or without gradients, but a calibrator may be trained to fit.
         with torch.inference_mode(False), torch.enable_grad():
             self.calibrator.fit(logits.clone().cpu(), target.clone().cpu())
         self.fitted = True
@@ -129,7 +129,7 @@ class Calibrate(StatefulCallback):
         self._rows = {}
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what is calibrated."""
+        """Log the metrics of the calibrated probabilities."""
         self._log(trainer, pl_module, "test/calibrated/")
 
     def _log(self, trainer: Any, module: Any, prefix: str) -> None:
@@ -148,11 +148,11 @@ class Calibrate(StatefulCallback):
         return f"{type(self).__name__}({self.calibrator!r})"
 
     def state_dict(self) -> dict[str, Any]:
-        """What is fitted."""
+        """The fitted values; empty before the first fit."""
         return dict(self.calibrator.state_dict()) if self.fitted else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Load the fitted values."""
         with taking(self.state_key, self._steps and self._steps.module.trainer):
             self.calibrator.load_state_dict(state_dict)
         self.fitted = True

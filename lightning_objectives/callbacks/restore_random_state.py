@@ -1,4 +1,4 @@
-"""Exact resume with shuffling and dropout."""
+"""Makes a resumed training with shuffling and dropout equal to an uninterrupted one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +13,17 @@ from lightning_objectives._trainer.random import random_state, set_random_state
 
 @dataclass(eq=False)
 class RestoreRandomState(StatefulCallback):
-    """Keep the random states in the checkpoint, so that resuming from the end of an epoch is bit for bit the whole run.
+    """Saves the random states with each checkpoint, so that resuming at the end of an epoch changes no bit.
 
-    The states of torch (CPU and CUDA), numpy and Python, of each process, are saved with every full checkpoint and put
-    back when a resumed training starts, with the iterator over the training data made anew from them.
+    Every full checkpoint holds the states of torch (CPU and CUDA), NumPy and Python, of each process. When a resumed
+    training starts, the callback restores them, and creates the iterator over the training data again.
 
-    When to use: wherever a run may be interrupted and its result is to be reproducible. Cost: 8 KB and, with several
-    processes, one gather per checkpoint. Interactions: it is exact for checkpoints of an epoch's end, after its
-    validation (not those of ``every_n_train_steps``, though the step be an epoch's last: the validation is not
-    repeated). From the middle of an epoch the random states go on too, but a plain ``DataLoader`` begins its epoch
-    anew. Generators of your own, and what your hooks draw when an epoch starts, are yours to care for.
+    When to use: if a run may be interrupted and its result must be reproducible. Cost: 8 KB per process and checkpoint,
+    and one gather if there are several processes. Interactions: resuming is exact from a checkpoint of the end of an
+    epoch, after its validation. It is not exact from a checkpoint of ``every_n_train_steps``, even at the last step of
+    an epoch, because Lightning does not repeat the validation. From the middle of an epoch the random states go on too,
+    but a plain ``DataLoader`` begins its epoch again. You must restore generators of your own, and whatever your hooks
+    draw at the start of an epoch.
 
     Example:
         >>> state = RestoreRandomState().state_dict()
@@ -37,19 +38,19 @@ class RestoreRandomState(StatefulCallback):
         self._resumed = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget what was loaded for another run."""
+        """Forget a state that was loaded for another run."""
         super().setup(trainer, pl_module, stage)
         self.pending = None
         self._alone = False
         self._resumed = False
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """The other processes may not come to a checkpoint that is saved now: do not wait for them."""
+        """Stop waiting for the other processes, which may not save a checkpoint after this exception."""
         self._alone = True
         super().on_exception(trainer, pl_module, exception)
 
     def state_dict(self) -> dict[str, Any]:
-        """The random states of all processes, by rank."""
+        """The random states of all processes, in the order of the ranks."""
         mine = random_state()
         if self._alone or not (dist.is_available() and dist.is_initialized()):
             return {"ranks": [mine]}
@@ -58,7 +59,7 @@ class RestoreRandomState(StatefulCallback):
         return {"ranks": ranks}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Put the states back, and let the data be drawn from them."""
+        """Restore the states."""
         loaded = self.take_pending()
         if loaded is None:
             return
@@ -69,21 +70,22 @@ class RestoreRandomState(StatefulCallback):
                 set_random_state(states[trainer.global_rank])
         if not fits:
             rank_zero_warn(
-                f"The checkpoint holds the random states of {len(states)} processes, but there are "
-                f"{trainer.world_size}: they are not restored, and this run will differ from an uninterrupted one."
+                f"The checkpoint holds the random states of {len(states)} processes, but this training has "
+                f"{trainer.world_size}. The states are not restored, and this run will differ from an uninterrupted "
+                f"one. Resume with {len(states)} processes to repeat it exactly."
             )
             return
         self._resumed = True
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Let the epoch's data be drawn from the states that were put back."""
+        """Draw the data of the epoch from the restored states."""
         loop = trainer.fit_loop
-        # Lightning has already made this epoch's iterator, from other states; an uninterrupted run makes it now. From
-        # some checkpoints it runs through the end of the epoch before, and makes a new one by itself.
+        # Lightning has already created this epoch's iterator, from other states; an uninterrupted run creates it now.
+        # From some checkpoints Lightning first ends the epoch before, and then creates a new iterator itself.
         if self._resumed and (getattr(loop, "is_resuming", False) or loop.epoch_loop.restarting):
             iter(loop._data_fetcher)
         self._resumed = False
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """In the middle of an epoch its iterator stays."""
+        """Keep the iterator for the rest of the epoch."""
         self._resumed = False

@@ -1,4 +1,4 @@
-"""The callback of the gradient transforms."""
+"""Changes the gradients between the backward pass and the optimizer step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from lightning_objectives._files.names import plainly_named
 from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives.kinds import GradientTransform
@@ -16,23 +17,23 @@ from lightning_objectives.kinds import GradientTransform
 
 @dataclass(eq=False)
 class TransformGradients(StatefulCallback):
-    """Changes the gradients before each optimizer step, by one method or by several, in their order.
+    """Changes the gradients before each optimizer step, by one method or by several in their order.
 
-    What they see is the gradient of the step: accumulated over its batches, the same on all ranks, unscaled. Lightning
-    clips afterwards (``gradient_clip_val``), and the optimizer steps with the result. A step that a gradient scaler
-    will skip changes nothing. Several of these callbacks act in the order of the Trainer's list.
+    The methods see the gradient of the whole step: accumulated over its batches, equal on all ranks, and unscaled.
+    Lightning clips afterwards (``gradient_clip_val``), and the optimizer steps with the result. If a gradient scaler
+    will skip the step, nothing changes. Several of these callbacks act in the order of the Trainer's list.
 
     Args:
         transform: the method, or several.
 
     Raises:
-        ValueError: at the start of the training: several optimizers, one that evaluates its closure many times a step
-            or that unscales the gradients itself, or a strategy that shards the gradients; a checkpoint of a module
-            with other parameters.
+        ValueError: at the start of the training, if there are several optimizers, if the optimizer evaluates its
+            closure many times per step or unscales the gradients itself, if the strategy shards the gradients, or if
+            the checkpoint is of a module with other parameters.
 
-    Checkpoints: the methods' states lie in this callback's own, and resuming goes on from them to the bit.
+    Checkpoints: the states of the methods lie in this callback's state, and resuming goes on from them to the bit.
 
-    Cost: one copy of the gradients beside the methods' own.
+    Cost: one copy of the gradients, and the cost of the methods.
 
     Example:
         >>> from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient
@@ -42,10 +43,9 @@ class TransformGradients(StatefulCallback):
 
     kind = GradientTransform
     refuses: ClassVar = {
-        "fsdp2": "a rank holds only a shard of each gradient, of which norms and products would be wrong; use "
-        "DDPStrategy",
-        "several_optimizers": "the gradients of the others' parameters would be changed at each of their steps",
-        "lbfgs": "it evaluates the loss many times a step and needs its own gradient each time",
+        "fsdp2": "each rank holds only a shard of each gradient, so norms and products would be wrong; use DDPStrategy",
+        "several_optimizers": "a step of one optimizer would also change the gradients of the others' parameters",
+        "lbfgs": "it evaluates the loss many times per step, and needs the unchanged gradient each time",
     }
 
     transform: GradientTransform | Sequence[GradientTransform]
@@ -69,10 +69,9 @@ class TransformGradients(StatefulCallback):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the optimizer; begin, or go on from what was loaded."""
+        """Check the optimizer; begin, or go on from the state of the checkpoint."""
         self._check(trainer)
-        # torch.compile's prefix is no part of a name: what is saved resumes with and without compilation
-        params = {name.replace("_orig_mod.", ""): p for name, p in pl_module.named_parameters()}
+        params = dict(plainly_named(pl_module.named_parameters()))  # so that a state resumes compiled or not
         self._names = list(params)
         self._states = [transform.init(list(params.values())) for transform in self.transforms]
         state = self.take_pending()
@@ -84,12 +83,12 @@ class TransformGradients(StatefulCallback):
             other = sorted(set(names) ^ set(self._names))[:5]
             raise ValueError(
                 f"The checkpoint holds a state of TransformGradients({self.transform!r}) for {len(names)} parameters, "
-                f"the module has {len(self._names)}; they differ in {other or 'their order'}. Resume without the "
+                f"but the module has {len(self._names)}; they differ in {other or 'their order'}. Resume without the "
                 "callback, or with the module as it was."
             )
         with taking(self.state_key, trainer):
             if len(states) != len(self._states) or not all(map(_alike, states, self._states)):
-                raise ValueError(f"its states are not of the form of new ones, {[list(s) for s in self._states]}")
+                raise ValueError(f"its states do not have the form of new ones, {[list(s) for s in self._states]}")
         self._states = apply_to_collection(states, Tensor, lambda tensor: tensor.to(pl_module.device))
 
     def _check(self, trainer: Any) -> None:
@@ -108,26 +107,26 @@ class TransformGradients(StatefulCallback):
                 )
             if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
                 raise ValueError(
-                    f"TransformGradients would see scaled gradients: this {name} unscales them itself (fused=True). "
-                    "Use fused=False, or bf16-mixed, which scales nothing."
+                    f"TransformGradients would see scaled gradients, because this {name} unscales them itself "
+                    "(fused=True). Use fused=False, or bf16-mixed, which scales nothing."
                 )
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Put the new gradients in the place of the old."""
+        """Replace the gradients."""
         params = list(pl_module.parameters())
         gradients: list[Tensor | None] = [p.grad for p in params]
         present = [g for g in gradients if g is not None]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if not present or (scaled and not all(bool(g.isfinite().all()) for g in present)):
-            return  # no step will be taken
+            return  # The optimizer will not step.
         step = trainer.global_step
         for transform, state in zip(self.transforms, self._states):
             if transform.active(step=step):
                 gradients = transform.update(gradients, params, state)
         for p, new in zip(params, gradients):
             if p.grad is not None and new is not None and new is not p.grad:
-                p.grad.copy_(new)  # in place: DDP may keep the gradients in its buckets
+                p.grad.copy_(new)  # in place, because DDP may keep the gradients in its buckets
 
     @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:
@@ -135,12 +134,12 @@ class TransformGradients(StatefulCallback):
         return f"{type(self).__name__}({self.transform!r})"
 
     def state_dict(self) -> dict[str, Any]:
-        """The methods' states, and of which parameters they are."""
+        """The states of the methods, and the names of the parameters they belong to."""
         return {"names": self._names, "states": self._states} if self._states else dict(self.pending or {})
 
 
 def _alike(value: Any, new: Any) -> bool:
-    """Whether a state has the form of a new one; what is empty, None or missing there may have become anything."""
+    """Whether a state has the form of a new one. An entry that is empty, None or missing in the new one may be any."""
     if isinstance(new, Mapping):
         return isinstance(value, Mapping) and all(k in value and _alike(value[k], new[k]) for k in new)
     if isinstance(new, (list, tuple)):

@@ -88,7 +88,7 @@ def test_another_number_of_processes_is_not_restored():
     callback.setup(runner, net, "fit")
     callback.load_state_dict({"ranks": [random_state(), random_state()]})
     before = torch.get_rng_state()
-    with pytest.warns(UserWarning, match="the random states of 2 processes, but there are 1"):
+    with pytest.warns(UserWarning, match="the random states of 2 processes, but this training has 1"):
         callback.on_train_start(runner, net)
     assert torch.equal(torch.get_rng_state(), before)
 

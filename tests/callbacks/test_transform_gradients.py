@@ -166,7 +166,7 @@ def test_resume_is_the_uninterrupted_training_to_the_bit(tmp_path):
             return torch.optim.SGD([p for n, p in self.named_parameters() if "extra" not in n], lr=0.1, momentum=0.9)
 
     with pytest.raises(
-        ValueError, match=r"for 4 parameters, the module has 5; they differ in \['backbone\.0\.extra'\]"
+        ValueError, match=r"for 4 parameters, but the module has 5; they differ in \['backbone\.0\.extra'\]"
     ):
         trainer(callbacks(), max_epochs=4).fit(Other(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
