@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import Net, digits, equal, fit, loader, trainer
 
-from lightning_objectives._trainer.callback import callbacks_of
+from lightning_objectives._trainer.carried import callbacks_of
 from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.callbacks import (
     AddRegularizer,

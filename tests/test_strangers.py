@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_objectives._trainer.callback import callbacks_of
+from lightning_objectives._trainer.carried import callbacks_of
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.callbacks import (
     AverageWeights,
@@ -230,7 +230,7 @@ def test_a_truncated_checkpoint_is_an_error_that_leaves_the_module_alone(cut, tm
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2] if cut == "half" else b"")
     other = digits()(width=2)
     before, weights = set(vars(other)), {k: v.clone() for k, v in other.state_dict().items()}
-    with pytest.raises(ValueError, match=r"cut.ckpt is cut off, or no checkpoint: its \d+ bytes"):
+    with pytest.raises(ValueError, match=r"cut.ckpt is cut off, or is no checkpoint: its \d+ bytes"):
         trainer(*everything()).fit(other, datamodule=DigitsDataModule(), ckpt_path=tmp_path / "cut.ckpt")
     assert set(vars(other)) - before <= {"_trainer", "_hparams_initial"}
     assert same(weights, dict(other.state_dict()))

@@ -26,8 +26,8 @@ from lightning_objectives._step.proof import prove
 from lightning_objectives._step.rows import fold
 from lightning_objectives._step.signals import Signals
 from lightning_objectives._step.stacks import Stacks
-from lightning_objectives._trainer.callback import numbered
 from lightning_objectives._trainer.lightning import is_param_in_hook_signature
+from lightning_objectives._trainer.names import numbered
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives.signals import signals_from
 

@@ -1,1 +1,1 @@
-"""What stands between the callbacks and Lightning."""
+"""Connects the callbacks with Lightning: base classes, checkpoints, ranks, patches, and its two names."""

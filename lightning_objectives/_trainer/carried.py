@@ -1,18 +1,25 @@
-"""Callbacks that a module brings, carried past Lightning's rule that only one of a class stays."""
+"""Carries the callbacks that a module brings past Lightning's rule that only one of a class stays."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_objectives._trainer.callback import Callback
 
 CARRIED = "module:"
-"""What the state key of a callback begins with that a module brings."""
+"""The beginning of the state key of a callback that a module brings."""
+C = TypeVar("C")
+
+
+def callbacks_of(trainer: Any, cls: type[C]) -> list[C]:
+    """Find the trainer's callbacks of a class in their order, also those that a module's mixin brings."""
+    callbacks = [getattr(callback, "carried", callback) for callback in trainer.callbacks]
+    return [callback for callback in callbacks if isinstance(callback, cls)]
 
 
 class Carried(Callback):
-    """Carries a callback that a module brings, past Lightning's rule that it drops the Trainer's of the same class.
+    """Stands in for a callback that a module brings, because Lightning would drop the Trainer's of the same class.
 
-    Every hook goes to the callback that is carried; a second fit replaces the carriers of the first.
+    It passes every hook on to the callback that it carries. A second fit replaces the carriers of the first.
     """
 
     def __init__(self, carried: Callback) -> None:
@@ -20,7 +27,7 @@ class Carried(Callback):
 
     @property
     def state_key(self) -> str:
-        """Apart from the same callback given to the Trainer."""
+        """Differs from the key of the same callback in the Trainer's list."""
         return CARRIED + self.carried.state_key
 
 

@@ -1,4 +1,4 @@
-"""Wraps a method of one instance, and takes the wrapping back without a trace."""
+"""Wraps a method of one instance, and removes the wrapping without a trace."""
 
 import types
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class Patch:
-    """Stands in for ``owner.name`` and calls ``around(inner, *args, **kwargs)``.
+    """Replaces ``owner.name`` by a call of ``around(inner, *args, **kwargs)``; ``inner`` is the method as it was.
 
-    Patches of one method nest, and any of them can be removed at any time. A copy or a pickle of the owner comes out
+    Patches of one method nest, and you can remove any of them at any time. A copy or a pickle of the owner is
     unpatched. ``__wrapped__`` shows Lightning the user's own signature.
 
     >>> class Net:
@@ -24,18 +24,18 @@ class Patch:
     """
 
     def __init__(self, owner: object, name: str, around: Callable[..., Any], *, visible: bool = False) -> None:
-        """Patch at once. ``visible`` shows ``around`` as the method, so that a hook counts as overridden."""
+        """Patch at once. With ``visible=True`` Lightning sees ``around`` as the method, and takes it for overridden."""
         self.visible = visible
         self.owner = owner
         self.name = name
         self.around = around
         self.own = name in vars(owner)
-        """Whether the instance had an attribute of this name itself, which is then put back."""
+        """Whether the instance itself had an attribute of this name, which :meth:`remove` puts back."""
         self.inner = getattr(owner, name)
         vars(owner)[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the owner's callers reach."""
+        """Run ``around`` in place of the method."""
         return self.around(self.inner, *args, **kwargs)
 
     @property
@@ -46,7 +46,7 @@ class Patch:
         return inner
 
     def remove(self) -> None:
-        """Take the wrapping back; does nothing the second time."""
+        """Remove the patch; does nothing the second time."""
         outer = None
         current = vars(self.owner).get(self.name)
         while isinstance(current, Patch) and current is not self:

@@ -1,4 +1,4 @@
-"""Rows of all ranks, and back; work of one rank for all."""
+"""Gathers rows from all ranks, and shares what one rank does with the others."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -11,15 +11,15 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """The number of processes that train together."""
+    """Count the processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_rows(rows: list[Tensor]) -> tuple[list[Tensor], slice]:
-    """The rows (n_r, ...) of all ranks behind one another, by rank, and where this rank's own are.
+    """Concatenate the rows (n_r, ...) of all ranks in the order of the ranks; also return the slice of this rank's own.
 
-    Ranks may hold different numbers of rows (the last batch of an epoch). All ranks must call it, with tensors of the
-    same types; the gradient does not cross it.
+    The ranks may have different numbers of rows, as in the last batch of an epoch. All ranks must call this, with
+    tensors of the same types. No gradient flows through it.
     """
     rows = [tensor.detach() for tensor in rows]
     count = len(rows[0])
@@ -33,15 +33,15 @@ def gather_rows(rows: list[Tensor]) -> tuple[list[Tensor], slice]:
     for tensor in rows:
         padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
         padded[:count] = tensor
-        everyone = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(everyone, padded)
-        gathered.append(torch.cat([part[:n] for part, n in zip(everyone, counts)]))
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        gathered.append(torch.cat([part[:n] for part, n in zip(parts, counts)]))
     start = sum(counts[: dist.get_rank()])
     return gathered, slice(start, start + count)
 
 
 def on_rank_zero(trainer: Any, work: Callable[[], T]) -> T:
-    """The result of work that rank 0 does, on every rank; its error is one of every rank too, so that none waits."""
+    """Let rank 0 do the work, and return the result on every rank. An error is raised on every rank, so none waits."""
     result, error = None, None
     if trainer.is_global_zero:
         try:
@@ -52,5 +52,5 @@ def on_rank_zero(trainer: Any, work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if message is not None:
-        raise RuntimeError(f"The first process failed: {message}")
+        raise RuntimeError(f"The process of rank 0 failed: {message}")
     return cast(T, result)

@@ -1,4 +1,4 @@
-"""Runs a module over its training data without a trace, for the statistics of its normalisation layers."""
+"""Runs a module over its training data without a trace, to estimate the statistics of its BatchNorm layers."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -12,26 +12,30 @@ from lightning_objectives._trainer.lightning import isolate_rng
 
 
 def check_training_data(trainer: Any) -> None:
-    """Raise a ``ValueError`` where the training data are not one loader, which can be run through again."""
+    """Check that the training data come from one loader, which can be read again.
+
+    Raises:
+        ValueError: they do not.
+    """
     loader = trainer.train_dataloader
     if not isinstance(loader, Iterable) or isinstance(loader, (Mapping, list, tuple)) or hasattr(loader, "flattened"):
         raise ValueError(
-            f"buffers='recalibrate' runs through the training dataloader again, but it is {type(loader).__name__}; "
-            "give a single DataLoader, or use buffers='average' or 'copy'."
+            f"buffers='recalibrate' runs through the training dataloader again, but it is {type(loader).__name__}, "
+            "which holds several loaders or cannot be read twice. Use one DataLoader, or buffers='average' or 'copy'."
         )
 
 
 def training_pass(trainer: Any, module: Any) -> None:
     """Run ``module(inputs)`` on every training batch of an epoch.
 
-    The random states, those of the loader's own generators, and a running iteration of the loader stay as they are.
+    The global random states, those of the loader's own generators, and a running iteration of the loader do not change.
     """
     loader = trainer.train_dataloader
     generators = _generators(loader)
     states = [generator.get_state() for generator in generators]
     if isinstance(loader, DataLoader):
         loader = copy.copy(loader)
-        loader._iterator = None  # with persistent workers the epoch under way would be started anew
+        loader._iterator = None  # With persistent workers, iterating would restart the epoch that is running.
     with isolate_rng():
         for index, batch in enumerate(loader):
             if index >= trainer.num_training_batches:
@@ -46,7 +50,7 @@ def training_pass(trainer: Any, module: Any) -> None:
 
 
 def joint_pass(trainer: Any, module: Any, norms: Iterable[_BatchNorm]) -> None:
-    """:func:`training_pass` on every rank over its own part of the data; ``norms`` get the mean of their statistics."""
+    """Run :func:`training_pass` on each rank over its own data, and average the statistics of ``norms``."""
     training_pass(trainer, module)
     for norm in norms:
         for statistic in (norm.running_mean, norm.running_var):
@@ -66,5 +70,5 @@ def _inputs(batch: Any) -> Any:
 
 def _generators(loader: Any) -> list[Any]:
     samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
-    found = {id(g): g for owner in (loader, *samplers) if (g := getattr(owner, "generator", None)) is not None}
-    return list(found.values())
+    generators = (getattr(owner, "generator", None) for owner in (loader, *samplers))
+    return list({id(generator): generator for generator in generators if generator is not None}.values())

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_objectives._trainer.callback import StatefulCallback, callbacks_of, numbered
-from lightning_objectives._trainer.carried import none_is_of, saved_states
+from lightning_objectives._trainer.callback import StatefulCallback
+from lightning_objectives._trainer.carried import callbacks_of, none_is_of, saved_states
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.lightning import rank_zero_warn
+from lightning_objectives._trainer.names import numbered
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._trainer.training_pass import check_training_data, joint_pass
 from lightning_objectives._weights.averages import Averages, Buffers

@@ -9,7 +9,9 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives._step.evaluation import NO_CHOICE, EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
-from lightning_objectives._trainer.callback import Callback, callbacks_of, numbered
+from lightning_objectives._trainer.callback import Callback
+from lightning_objectives._trainer.carried import callbacks_of
+from lightning_objectives._trainer.names import numbered
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 

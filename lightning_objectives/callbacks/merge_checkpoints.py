@@ -14,8 +14,8 @@ from lightning_objectives._snapshots.merged import EvaluatedMerge, new_folder, r
 from lightning_objectives._snapshots.rates import warn_of_varying_rates
 from lightning_objectives._snapshots.running_sum import RunningSum, refuse_manual_steps
 from lightning_objectives._snapshots.window import Window
-from lightning_objectives._trainer.callback import Callback, StatefulCallback, callbacks_of
-from lightning_objectives._trainer.carried import none_is_of, saved_states
+from lightning_objectives._trainer.callback import Callback, StatefulCallback
+from lightning_objectives._trainer.carried import callbacks_of, none_is_of, saved_states
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives._trainer.ranks import on_rank_zero
