@@ -1,7 +1,7 @@
-"""Puts the site's sources together: the hand-written pages, and one page for each method and part of the package.
+"""Writes the sources of the site: the hand-written pages, and one page for each method and part of the package.
 
-Run as ``python docs/gen.py OUT``. What the pages say is in the docstrings. It fails where a public name has no page or
-no docstring.
+Run it as ``python docs/gen.py OUT``. The generated pages consist of docstrings. A public name without a page or a
+docstring is an error.
 """
 
 import importlib
@@ -21,27 +21,28 @@ HERE = Path(__file__).parent
 
 
 def write(out: Path) -> None:
-    """Make the folder of the site's sources anew."""
-    made = pages()
-    if faults := [*without_page(made), *without_docstring()]:
+    """Write the folder with the site's sources anew."""
+    generated = pages()
+    if faults := [*without_page(generated), *without_docstring()]:
         raise SystemExit("\n".join(["docs:", *faults]))
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(HERE, out, ignore=shutil.ignore_patterns("*.py", "site", "__pycache__"))
-    for path, names in made.items():
+    for path, names in generated.items():
         page = out / path
         page.parent.mkdir(parents=True, exist_ok=True)
-        shown = [f"::: {name}" for name in names]
-        page.write_text("\n\n".join([f"# {title(path)}", introduction(path), *shown]) + "\n")
+        page.write_text(
+            "\n\n".join([f"# {title(path)}", introduction(path), *(f"::: {name}" for name in names)]) + "\n"
+        )
 
 
 def title(path: str) -> str:
-    """A room's page is called after the room, every other after itself."""
+    """The title of a page: the name of the room, or of the file."""
     page = Path(path)
     return page.parent.name if page.stem == "index" else page.stem
 
 
 def introduction(path: str) -> str:
-    """What its module says of itself, on the page of a room or a part; how to use it, on that of a method."""
+    """The beginning of a page: how to use the method, or the docstring of the room or the part."""
     room, name = Path(path).parent.name, title(path)
     if name == "kinds":
         rows = [f"| `{s.name}` | {s.shape} | {s.source} | {s.doc} |" for s in SIGNALS.values()]
@@ -67,26 +68,26 @@ def _docstring(part: str) -> str:
 
 
 def pages() -> dict[str, list[str]]:
-    """The generated pages, each with the full names of what it documents: a page a method, one a room, one a part."""
-    made: dict[str, list[str]] = {}
+    """The generated pages, with the full names of what each documents: one page for each method, room and part."""
+    generated: dict[str, list[str]] = {}
     for room, cls in methods():
         names = [f"{cls.__module__}.{name}" for name in defined_in(sys.modules[cls.__module__], first=cls.__name__)]
-        made[f"methods/{room}/{cls.__name__}.md"] = names
-    shown = _objects(made)
+        generated[f"methods/{room}/{cls.__name__}.md"] = names
+    documented = _objects(generated)
     for name, part in parts():
         module = importlib.import_module(name)
         exported = getattr(module, "__all__", [] if part.ispkg else defined_in(module))
-        if part.name in ROOMS:  # what a room exports beside its methods
-            rest = [symbol for symbol in exported if id(getattr(module, symbol)) not in shown]
+        if part.name in ROOMS:  # beside its methods a room may export more
+            rest = [symbol for symbol in exported if id(getattr(module, symbol)) not in documented]
             if exported:
-                made[f"methods/{part.name}/index.md"] = [f"{name}.{symbol}" for symbol in rest]
+                generated[f"methods/{part.name}/index.md"] = [f"{name}.{symbol}" for symbol in rest]
         elif exported:
-            made[f"package/{name.partition('.')[2]}.md"] = [f"{name}.{symbol}" for symbol in exported]
-    return made
+            generated[f"package/{name.partition('.')[2]}.md"] = [f"{name}.{symbol}" for symbol in exported]
+    return generated
 
 
 def parts() -> Iterator[tuple[str, pkgutil.ModuleInfo]]:
-    """The modules and packages directly in the package, and the packages with exports of their own inside of those."""
+    """The modules and folders directly in the package, and the folders inside of those that are no rooms."""
     for part in pkgutil.iter_modules(package.__path__):
         if part.name.startswith("_"):
             continue
@@ -98,38 +99,38 @@ def parts() -> Iterator[tuple[str, pkgutil.ModuleInfo]]:
 
 
 def defined_in(module: ModuleType, *, first: str = "") -> list[str]:
-    """The public classes and functions of a module in the order of the file, but for the one that comes first."""
-    found = [
+    """The public classes and functions of a module in the order of the file, after the one that must come first."""
+    names = [
         name
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)
     ]
-    return sorted(found, key=lambda name: name != first)
+    return sorted(names, key=lambda name: name != first)
 
 
 def public() -> Iterator[tuple[str, object]]:
-    """Everything that some module of the package exports in ``__all__``, by its full name."""
-    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if "._" not in found.name:
-            module = importlib.import_module(found.name)
+    """Everything that a module of the package exports in ``__all__``, with its full name."""
+    for part in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if "._" not in part.name:
+            module = importlib.import_module(part.name)
             for name in getattr(module, "__all__", ()):
-                yield f"{found.name}.{name}", getattr(module, name)
+                yield f"{part.name}.{name}", getattr(module, name)
 
 
-def without_page(made: dict[str, list[str]]) -> Iterator[str]:
-    """The public names that stand on no page."""
-    shown = _objects(made)
-    return (f"{name} is exported, but has no page." for name, value in public() if id(value) not in shown)
+def without_page(generated: dict[str, list[str]]) -> Iterator[str]:
+    """Errors for the public names that are on no page."""
+    documented = _objects(generated)
+    return (f"{name} is exported, but has no page." for name, value in public() if id(value) not in documented)
 
 
-def _objects(made: dict[str, list[str]]) -> set[int]:
-    """The identities of what the pages document."""
-    paths = [name.rpartition(".") for names in made.values() for name in names]
+def _objects(generated: dict[str, list[str]]) -> set[int]:
+    """The identities of the objects that the pages document."""
+    paths = [name.rpartition(".") for names in generated.values() for name in names]
     return {id(getattr(importlib.import_module(module), name)) for module, _, name in paths}
 
 
 def without_docstring() -> Iterator[str]:
-    """The public names that have nothing to show on their page."""
+    """Errors for the public names without a docstring."""
     return (f"{name} has no docstring." for name, value in public() if not inspect.getdoc(value))
 
 
