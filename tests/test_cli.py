@@ -193,6 +193,11 @@ def test_methods_lists_every_method(capsys):
     assert "`" not in out
 
 
+def test_methods_has_help(capsys):
+    cli.main(["methods", "--help"])
+    assert "usage: lightning-objectives methods [NAME]\n\nList all methods" in capsys.readouterr().out
+
+
 def test_methods_prints_a_card(capsys):
     cli.main(["methods", "LossBasedReweighting"])
     out = capsys.readouterr().out

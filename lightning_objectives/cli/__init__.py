@@ -52,4 +52,4 @@ def _help() -> str:
     lines = ["usage: lightning-objectives COMMAND ...", "       lightning-objectives --version"]
     for command, names in groupby(COMMANDS, COMMANDS.__getitem__):
         lines += ["", f"  {', '.join(names)}", f"    {inspect.getdoc(command)}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "Add --help to a command to see its options."])

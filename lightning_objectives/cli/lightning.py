@@ -8,7 +8,7 @@ from lightning_objectives.cli.errors import stop
 
 
 def run_lightning(args: list[str]) -> None:
-    """Train or evaluate any module and data module with Lightning's command line; add --help for its options."""
+    """Train or evaluate any module and data module with Lightning's command line."""
     if sys.modules.get("jsonargparse", find_spec("jsonargparse")) is None:
         stop(f"{args[0]} needs jsonargparse: pip install 'lightning-objectives[cli]'.")
     from lightning_objectives._trainer.lightning import part

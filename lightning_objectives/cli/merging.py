@@ -7,13 +7,13 @@ from typing import Any
 
 
 def merge(args: list[str]) -> None:
-    """Merge checkpoint files into one, even if they do not fit into memory; add --help for its options."""
+    """Merge checkpoint files into one, even if they do not fit into memory."""
     # Here, because they load torch.
     from lightning_objectives._files.merge import merge_checkpoints
     from lightning_objectives.discovery import methods
 
     merges = {cls.__name__: cls for _, cls in methods("merging")}
-    parser = argparse.ArgumentParser("lightning-objectives merge", description=_description(merge))
+    parser = argparse.ArgumentParser("lightning-objectives merge", description=inspect.getdoc(merge))
     parser.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint: .ckpt, .pt or .safetensors")
     parser.add_argument("-o", "--out", required=True, help="the file to write, of one of the same types")
     parser.add_argument(
@@ -40,17 +40,12 @@ def export(args: list[str]) -> None:
     """Write the raw weights, or the average, of a checkpoint that holds both to a plain checkpoint."""
     from lightning_objectives._files.export import export_checkpoint  # here, because it loads torch
 
-    parser = argparse.ArgumentParser("lightning-objectives export", description=_description(export))
+    parser = argparse.ArgumentParser("lightning-objectives export", description=inspect.getdoc(export))
     parser.add_argument("file", metavar="FILE", help="a checkpoint of a training with AverageWeights")
     parser.add_argument("-o", "--out", required=True, help="the file to write: .ckpt, .pt or .safetensors")
     parser.add_argument("--weights", choices=["raw", "average"], required=True, help="the weights to write")
     options = parser.parse_args(args[1:])
     _run(parser, lambda: export_checkpoint(options.file, options.out, weights=options.weights))
-
-
-def _description(command: Callable[[list[str]], None]) -> str:
-    """The first half of a command's docstring; the second one refers to --help."""
-    return (inspect.getdoc(command) or "").partition("; add --help")[0].rstrip(".") + "."
 
 
 def _method(cls: type[Any], settings: dict[str, Any]) -> Any:

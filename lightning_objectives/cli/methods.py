@@ -14,7 +14,10 @@ from lightning_objectives.cli.errors import stop
 
 
 def show_methods(args: list[str]) -> None:
-    """List all methods by kind; add a NAME to see everything about one method."""
+    """List all methods by kind; with the NAME of a method, show everything about it."""
+    if args[1:] in (["-h"], ["--help"]):
+        print(f"usage: lightning-objectives methods [NAME]\n\n{inspect.getdoc(show_methods)}")
+        return
     from lightning_objectives.discovery import methods  # here, because it loads torch
 
     known = list(methods())
