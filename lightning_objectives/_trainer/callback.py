@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 from lightning_objectives._trainer.checkpoints import explain_read_errors
 from lightning_objectives._trainer.lightning import Callback as LightningCallback
-from lightning_objectives._trainer.lightning import derive_from_both
 from lightning_objectives.kinds import Method
 
 STRATEGIES = {"FSDPStrategy": "fsdp", "DeepSpeedStrategy": "deepspeed", "ModelParallelStrategy": "fsdp2"}
@@ -47,7 +46,6 @@ class Callback(LightningCallback):
         Raises:
             ValueError: with the strategy, and the reason.
         """
-        derive_from_both()
         for strategy in type(trainer.strategy).__mro__ if stage == "fit" else ():
             reason = self.unsupported().get(STRATEGIES.get(strategy.__name__, ""))
             if reason is not None:

@@ -1,11 +1,16 @@
 """Takes what this package needs from Lightning, under its two names ``lightning.pytorch`` and ``pytorch_lightning``.
 
-Either name alone will do. If both are installed, only those that your program imports are imported here.
+Either name alone will do. If both are installed, only those that your program imports are imported here, and it may
+import the second one later.
 """
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 NAMES = ("lightning.pytorch", "pytorch_lightning")
@@ -33,31 +38,6 @@ def part(name: str) -> Any:
 VERSION: str = part("").__version__
 
 
-class _OfBothNames:
-    """Looks for the other Lightning whenever the program makes a class or an object of ours."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        derive_from_both()
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        derive_from_both()
-        return super().__new__(cls)
-
-
-def derive_from_both() -> None:
-    """Make our base classes subclasses of those of each Lightning that the program has imported by now.
-
-    A Trainer knows the classes of its own Lightning only. A program may import the second one after this module; what
-    it made of our classes before then follows.
-    """
-    for ours in _OfBothNames.__subclasses__():
-        for name in NAMES:
-            theirs = getattr(sys.modules.get(name), ours.__name__, None)
-            if theirs is not None and not issubclass(ours, theirs):
-                ours.__bases__ = (*ours.__bases__, theirs)
-
-
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.utilities import seed, signature_utils
@@ -73,8 +53,44 @@ else:
     is_param_in_hook_signature = part("utilities.signature_utils").is_param_in_hook_signature
     rank_zero_info, rank_zero_warn = part("utilities").rank_zero_info, part("utilities").rank_zero_warn
 
-    class Callback(_OfBothNames, part("").Callback):
+    class Callback(part("").Callback):
         """The base class of callbacks, for the Trainers of both names."""
 
-    class LightningDataModule(_OfBothNames, part("").LightningDataModule):
+    class LightningDataModule(part("").LightningDataModule):
         """The base class of data modules, for the Trainers of both names."""
+
+
+def derive_from_both() -> None:
+    """Make our base classes subclasses of those of each Lightning that is imported, as its Trainer knows no others."""
+    for ours in (Callback, LightningDataModule):
+        for name in NAMES:
+            theirs = getattr(sys.modules.get(name), ours.__name__, ours)
+            if not issubclass(ours, theirs):
+                ours.__bases__ = (*ours.__bases__, theirs)
+
+
+class _OtherLightning(MetaPathFinder):
+    """Calls :func:`derive_from_both` when the program imports the other Lightning, and waits for that until then."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in NAMES:
+            return None
+        specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                derive_from_both()
+                sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader
+        return spec
+
+
+derive_from_both()
+if not all(sys.modules.get(name) for name in NAMES):
+    sys.meta_path.insert(0, _OtherLightning())
