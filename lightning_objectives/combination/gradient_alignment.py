@@ -56,6 +56,8 @@ class GradientAlignment(Combination):
         tensor([1., 1.])
     """
 
+    function = staticmethod(gradient_alignment)
+
     def forward(self, gradients: Tensor) -> Tensor:
         """(K, P) gradients -> (K,) weights."""
         return gradient_alignment(gradients)

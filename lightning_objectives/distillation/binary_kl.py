@@ -82,6 +82,8 @@ class BinaryKL(Distillation):
         tensor([0.])
     """
 
+    function = staticmethod(binary_kl)
+
     def __init__(self, *, temperature: float = 2.0, normalize: bool = False) -> None:
         super().__init__()
         _check(temperature)

@@ -80,6 +80,7 @@ class DualHead(Distillation):
     Differs from the paper: the label loss is the model's own, whatever it is.
     """
 
+    function = staticmethod(dual_head_loss)
     builds_head = True
 
     def __init__(

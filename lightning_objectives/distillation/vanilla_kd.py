@@ -62,6 +62,8 @@ class VanillaKD(Distillation):
         tensor([0.])
     """
 
+    function = staticmethod(vanilla_kd)
+
     def __init__(self, *, temperature: float = 4.0) -> None:
         super().__init__()
         _check(temperature)

@@ -78,6 +78,7 @@ class MultiSampleDropout(Head):
         torch.Size([4, 2, 3])
     """
 
+    function = staticmethod(multi_sample_dropout)
     by_process = "each process draws masks of its own"
 
     def __init__(self, *, num_samples: int = 8, p: float = 0.3) -> None:

@@ -124,6 +124,8 @@ class AdaptiveLDRLoss(Loss):
         tensor([0.6201])
     """
 
+    function = staticmethod(adaptive_ldr_loss)
+
     def __init__(
         self, *, temperature: float = 1.0, alpha: float = 2.0, margin: float = 0.0, iterations: int = 20
     ) -> None:

@@ -93,6 +93,8 @@ class LDRLoss(Loss):
         tensor([1.1000])
     """
 
+    function = staticmethod(ldr_loss)
+
     def __init__(self, *, temperature: float = 1.0, margin: float = 0.0) -> None:
         super().__init__()
         _check(temperature, margin)

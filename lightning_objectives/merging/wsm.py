@@ -112,6 +112,8 @@ class WSM(Merge):
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
+    function = staticmethod(wsm_coefficients)
+
     def __init__(self, *, shape: Shape | Callable[[float], float] = "1-sqrt", ema_weight: float = 0.2) -> None:
         _check(shape, ema_weight)
         self.shape = shape

@@ -56,6 +56,7 @@ class BrierScore(MeanMetric):
     https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2.
     """
 
+    function = staticmethod(brier_score)
     is_differentiable = True
     higher_is_better = False
     plot_lower_bound = 0.0

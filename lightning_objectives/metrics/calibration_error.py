@@ -186,6 +186,7 @@ class CalibrationError(SumMetric):
     Paper: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599.
     """
 
+    function = staticmethod(calibration_error)
     is_differentiable = False
     higher_is_better = False
     plot_lower_bound = 0.0

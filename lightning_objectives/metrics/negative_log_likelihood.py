@@ -58,6 +58,7 @@ class NegativeLogLikelihood(MeanMetric):
     https://doi.org/10.1111/j.2517-6161.1952.tb00104.x.
     """
 
+    function = staticmethod(negative_log_likelihood)
     is_differentiable = True
     higher_is_better = False
     plot_lower_bound = 0.0

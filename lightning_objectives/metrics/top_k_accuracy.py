@@ -74,6 +74,7 @@ class TopKAccuracy(MeanMetric):
     Differs from the paper: soft targets count with their mass on the k classes.
     """
 
+    function = staticmethod(top_k_accuracy)
     is_differentiable = False
     higher_is_better = True
     plot_lower_bound = 0.0

@@ -39,6 +39,8 @@ class LogPartitionPenalty(Regularizer):
         tensor([0.4805])
     """
 
+    function = staticmethod(log_partition_penalty)
+
     def forward(self, logits: Tensor) -> Tensor:
         """(N, C) logits -> (N,) terms."""
         return log_partition_penalty(logits)

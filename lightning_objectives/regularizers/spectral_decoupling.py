@@ -40,6 +40,8 @@ class SpectralDecoupling(Regularizer):
         tensor([5.])
     """
 
+    function = staticmethod(spectral_decoupling)
+
     def forward(self, logits: Tensor) -> Tensor:
         """(N, C) logits -> (N,) terms."""
         return spectral_decoupling(logits)

@@ -85,6 +85,8 @@ class LossBasedReweighting(Weighting):
         tensor([0.6358, 1.7284, 0.6358])
     """
 
+    function = staticmethod(loss_based_weights)
+
     def __init__(self, *, strategy: Strategy = "lin_upper", temperature: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__()
         _check(strategy, temperature)
