@@ -46,6 +46,11 @@ class Method:
     """The name of the callback that runs them."""
     example: ClassVar[dict[str, Any]] = {}
     """Settings for tests and docs to build the method with, if it cannot be built without any."""
+    function: ClassVar[Callable[..., Any] | None] = None
+    """The public function that takes the same signals and settings and returns the same; None without one.
+
+    Declare it as ``function = staticmethod(focal_loss)``. A subclass that computes something else declares its own.
+    """
     unsupported: ClassVar[Mapping[str, str]] = {}
     """Conditions of ``testing.conformance`` that the method cannot work under, and why. Its callback refuses them."""
 

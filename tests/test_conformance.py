@@ -27,8 +27,20 @@ MODULES = pytest.mark.parametrize("module", FILES, ids=lambda module: module.__n
 
 
 def public_functions(module):
-    found = vars(module).values()
-    return [f for f in found if inspect.isfunction(f) and f.__module__ == module.__name__ and f.__name__[0] != "_"]
+    values = vars(module).values()
+    return [f for f in values if inspect.isfunction(f) and f.__module__ == module.__name__ and f.__name__[0] != "_"]
+
+
+def functions_with_the_same_inputs(cls):
+    """The functions in a class's file that take the same signals as its instances, and no setting that it lacks."""
+    run = next((getattr(cls, name) for name in ("coefficients", "update", "forward") if hasattr(cls, name)), None)
+    signals = [*inspect.signature(run).parameters][1:] if run else None
+    for function in public_functions(sys.modules[cls.__module__]):
+        parameters = inspect.signature(function).parameters
+        settings = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        own = [name for name in parameters if name not in settings]
+        if own == signals and settings <= inspect.signature(cls).parameters.keys():
+            yield function
 
 
 @pytest.mark.parametrize(
@@ -67,15 +79,24 @@ def test_settings_are_keyword_only_typed_and_kept(cls):
 
 @CLASSES
 def test_the_docstring_is_complete(cls):
-    """Its own, or with that of the function of which it is the module form."""
+    """By itself, or together with that of the function that the class names, which it must then refer to."""
     function = function_of(cls)
     text = inspect.getdoc(cls) + (inspect.getdoc(function) if function else "")
     assert ">>> " in inspect.getdoc(cls), "an example of the class that runs"
+    assert not function or f":func:`{function.__name__}`" in inspect.getdoc(cls), f"refer to {function.__name__}"
     missing = [head for head in ("Example:", "Paper:", "https://", "When to use:", "Cost:") if head not in text]
     assert not missing, f"{cls.__name__} says nothing of: {missing}"
     settings = inspect.signature(cls).parameters if "__init__" in vars(cls) else ()
     undocumented = [name for name in settings if f"\n    {name}: " not in text]
     assert not undocumented, f"{cls.__name__}: Args lacks {undocumented}"
+
+
+@CLASSES
+def test_a_class_names_the_function_beside_it(cls):
+    """Otherwise the law that the two return the same would check nothing."""
+    candidates = list(functions_with_the_same_inputs(cls)) or [None]
+    names = [getattr(function, "__name__", None) for function in candidates]
+    assert function_of(cls) in candidates, f"{cls.__name__}: declare `function = staticmethod(...)` of one of {names}"
 
 
 @CLASSES

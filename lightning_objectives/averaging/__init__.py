@@ -1,4 +1,4 @@
-"""Weights over time, in memory."""
+"""Averages the weights of a network over time, in memory."""
 
 from lightning_objectives.averaging.bema import BEMA, bema_bias_weight, bema_ema_weight
 from lightning_objectives.averaging.ema import EMA, ema_decay

@@ -11,7 +11,7 @@ from lightning_objectives.kinds import AverageState, Rule
 def bema_ema_weight(
     step: int, *, power: float = 0.5, lag: float = 10, multiplier: float = 1.0, minimum: float = 0.0
 ) -> float:
-    r"""The share of the newest weights, :math:`\beta_t = \max((\rho + \gamma t)^{-\kappa}, \beta_{min})`.
+    r"""Compute the share of the newest weights, :math:`\beta_t = \max((\rho + \gamma t)^{-\kappa}, \beta_{min})`.
 
     >>> round(bema_ema_weight(400), 4), bema_ema_weight(400, power=0.0), bema_ema_weight(400, minimum=0.1)
     (0.0494, 1.0, 0.1)
@@ -20,7 +20,8 @@ def bema_ema_weight(
 
 
 def bema_bias_weight(step: int, *, power: float = 0.2, lag: float = 10, multiplier: float = 1.0) -> float:
-    r"""How far the average is pushed on, away from where it began: :math:`\alpha_t = (\rho + \gamma t)^{-\eta}`.
+    r"""Compute how far the average is pushed on, away from where it began: :math:`\alpha_t = (\rho + \gamma
+    t)^{-\eta}`.
 
     >>> round(bema_bias_weight(400), 4), bema_bias_weight(400, power=0.0)
     (0.3002, 1.0)
@@ -29,19 +30,20 @@ def bema_bias_weight(step: int, *, power: float = 0.2, lag: float = 10, multipli
 
 
 class BEMA(Rule):
-    r"""Bias-corrected EMA: an average that does not lag behind the weights.
+    r"""Averages the weights over time without lagging behind them: an exponential moving average, corrected for its
+    bias.
 
     .. math::
         \bar\theta \leftarrow (1 - \beta_t) \bar\theta + \beta_t \theta_t, \qquad
         \mu_t = \bar\theta + \alpha_t (\theta_t - \theta_0)
 
     with :math:`\beta_t` of :func:`bema_ema_weight`, :math:`\alpha_t` of :func:`bema_bias_weight`, :math:`\theta_0` the
-    weights where the average began and :math:`t` the number of optimizer steps taken since training, not the average,
+    weights at which the average began, and :math:`t` the number of optimizer steps since training, not the average,
     began.
 
     Args:
         ema_power: :math:`\kappa` in [0, 1]; 0 takes the newest weights alone, 1 is close to the plain mean.
-        bias_power: :math:`\eta \ge 0`; 0 is the greatest correction, a large value none, hence a plain EMA.
+        bias_power: :math:`\eta \ge 0`; 0 is the greatest correction, a large value none, which is a plain EMA.
         lag: :math:`\rho > 0`, in optimizer steps; at least 1, so that both coefficients are at most 1.
         multiplier: :math:`\gamma > 0`, how fast the coefficients fall.
         min_ema: :math:`\beta_{min}` in [0, 1], below which the share of the newest weights does not fall.
@@ -49,16 +51,17 @@ class BEMA(Rule):
     Raises:
         ValueError: a setting outside its range.
 
-    When to use: fine-tuning at a constant learning rate with noisy gradients, where an EMA would be too late. Take the
-    average every 1 to 10 steps: :math:`\beta_t` falls with the step, not with the number of updates, so that at
-    one update in 400 steps most of the average is the initial weights for thousands of steps.
-    Cost: two float32 copies of the trainable weights, one pass over one of them per update, and one more, with a
-    fresh copy, per reading.
+    When to use: to fine-tune at a constant learning rate with noisy gradients, where an EMA would come too late. Update
+    the average every 1 to 10 steps: :math:`\beta_t` falls with the step, not with the number of updates. At one update
+    in 400 steps, most of the average is therefore the initial weights for thousands of steps.
+    Cost: two float32 copies of the trainable weights, one pass over one of them per update, and one more, with a new
+    copy, each time the average is read.
     Interactions: :math:`\mu_t` extrapolates, so it may leave the range that the weights have had; a running variance
-    must never be extrapolated. Once the weights have converged the correction is an overshoot, away from where they
-    began, that fades only with :math:`\alpha_t`: after a long way use a greater ``bias_power`` (0.4). A network with
-    BatchNorm wants ``AverageWeights(..., buffers="recalibrate")``: the statistics of the raw weights do not fit weights
-    that lie beyond them (``make demo`` shows both). The corrected weights are read for the step asked, not stored.
+    must never be extrapolated. Once the weights have converged, the correction overshoots, away from where they began,
+    and this fades only with :math:`\alpha_t`: after a long way use a greater ``bias_power`` (0.4). A network with
+    BatchNorm needs ``AverageWeights(..., buffers="recalibrate")``, because the statistics of the raw weights do not fit
+    weights that lie beyond them (``make demo`` shows both). The corrected weights are computed for the step at which
+    you read them, and not stored.
 
     Example:
         >>> bema, weights = BEMA(ema_power=1.0, bias_power=1.0, lag=1), [torch.tensor([0.0])]
@@ -70,8 +73,9 @@ class BEMA(Rule):
     Paper: Block and Zhang, EMA Without the Lag: Bias-Corrected Iterate Averaging Schemes, 2025,
     https://arxiv.org/abs/2508.00180, with the coefficients of TRL's ``BEMACallback``.
 
-    Differs from the paper: the correction is computed at the step asked, where the published code leaves it as it was
-    at the last update; the average is taken every step by default, not every 400; state is kept in float32 and saved.
+    Differs from the paper: the correction is computed for the step at which the average is read, while the published
+    code leaves it as it was at the last update. The average is updated every step by default, not every 400. The state
+    is kept in float32 and saved.
     """
 
     by_tensor = True
@@ -102,13 +106,13 @@ class BEMA(Rule):
         self.min_ema = min_ema
 
     def init(self, params: Sequence[Tensor]) -> AverageState:
-        """The state before the first update: the weights as the average, and again as the anchor."""
+        """Build the state before the first update: the weights as the average, and again as the anchor."""
         state = super().init(params)
         state.slots["anchor"] = [p.detach().clone() for p in params]
         return state
 
     def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
-        """Take the weights after optimizer step ``step`` into the average, in place."""
+        """Add the weights after optimizer step ``step`` to the average, in place."""
         beta = bema_ema_weight(
             step, power=self.ema_power, lag=self.lag, multiplier=self.multiplier, minimum=self.min_ema
         )
@@ -116,7 +120,7 @@ class BEMA(Rule):
         state.updates += 1
 
     def read(self, state: AverageState, params: Sequence[Tensor], *, step: int) -> list[Tensor]:
-        """The corrected weights at ``step``, fresh; ``params`` are the raw weights."""
+        """Compute the corrected weights at ``step``, as new tensors; ``params`` are the raw weights."""
         alpha = bema_bias_weight(step, power=self.bias_power, lag=self.lag, multiplier=self.multiplier)
         corrected = torch._foreach_sub(list(params), state.slots["anchor"])
         torch._foreach_mul_(corrected, alpha)

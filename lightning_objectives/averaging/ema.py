@@ -9,10 +9,10 @@ from lightning_objectives.kinds import AverageState, Rule
 
 
 def ema_decay(elapsed: int, *, decay: float = 0.999, warmup: bool = False, power: float = 2 / 3) -> float:
-    r"""The share of the old average that is kept, ``elapsed`` optimizer steps after the average began.
+    r"""Compute the share of the old average that is kept, ``elapsed`` optimizer steps after the average began.
 
-    Without warm-up ``decay``; with it :math:`\min(d, 1 - (1 + s)^{-p})` with :math:`s = \text{elapsed} - 1`, timm's
-    rule, which is 0 (a plain copy) at the first step.
+    Without warm-up it is ``decay``. With it, it is :math:`\min(d, 1 - (1 + s)^{-p})` with :math:`s = \text{elapsed} -
+    1`. This is timm's rule, which gives 0 (a plain copy) at the first step.
 
     >>> ema_decay(1, warmup=True), round(ema_decay(8, warmup=True), 4), ema_decay(10**7, warmup=True)
     (0.0, 0.75, 0.999)
@@ -21,7 +21,10 @@ def ema_decay(elapsed: int, *, decay: float = 0.999, warmup: bool = False, power
 
 
 class EMA(Rule):
-    r"""Exponential moving average :math:`\bar\theta \leftarrow d \bar\theta + (1 - d) \theta`; the first update copies.
+    r"""Averages the weights of the recent steps, so that you evaluate an average instead of the newest weights alone.
+
+    It is the exponential moving average :math:`\bar\theta \leftarrow d \bar\theta + (1 - d) \theta`. The first update
+    copies the weights.
 
     Args:
         decay: :math:`d` in [0, 1); the average reaches back about :math:`1 / (1 - d)` updates. 0 is the live weights.
@@ -31,9 +34,10 @@ class EMA(Rule):
     Raises:
         ValueError: a decay outside [0, 1), or a power that is not positive.
 
-    When to use: almost always; evaluate the average, train the raw weights. With fewer than ``3 / (1 - decay)``
-    steps use ``warmup=True`` or a lower decay. Cost: one float32 copy of the trainable weights and one pass over it per
-    step. Interactions: gains shrink as the learning rate decays.
+    When to use: almost always. Evaluate the average, train the raw weights. With fewer than ``3 / (1 - decay)`` steps
+    use ``warmup=True`` or a lower decay.
+    Cost: one float32 copy of the trainable weights and one pass over it per step.
+    Interactions: gains shrink as the learning rate decays.
 
     Example:
         >>> ema, weights = EMA(decay=0.9), [torch.tensor([1.0])]
@@ -59,9 +63,9 @@ class EMA(Rule):
         self.power = power
 
     def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
-        """Take the weights after optimizer step ``step`` into the average, in place."""
-        kept = ema_decay(step - start, decay=self.decay, warmup=self.warmup, power=self.power)
+        """Add the weights after optimizer step ``step`` to the average, in place."""
+        decay = ema_decay(step - start, decay=self.decay, warmup=self.warmup, power=self.power)
         if state.updates == 0:
-            kept = 0.0
-        torch._foreach_lerp_(state.slots["average"], list(params), 1 - kept)
+            decay = 0.0
+        torch._foreach_lerp_(state.slots["average"], list(params), 1 - decay)
         state.updates += 1

@@ -1,4 +1,4 @@
-"""batch -> batch: the batch transforms."""
+"""Mixes the rows of a batch into a new batch: batch -> batch."""
 
 from lightning_objectives.batches.cutmix import CutMix, cutmix, cutmix_box
 from lightning_objectives.batches.mixup import Mixup, mixup

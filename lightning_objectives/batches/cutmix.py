@@ -8,12 +8,12 @@ from lightning_objectives.kinds import BatchTransform
 
 
 def cutmix_box(height: int, width: int, share: float, centre: tuple[int, int]) -> tuple[int, int, int, int]:
-    r"""The box around a centre that covers :math:`1 - \lambda` of an image, as far as it lies inside.
+    r"""Compute the box around a centre that covers :math:`1 - \lambda` of an image, cut off at the image's borders.
 
     Returns:
         top, bottom, left, right; the ends are excluded.
 
-    >>> cutmix_box(8, 8, 0.75, (1, 4))  # 4 by 4, of which a row is outside
+    >>> cutmix_box(8, 8, 0.75, (1, 4))  # 4 by 4, with one row outside
     (0, 3, 2, 6)
     """
     ratio = (1 - share) ** 0.5
@@ -25,18 +25,18 @@ def cutmix_box(height: int, width: int, share: float, centre: tuple[int, int]) -
 
 
 def cutmix(inputs: Tensor, partner: Tensor, box: tuple[int, int, int, int]) -> tuple[Tensor, float]:
-    """Each image with a box of its partner's.
+    """Replace a box of each image by the same box of its partner.
 
     Args:
         inputs: (N, ..., H, W) images, which are not changed.
-        partner: (N,) int, whose box it is.
+        partner: (N,) int, the image that the box comes from.
         box: top, bottom, left, right, from :func:`cutmix_box`.
 
     Returns:
         (N, ..., H, W) new images, and the share of the area that is each image's own.
 
     Raises:
-        ValueError: the inputs are no images, having fewer than three dimensions.
+        ValueError: the inputs are not images, because they have fewer than three dimensions.
 
     Example:
         >>> images, share = cutmix(torch.arange(2.0).view(2, 1, 1).expand(2, 2, 2), torch.tensor([1, 0]), (0, 1, 0, 1))
@@ -45,7 +45,7 @@ def cutmix(inputs: Tensor, partner: Tensor, box: tuple[int, int, int, int]) -> t
                  [0., 0.]]), 0.75)
     """
     if inputs.dim() < 3:
-        raise ValueError(f"inputs of {tuple(inputs.shape)} are no images; they must be (N, ..., H, W).")
+        raise ValueError(f"inputs of {tuple(inputs.shape)} are not images; they must be (N, ..., H, W).")
     top, bottom, left, right = box
     mixed = inputs.clone()
     mixed[..., top:bottom, left:right] = inputs[partner][..., top:bottom, left:right]
@@ -54,10 +54,10 @@ def cutmix(inputs: Tensor, partner: Tensor, box: tuple[int, int, int, int]) -> t
 
 
 class CutMix(BatchTransform):
-    r"""Puts a box of another image into every image of a batch by :func:`cutmix`, labels in the shares of the areas.
+    r"""Regularizes training: puts a box of another image into every image of a batch, and mixes the labels by area.
 
-    One box a batch, of the area :math:`1 - \lambda` with :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`, around a
-    uniform centre, cut off at the borders.
+    The images are mixed by :func:`cutmix`. Each batch draws one box of the area :math:`1 - \lambda`, with
+    :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`, around a uniform centre. The box is cut off at the borders.
 
     Args:
         alpha: :math:`\alpha > 0`; the paper's is 1.
@@ -66,8 +66,9 @@ class CutMix(BatchTransform):
     Raises:
         ValueError: a setting outside its range.
 
-    When to use: image classification, long trainings. Cost: one copy of the inputs.
-    Interactions: as Mixup's.
+    When to use: in long trainings of image classifiers.
+    Cost: one copy of the inputs.
+    Interactions: those of Mixup.
 
     Example:
         >>> images, index, weight = CutMix()(torch.rand(4, 3, 8, 8), torch.Generator().manual_seed(0))
@@ -77,8 +78,8 @@ class CutMix(BatchTransform):
     Paper: Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019,
     https://arxiv.org/abs/1905.04899.
 
-    Differs from the paper: nothing. The labels' shares are those of the box as cut off, as in the released code and in
-    timm's ``correct_lam=True``.
+    Differs from the paper: nothing. The labels' shares follow the box as it is after the cut, as in the released code
+    and in timm's ``correct_lam=True``.
     """
 
     def __init__(self, *, alpha: float = 1.0, prob: float = 1.0) -> None:
@@ -88,7 +89,7 @@ class CutMix(BatchTransform):
         self.prob = prob
 
     def active(self, *, step: int) -> bool:
-        """False at ``prob=0``."""
+        """Return False at ``prob=0``, where no batch is mixed."""
         return self.prob > 0
 
     def forward(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,18 +8,18 @@ from lightning_objectives.kinds import BatchTransform
 
 
 def mixup(inputs: Tensor, partner: Tensor, share: float) -> Tensor:
-    r"""Each input mixed with its partner's: :math:`\lambda x_i + (1 - \lambda) x_{j(i)}`.
+    r"""Mix each input with that of its partner: :math:`\lambda x_i + (1 - \lambda) x_{j(i)}`.
 
     Args:
         inputs: (N, ...) float.
         partner: (N,) int, :math:`j`.
-        share: :math:`\lambda` in [0, 1], what is kept of each input.
+        share: :math:`\lambda` in [0, 1], the part of each input that is kept.
 
     Returns:
         (N, ...) new inputs.
 
     Raises:
-        TypeError: the inputs are whole numbers, such as tokens, of which there is no mixture.
+        TypeError: the inputs are whole numbers, such as tokens, which cannot be mixed.
 
     Example:
         >>> mixup(torch.tensor([[0.0], [4.0]]), torch.tensor([1, 0]), 0.75)
@@ -32,18 +32,18 @@ def mixup(inputs: Tensor, partner: Tensor, share: float) -> Tensor:
 
 
 def draw_share(alpha: float, generator: torch.Generator) -> float:
-    r"""A draw of :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`.
+    r"""Draw :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`.
 
     >>> 0 < draw_share(1.0, torch.Generator().manual_seed(0)) < 1
     True
     """
-    # torch's own beta distribution takes no generator
+    # NumPy draws, because torch's own beta distribution takes no generator.
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
 def mixed_labels(partner: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The ``index`` (N, 2) and ``weight`` (N, 2) of rows that keep a share of their own label.
+    """Build the ``index`` (N, 2) and ``weight`` (N, 2) of rows that keep a share of their own label.
 
     >>> mixed_labels(torch.tensor([1, 0]), 0.75)
     (tensor([[0, 1],
@@ -55,7 +55,7 @@ def mixed_labels(partner: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 
 def check_mixing(alphas: dict[str, float], prob: float) -> None:
-    """Refuse what is no setting of a mixture.
+    """Raise an error if a setting of a mixture is outside its range.
 
     >>> check_mixing({"alpha": 0.0}, 1.0)
     Traceback (most recent call last):
@@ -70,9 +70,10 @@ def check_mixing(alphas: dict[str, float], prob: float) -> None:
 
 
 class Mixup(BatchTransform):
-    r"""Mixes every sample of a batch with another by :func:`mixup`, inputs and labels in the same shares.
+    r"""Regularizes training: mixes each sample of a batch with another one, inputs and labels in the same shares.
 
-    One :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)` a batch, as in the paper's code and timm's ``mode="batch"``.
+    The inputs are mixed by :func:`mixup`. Each batch draws one :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`, as
+    in the paper's code and in timm's ``mode="batch"``.
 
     Args:
         alpha: :math:`\alpha > 0`; small values mix little. 0.2 for ResNets on ImageNet, 0.8 for ViTs, 1 for CIFAR.
@@ -81,8 +82,9 @@ class Mixup(BatchTransform):
     Raises:
         ValueError: a setting outside its range.
 
-    When to use: long trainings of large networks. Cost: one pass over the inputs.
-    Interactions: the criterion compares with two labels a sample, so per-sample losses are those of the mixture; a
+    When to use: in long trainings of large networks.
+    Cost: one pass over the inputs.
+    Interactions: the criterion compares each sample with two labels, so per-sample losses are those of the mixture. A
     label smoothing of the criterion is kept.
 
     Example:
@@ -92,8 +94,8 @@ class Mixup(BatchTransform):
 
     Paper: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, https://arxiv.org/abs/1710.09412.
 
-    Differs from the paper: nothing. From timm's: partners are drawn, not taken from the other end of the batch, and an
-    odd batch is no error.
+    Differs from the paper: nothing. Unlike timm, we draw the partners instead of taking them from the other end of the
+    batch, and accept an odd batch.
     """
 
     def __init__(self, *, alpha: float = 0.2, prob: float = 1.0) -> None:
@@ -103,7 +105,7 @@ class Mixup(BatchTransform):
         self.prob = prob
 
     def active(self, *, step: int) -> bool:
-        """False at ``prob=0``."""
+        """Return False at ``prob=0``, where no batch is mixed."""
         return self.prob > 0
 
     def forward(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

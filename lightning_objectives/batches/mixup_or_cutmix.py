@@ -9,7 +9,7 @@ from lightning_objectives.kinds import BatchTransform
 
 
 class MixupOrCutMix(BatchTransform):
-    """One of the two for each batch, as timm's ``Mixup`` with both of its strengths.
+    """Regularizes training: draws Mixup or CutMix for each batch, as timm's ``Mixup`` with both of its strengths does.
 
     Args:
         mixup_alpha: the strength of :class:`~lightning_objectives.batches.Mixup`; DeiT's is 0.8.
@@ -20,8 +20,9 @@ class MixupOrCutMix(BatchTransform):
     Raises:
         ValueError: a setting outside its range.
 
-    When to use: ImageNet from scratch, above all ViTs. Interactions: those of the two.
+    When to use: on ImageNet from scratch, above all for ViTs.
     Cost: one pass over the inputs.
+    Interactions: those of Mixup and CutMix.
 
     Example:
         >>> images, index, weight = MixupOrCutMix()(torch.rand(4, 3, 8, 8), torch.Generator().manual_seed(0))
@@ -46,7 +47,7 @@ class MixupOrCutMix(BatchTransform):
         self.switch_prob = switch_prob
 
     def active(self, *, step: int) -> bool:
-        """False at ``prob=0``."""
+        """Return False at ``prob=0``, where no batch is mixed."""
         return self.prob > 0
 
     def forward(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""logits -> probabilities, post hoc."""
+"""Turns logits into probabilities after training: logits -> probabilities."""
 
 from lightning_objectives.calibration.temperature_scaling import TemperatureScaling, best_temperature
 

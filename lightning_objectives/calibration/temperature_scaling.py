@@ -11,19 +11,19 @@ from lightning_objectives.kinds import Calibrator
 def best_temperature(
     logits: Tensor, target: Tensor, *, min_temperature: float = 0.01, max_temperature: float = 100.0
 ) -> float:
-    r"""The temperature of the least negative log-likelihood.
+    r"""Compute the temperature with the lowest negative log-likelihood.
 
     .. math::
         T = \arg\min_T \frac{1}{N} \sum_i -\log \operatorname{softmax}(z_i / T)_{y_i}
 
-    It is convex in :math:`\beta = 1 / T`, so that Newton steps on its derivative, halved into the interval that holds
-    the root, find the one minimum, in float64.
+    It is convex in :math:`\beta = 1 / T`. Newton steps on its derivative, kept by bisection inside the interval
+    that holds the root, therefore reach the one minimum, in float64.
 
     Args:
         logits: (N, C) of samples that the network was not trained on.
         target: (N,) int classes or (N, C) float class probabilities.
-        min_temperature: the answer where the network is right on every sample, and no temperature is the best.
-        max_temperature: the answer where the logits say nothing of the target.
+        min_temperature: the answer if the network is right on every sample, and no temperature is the best.
+        max_temperature: the answer if the logits say nothing about the target.
 
     Returns:
         :math:`T`.
@@ -41,20 +41,22 @@ def best_temperature(
         raise ValueError("There are no samples to fit a temperature on.")
     if not logits.isfinite().all():
         bad = int((~logits.isfinite()).any(1).sum())
-        raise ValueError(f"{bad} of {len(logits)} samples have logits that are not finite: no temperature mends them.")
+        raise ValueError(
+            f"{bad} of {len(logits)} samples have logits that are not finite: no temperature can correct them."
+        )
     scores = logits.detach().double()
     scores = scores - scores.amax(1, keepdim=True)
     if target.is_floating_point():
-        wanted = (target.double() * scores).sum(1)
+        target_scores = (target.double() * scores).sum(1)
     else:
-        wanted = scores.gather(1, target[:, None]).squeeze(1)
+        target_scores = scores.gather(1, target[:, None]).squeeze(1)
 
     def slopes(beta: float) -> tuple[float, float]:
-        """The first and the second derivative of the mean negative log-likelihood."""
+        """Compute the first and the second derivative of the mean negative log-likelihood."""
         p = (beta * scores).softmax(1)
         mean = (p * scores).sum(1)
         variance = (p * scores.square()).sum(1) - mean.square()
-        return float((mean - wanted).mean()), float(variance.mean())
+        return float((mean - target_scores).mean()), float(variance.mean())
 
     low, high, beta = 1 / max_temperature, 1 / min_temperature, 1.0
     if slopes(low)[0] >= 0:
@@ -75,24 +77,27 @@ def _check(min_temperature: float, max_temperature: float) -> None:
     if not 0 < min_temperature <= 1 <= max_temperature < math.inf:
         raise ValueError(
             f"min_temperature={min_temperature} and max_temperature={max_temperature} must be positive and finite and "
-            "have 1 between them, which changes nothing."
+            "have 1 between them, the temperature that changes nothing."
         )
 
 
 class TemperatureScaling(Calibrator):
-    """Probabilities of the logits divided by one temperature, which is fitted by :func:`best_temperature`.
+    """Corrects probabilities that are too confident or not confident enough: divides the logits by one temperature.
+
+    The temperature is fitted by :func:`best_temperature`.
 
     Args:
-        min_temperature: the least temperature, for a network that is right on every sample.
-        max_temperature: the greatest.
+        min_temperature: the lowest temperature, for a network that is right on every sample.
+        max_temperature: the highest.
 
     Raises:
         ValueError: bounds without 1 between them.
 
-    When to use: always as the first thing to try; one number, fitted on a few hundred samples, mends most of the
-    overconfidence of a classifier. Cost: about ten passes over the kept logits.
+    When to use: always, as the first thing to try. One number, fitted on a few hundred samples, corrects most of the
+    overconfidence of a classifier.
+    Cost: about ten passes over the kept logits.
     Interactions: the top class never changes, so the accuracy stays. Label smoothing, mixup and averages change the
-    temperature that is needed: fit after them, on the weights that are used.
+    temperature that is needed: fit after them, on the weights that you use.
 
     Example:
         >>> scaling = TemperatureScaling()
@@ -115,7 +120,7 @@ class TemperatureScaling(Calibrator):
         self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
 
     def fit(self, logits: Tensor, target: Tensor) -> None:
-        """Find the temperature: (N, C) logits and (N,) classes or (N, C) probabilities."""
+        """Fit the temperature to (N, C) logits and (N,) classes or (N, C) probabilities."""
         bounds = {"min_temperature": self.min_temperature, "max_temperature": self.max_temperature}
         self.temperature.fill_(best_temperature(logits, target, **bounds))
 

@@ -1,4 +1,4 @@
-"""(student, teacher) -> (N,)."""
+"""Adds the distance to a teacher to the loss: (student, teacher) -> (N,)."""
 
 from lightning_objectives.distillation.binary_kl import BinaryKL, binary_kl
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss

@@ -1,4 +1,4 @@
-"""Distillation by one binary divergence a class."""
+"""Distillation by one binary divergence per class."""
 
 import math
 
@@ -10,26 +10,26 @@ from lightning_objectives.kinds import Distillation
 
 
 def binary_kl(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 2.0, normalize: bool = False) -> Tensor:
-    r"""The divergence between the teacher's and the student's Bernoulli distributions, summed over the classes.
+    r"""Compute the divergence between the teacher's and the student's Bernoulli distributions, summed over the classes.
 
     .. math::
         \ell = T^2 \sum_k \mathrm{KL}\left(\sigma(t_k / T) \,\|\, \sigma(s_k / T)\right)
 
-    and normalized, where the student's logits are centred on the teacher's, so that the curvature is the same
-    whatever the teacher says,
+    The normalized form centres the student's logits on the teacher's, so that the curvature is the same whatever the
+    teacher says:
 
     .. math::
         \ell = T^2 \sum_k \mathrm{KL}\left(\tfrac12 \,\|\, \sigma(u_k)\right)
              = T^2 \sum_k \left[\operatorname{softplus}(u_k) - \tfrac{u_k}{2} - \log 2\right]
              = T^2 \sum_k \log\cosh\frac{u_k}{2}, \qquad u = \frac{s - t}{T}
 
-    which is about :math:`(s - t)^2 / 8` near the teacher and :math:`T |s - t| / 2` far away.
+    It is about :math:`(s - t)^2 / 8` near the teacher and :math:`T |s - t| / 2` far away.
 
     Args:
         logits: (N, C) the student's :math:`s`, in any float type; computed in float32 or better.
         teacher_logits: (N, C) the teacher's :math:`t`; no gradient flows to it.
         temperature: :math:`T > 0`.
-        normalize: the second form.
+        normalize: use the second form.
 
     Returns:
         (N,) distances >= 0, up to rounding.
@@ -45,7 +45,7 @@ def binary_kl(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 2.
     BinaryKL-Norm.
 
     Differs from the paper: the released code clamps probabilities and gives infinity from :math:`|s - t| = 36` on in
-    float32 (17 in half precision); these forms are finite, with a gradient, everywhere.
+    float32 (17 in half precision). These forms are finite, with a gradient, everywhere.
     """
     _check(temperature)
     exact = torch.promote_types(logits.dtype, torch.float32)
@@ -64,7 +64,9 @@ def _check(temperature: float) -> None:
 
 
 class BinaryKL(Distillation):
-    r"""Module form of :func:`binary_kl`, on the network's one head.
+    """Trains a student to match its teacher's probability of each class by itself, on the network's one head.
+
+    The distances are those of :func:`binary_kl`.
 
     Args:
         temperature: :math:`T`; the paper's is 2.
@@ -73,14 +75,18 @@ class BinaryKL(Distillation):
     Raises:
         ValueError: a temperature that is not positive.
 
-    When to use: for comparison. **Added to a cross entropy on the same head it collapses below either alone**, which
-    is the paper's finding and the reason for :class:`DualHead`; on its own, without a label loss, it trains.
-    Cost: the teacher's forward pass. Interactions: the sum over classes grows with their number.
+    When to use: for comparison. **Added to a cross entropy on the same head, it collapses below either of the two
+    alone**, which is the paper's finding and the reason for :class:`DualHead`. On its own, without a label loss, it
+    trains.
+    Cost: the teacher's forward pass.
+    Interactions: the sum over classes grows with their number.
 
     Example:
         >>> BinaryKL()(torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, -2.0]]))
         tensor([0.])
     """
+
+    function = staticmethod(binary_kl)
 
     def __init__(self, *, temperature: float = 2.0, normalize: bool = False) -> None:
         super().__init__()

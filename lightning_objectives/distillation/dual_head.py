@@ -12,13 +12,13 @@ Auxiliary = Literal["linear", "mlp"]
 
 
 def dual_head_loss(logits: Tensor, teacher_logits: Tensor, *, alpha: float = 1.0, temperature: float = 2.0) -> Tensor:
-    r"""What the auxiliary head is trained on: :math:`\alpha` times the normalized :func:`binary_kl`.
+    r"""Compute the loss of the auxiliary head: :math:`\alpha` times the normalized :func:`binary_kl`.
 
     .. math::
         L = \mathrm{CE}(H_1(f), y) + \frac{1}{N} \sum_n \alpha\, T^2 \sum_k \log\cosh\frac{H_2(f_n)_k - t_{nk}}{2 T}
 
-    The label loss sees only the network's head :math:`H_1`, the teacher's only the auxiliary :math:`H_2`, and the
-    backbone, whose features :math:`f` both take, both.
+    The label loss sees only the network's head :math:`H_1`, and the teacher's loss only the auxiliary head :math:`H_2`.
+    Both reach the backbone, because both heads take its features :math:`f`.
 
     Args:
         logits: (N, C) of the auxiliary head.
@@ -43,30 +43,32 @@ def dual_head_loss(logits: Tensor, teacher_logits: Tensor, *, alpha: float = 1.0
 
 
 class DualHead(Distillation):
-    r"""Module form of :func:`dual_head_loss`, with the auxiliary head, which is thrown away after the training.
+    r"""Distils a teacher through an auxiliary head, so that the network's own head learns from the labels alone.
+
+    The distances are those of :func:`dual_head_loss`. The auxiliary head is thrown away after the training.
 
     Args:
         alpha: :math:`\alpha \ge 0`, the weight of the teacher; the authors' runs use 1 on CIFAR-100 and 0.1 on
             ImageNet. At 0 nothing is touched.
         temperature: :math:`T`; 2 in the authors' runs.
-        auxiliary: ``"linear"``, or ``"mlp"``: 200 hidden units with dropout and BatchNorm, which the authors use where
+        auxiliary: ``"linear"``, or ``"mlp"``: 200 hidden units with dropout and BatchNorm, which the authors use if
             teacher and student are of different families.
-        align: take what conflicts with the gradient of the model's own loss out of the teacher's, by
+        align: remove from the teacher's gradient what conflicts with the gradient of the model's own loss, by
             :class:`GradientAlignment`; the authors use it together with ``"mlp"``.
-        stop_epoch: the epoch from which the teacher is not asked any more (50 of 100 in the authors' ImageNet runs);
+        stop_epoch: the epoch from which the teacher is not used any more (50 of 100 in the authors' ImageNet runs);
             None never stops.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting outside its range.
 
     When to use: to train a small network from scratch under a stronger teacher of the same classes. **It was seen to
-    hurt students that are strong already**: fine-tuning a pretrained PiT-B on CIFAR-100 under VOLO-D2, an independent
-    study reports 85.83 % with it, 87.37 % without a teacher and 87.58 % with :class:`VanillaKD`. Begin there with a
-    low ``alpha``. Reviewers of the paper read gains of 0.1 to 0.2 points in most of its settings.
-    Cost: the teacher's forward pass and one more head; with ``align`` a second backward pass, and three gradients
-    kept in memory.
-    Interactions: one-logit tasks are outside of the paper's argument. The BatchNorm of ``"mlp"`` needs more than one
-    sample a batch: drop the last, short one.
+    hurt students that are already strong**: for a pretrained PiT-B that is fine-tuned on CIFAR-100 under VOLO-D2, an
+    independent study reports 85.83 % with it, 87.37 % without a teacher and 87.58 % with :class:`VanillaKD`. Begin with
+    a low ``alpha`` there. Reviewers of the paper read gains of 0.1 to 0.2 points in most of its settings.
+    Cost: the teacher's forward pass and one more head; with ``align`` a second backward pass, and three gradients kept
+    in memory.
+    Interactions: tasks with one logit are outside the paper's argument. The BatchNorm of ``"mlp"`` needs more than one
+    sample per batch: drop the last batch if it is short.
 
     Example:
         >>> import torch
@@ -80,6 +82,7 @@ class DualHead(Distillation):
     Differs from the paper: the label loss is the model's own, whatever it is.
     """
 
+    function = staticmethod(dual_head_loss)
     builds_head = True
 
     def __init__(
@@ -108,11 +111,11 @@ class DualHead(Distillation):
 
     @property
     def idle(self) -> bool:
-        """True at ``alpha=0`` and at ``stop_epoch=0``: nothing is attached."""
+        """Whether ``alpha`` or ``stop_epoch`` is 0, so that nothing is attached."""
         return self.alpha == 0 or self.stop_epoch == 0
 
     def build(self, *, features: int, classes: int) -> None:
-        """Make the auxiliary head anew, with torch's initialisation."""
+        """Build a new auxiliary head, with torch's initialisation."""
         if self.auxiliary == "linear":
             self.auxiliary_head = nn.Linear(features, classes)
         else:
@@ -126,7 +129,7 @@ class DualHead(Distillation):
             )
 
     def combination(self) -> Combination | None:
-        """Gradient alignment, where it is asked for."""
+        """Build the gradient alignment if ``align`` is set; None if not."""
         return GradientAlignment() if self.align else None
 
     def forward(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:

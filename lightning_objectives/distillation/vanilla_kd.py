@@ -1,4 +1,4 @@
-"""Knowledge distillation as it was first written."""
+"""Knowledge distillation in its original form."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from lightning_objectives.kinds import Distillation
 
 
 def vanilla_kd(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
-    r"""The divergence between the softened class distributions of teacher and student.
+    r"""Compute the divergence between the softened class distributions of teacher and student.
 
     .. math::
         \ell = T^2\, \mathrm{KL}\left(\operatorname{softmax}(t / T) \,\|\, \operatorname{softmax}(s / T)\right)
@@ -46,7 +46,9 @@ def _check(temperature: float) -> None:
 
 
 class VanillaKD(Distillation):
-    r"""Module form of :func:`vanilla_kd`.
+    """Trains a student to match the softened class probabilities of its teacher.
+
+    The distances are those of :func:`vanilla_kd`.
 
     Args:
         temperature: :math:`T`; 4 is what most comparisons on small images use.
@@ -54,13 +56,16 @@ class VanillaKD(Distillation):
     Raises:
         ValueError: a temperature that is not positive.
 
-    When to use: the baseline of every distillation. Cost: the teacher's forward pass.
-    Interactions: the model's own loss stays at weight 1 beside it; set ``weight`` of the callback against it.
+    When to use: as the baseline of every distillation.
+    Cost: the teacher's forward pass.
+    Interactions: the model's own loss keeps the weight 1; balance the two with ``weight`` of the callback.
 
     Example:
         >>> VanillaKD()(torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, -2.0]]))
         tensor([0.])
     """
+
+    function = staticmethod(vanilla_kd)
 
     def __init__(self, *, temperature: float = 4.0) -> None:
         super().__init__()

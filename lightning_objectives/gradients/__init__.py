@@ -1,4 +1,4 @@
-"""gradients -> gradients, before the optimizer."""
+"""Changes gradients before the optimizer: gradients -> gradients."""
 
 from lightning_objectives.gradients.componentwise_grad_clip import ComponentwiseGradClip, clip_to_norm
 from lightning_objectives.gradients.orthogonal_gradient import OrthogonalGradient, orthogonal_gradient

@@ -10,7 +10,7 @@ from lightning_objectives.kinds import GradientTransform
 
 
 def clip_to_norm(gradient: Tensor, *, max_norm: float = 1.0) -> Tensor:
-    r"""A gradient of a norm of at most :math:`c`: :math:`g \min(1, c / (\|g\| + 10^{-6}))`.
+    r"""Scale a gradient down to a norm of at most :math:`c`: :math:`g \min(1, c / (\|g\| + 10^{-6}))`.
 
     >>> clip_to_norm(torch.tensor([3.0, 4.0]), max_norm=1.0)
     tensor([0.6000, 0.8000])
@@ -21,17 +21,20 @@ def clip_to_norm(gradient: Tensor, *, max_norm: float = 1.0) -> Tensor:
 
 
 class ComponentwiseGradClip(GradientTransform):
-    r"""Clips the gradient of each parameter tensor to a norm of its own, by :func:`clip_to_norm`.
+    """Clips the gradient of each parameter tensor by itself, so that a large one does not shrink the others.
+
+    Each gradient is clipped by :func:`clip_to_norm`.
 
     Args:
-        max_norm: :math:`c > 0`; infinite clips nothing. The paper's grid is 0.01, 0.05, 0.1, 0.5, 1 and 5.
+        max_norm: :math:`c > 0`; infinity clips nothing. The paper's grid is 0.01, 0.05, 0.1, 0.5, 1 and 5.
 
     Raises:
         ValueError: a norm that is not positive.
 
-    When to use: fine-tuning of pretrained language models on few samples, where some tensors get far greater gradients
-    than others. Cost: one pass over the gradients and a copy of them.
-    Interactions: it stands in the place of the Trainer's ``gradient_clip_val``, which would clip the result once more.
+    When to use: to fine-tune pretrained language models on few samples, if some tensors get far greater gradients than
+    others.
+    Cost: one pass over the gradients and a copy of them.
+    Interactions: use it in place of the Trainer's ``gradient_clip_val``, which would clip the result once more.
 
     Example:
         >>> clip, weights = ComponentwiseGradClip(max_norm=1.0), [torch.zeros(2), torch.zeros(2)]
@@ -41,8 +44,8 @@ class ComponentwiseGradClip(GradientTransform):
     Paper: Yang and Ma, Improving Stability of Fine-Tuning Pretrained Language Models via Component-Wise Gradient Norm
     Clipping, EMNLP 2022, https://arxiv.org/abs/2210.10325.
 
-    Differs from the paper: the whole accumulated gradient is clipped, once before the step, where the released code
-    clips after every backward.
+    Differs from the paper: the whole accumulated gradient is clipped, once before the step. The released code clips
+    after every backward pass.
     """
 
     def __init__(self, *, max_norm: float = 1.0) -> None:
@@ -51,11 +54,11 @@ class ComponentwiseGradClip(GradientTransform):
         self.max_norm = max_norm
 
     def active(self, *, step: int) -> bool:
-        """False where nothing is clipped."""
+        """Return False at an infinite ``max_norm``, where nothing is clipped."""
         return self.max_norm != float("inf")
 
     def update(
         self, gradients: Sequence[Tensor | None], params: Sequence[Tensor], state: dict[str, Any]
     ) -> list[Tensor | None]:
-        """The gradients, each clipped."""
+        """Clip each gradient by itself."""
         return [None if g is None else clip_to_norm(g, max_norm=self.max_norm) for g in gradients]

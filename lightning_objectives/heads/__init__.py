@@ -1,4 +1,4 @@
-"""features -> logits: heads and their stacks."""
+"""Computes several stacks of logits in place of one: features -> logits."""
 
 from lightning_objectives.heads.multi_sample_dropout import MultiSampleDropout, multi_sample_dropout
 

@@ -1,4 +1,4 @@
-"""Label-distributionally robust loss with a temperature of each sample's own."""
+"""Label-distributionally robust loss with one temperature per sample."""
 
 import math
 
@@ -12,13 +12,13 @@ from lightning_objectives.losses.ldr import score_gaps
 def adaptive_temperatures(
     gaps: Tensor, *, temperature: float = 1.0, alpha: float = 2.0, iterations: int = 20
 ) -> Tensor:
-    r"""The temperature of each sample, from :math:`\lambda_0 (1 - 1 / \alpha)` to :math:`\lambda_0`.
+    r"""Compute the temperature of each sample, from :math:`\lambda_0 (1 - 1 / \alpha)` to :math:`\lambda_0`.
 
     .. math::
         \lambda = \lambda_0 \left(1 - \frac{\mathrm{KL}(p \,\|\, 1/C)}{\alpha \log C}\right), \qquad
         p = \operatorname{softmax}(d / \lambda)
 
-    at the fixed point that iterations from :math:`\lambda_0` fall to.
+    at the fixed point to which iterations fall from :math:`\lambda_0`.
 
     >>> adaptive_temperatures(torch.tensor([[0.0, 0.0], [0.0, -99.0]]))[:, 0]
     tensor([1.0000, 0.5000])
@@ -42,23 +42,24 @@ def adaptive_ldr_loss(
     margin: float = 0.0,
     iterations: int = 20,
 ) -> Tensor:
-    r"""The loss of :func:`~lightning_objectives.losses.ldr_loss`, sharper where the network is sure.
+    r"""Compute the loss of :func:`~lightning_objectives.losses.ldr_loss`, but sharper where the network is sure.
 
     .. math::
         \ell = \max_{\lambda \ge 0} \; \lambda \log \frac{1}{C} \sum_k e^{d_k / \lambda}
              - \frac{\alpha \log C}{2 \lambda_0} (\lambda - \lambda_0)^2
 
     at the :math:`\lambda` of :func:`adaptive_temperatures`, with the gaps of
-    :func:`~lightning_objectives.losses.score_gaps`. No gradient flows through :math:`\lambda`, where the derivative
-    is 0.
+    :func:`~lightning_objectives.losses.score_gaps`. No gradient flows through :math:`\lambda`, because the derivative
+    there is 0.
 
     Args:
         logits: (N, C) with C >= 2, in any float type; computed in float32 or better.
         target: (N,) int classes or (N, C) float class probabilities.
-        temperature: :math:`\lambda_0 > 0`, of samples of which the network says nothing.
-        alpha: :math:`\alpha > 1`, how closely the temperatures are held to :math:`\lambda_0`; infinite is the LDR loss.
+        temperature: :math:`\lambda_0 > 0`, the temperature of samples about which the network says nothing.
+        alpha: :math:`\alpha > 1`, how closely the temperatures are held to :math:`\lambda_0`; infinity gives the LDR
+            loss.
         margin: :math:`c \ge 0`.
-        iterations: towards the fixed point.
+        iterations: the number of steps towards the fixed point.
 
     Returns:
         (N,) losses.
@@ -73,8 +74,8 @@ def adaptive_ldr_loss(
     Paper: Zhu, Ying and Yang, Label Distributionally Robust Losses for Multi-class Classification: Consistency,
     Robustness and Adaptivity, ICML 2023, https://arxiv.org/abs/2112.14869.
 
-    Differs from the paper: the temperature is solved for at each visit, in the place of one update a visit of a value
-    that is kept for each sample of the data set; so there is no state, and no index is asked for.
+    Differs from the paper: the temperature is computed anew at each visit of a sample. The paper keeps one temperature
+    for each sample of the data set, and updates it once per visit. So there is no state here, and no index is needed.
     """
     _check(temperature, alpha, margin, iterations)
     if logits.shape[1] < 2:
@@ -104,25 +105,31 @@ def _check(temperature: float, alpha: float, margin: float, iterations: int) -> 
 
 
 class AdaptiveLDRLoss(Loss):
-    r"""Module form of :func:`adaptive_ldr_loss`.
+    r"""Makes training robust to labels that are noisy for some samples only, by a temperature for each sample.
+
+    The losses are those of :func:`adaptive_ldr_loss`.
 
     Args:
         temperature: :math:`\lambda_0 > 0`.
         alpha: :math:`\alpha > 1`.
         margin: :math:`c \ge 0`.
-        iterations: towards the fixed point, in which every sample's temperature is exact to about 1e-4.
+        iterations: the number of steps towards the fixed point, at which every sample's temperature is exact to about
+            1e-4.
 
     Raises:
         ValueError: a setting outside its range.
 
-    When to use: labels that are noisy for some samples and clean for others: the samples that the network is sure of
-    get the sharper loss. Cost: ``iterations`` softmaxes of the logits, without gradient. Interactions: as those of
-    ``LDRLoss``; the temperatures here are the loss's own and no calibration.
+    When to use: if labels are noisy for some samples and clean for others. The samples that the network is sure of get
+    the sharper loss.
+    Cost: ``iterations`` softmaxes of the logits, without gradient.
+    Interactions: those of ``LDRLoss``. The temperatures here belong to the loss; they are not a calibration.
 
     Example:
         >>> AdaptiveLDRLoss(alpha=float("inf"))(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))  # log((1 + e) / 2)
         tensor([0.6201])
     """
+
+    function = staticmethod(adaptive_ldr_loss)
 
     def __init__(
         self, *, temperature: float = 1.0, alpha: float = 2.0, margin: float = 0.0, iterations: int = 20

@@ -10,9 +10,9 @@ from lightning_objectives.kinds import Loss
 
 
 def score_gaps(logits: Tensor, target: Tensor, *, margin: float = 0.0) -> Tensor:
-    r"""By how much each class scores above the target's: :math:`d_k = z_k - z_y + c \, [k \ne y]`.
+    r"""Compute by how much each class scores above the target's: :math:`d_k = z_k - z_y + c \, [k \ne y]`.
 
-    Of a target (N, C) of class probabilities :math:`q`, its expectation: :math:`z_k - q^\top z + c (1 - q_k)`.
+    For a target (N, C) of class probabilities :math:`q` this is its expectation: :math:`z_k - q^\top z + c (1 - q_k)`.
 
     Returns:
         (N, C), in float32 at least.
@@ -27,24 +27,24 @@ def score_gaps(logits: Tensor, target: Tensor, *, margin: float = 0.0) -> Tensor
 
 
 def ldr_loss(logits: Tensor, target: Tensor, *, temperature: float = 1.0, margin: float = 0.0) -> Tensor:
-    r"""The worst mean gap over label distributions that are near the uniform one.
+    r"""Compute the worst mean gap over label distributions that are near the uniform one.
 
     .. math::
         \ell = \max_{p \in \Delta} \; \sum_k p_k d_k - \lambda \, \mathrm{KL}(p \,\|\, 1/C)
              = \lambda \log \frac{1}{C} \sum_k e^{d_k / \lambda}
 
-    with the gaps :math:`d` of :func:`score_gaps`. At :math:`\lambda = 1` without margin it is cross entropy less
+    with the gaps :math:`d` of :func:`score_gaps`. At :math:`\lambda = 1` without margin it is cross entropy minus
     :math:`\log C`.
 
     Args:
         logits: (N, C), in any float type; computed in float32 or better.
         target: (N,) int classes or (N, C) float class probabilities.
-        temperature: :math:`\lambda \ge 0`. 0 is :math:`\max_k d_k`, the SVM of Crammer and Singer; infinite is
-            :math:`\frac{1}{C} \sum_k d_k`, which is symmetric, hence robust to noisy labels.
+        temperature: :math:`\lambda \ge 0`. 0 gives :math:`\max_k d_k`, the SVM of Crammer and Singer. Infinity gives
+            :math:`\frac{1}{C} \sum_k d_k`, which is symmetric and therefore robust to noisy labels.
         margin: :math:`c \ge 0`.
 
     Returns:
-        (N,) losses, which may be negative: they are 0 where all gaps are.
+        (N,) losses, which may be negative: a loss is 0 if all its gaps are 0.
 
     Raises:
         ValueError: a negative temperature or margin.
@@ -69,29 +69,36 @@ def ldr_loss(logits: Tensor, target: Tensor, *, temperature: float = 1.0, margin
 
 def _check(temperature: float, margin: float) -> None:
     if not temperature >= 0:
-        raise ValueError(f"temperature={temperature} must be >= 0; 1 is cross entropy less log C.")
+        raise ValueError(f"temperature={temperature} must be >= 0; 1 is cross entropy minus log C.")
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin={margin} must be >= 0 and finite.")
 
 
 class LDRLoss(Loss):
-    r"""Module form of :func:`ldr_loss`.
+    r"""Makes training robust to noisy labels: one temperature leads from an SVM by way of cross entropy to a robust
+    loss.
+
+    The losses are those of :func:`ldr_loss`.
 
     Args:
-        temperature: :math:`\lambda \ge 0`; greater is more robust to noisy labels and slower to fit.
-        margin: :math:`c \ge 0`, by how much the target's class shall score above each other one.
+        temperature: :math:`\lambda \ge 0`; greater values are more robust to noisy labels and slower to fit.
+        margin: :math:`c \ge 0`, by how much the target's class must score above each other class.
 
     Raises:
         ValueError: a negative temperature or margin.
 
-    When to use: noisy labels (a temperature above 1), or a choice between cross entropy and an SVM. Cost: that of cross
-    entropy. Interactions: gradients are those of cross entropy at logits divided by the temperature, so the logits
-    grow with it, and probabilities want a calibration afterwards. Class weights of the replaced criterion are lost.
+    When to use: with noisy labels (a temperature above 1), or to choose between cross entropy and an SVM.
+    Cost: that of cross entropy.
+    Interactions: gradients are those of cross entropy at logits divided by the temperature. The logits therefore grow
+    with the temperature, and the probabilities need a calibration afterwards. Class weights of the replaced criterion
+    are lost.
 
     Example:
         >>> LDRLoss(temperature=0.0, margin=0.1)(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
         tensor([1.1000])
     """
+
+    function = staticmethod(ldr_loss)
 
     def __init__(self, *, temperature: float = 1.0, margin: float = 0.0) -> None:
         super().__init__()

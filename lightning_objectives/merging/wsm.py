@@ -91,7 +91,9 @@ def _check(shape: Shape | Callable[[float], float], ema_weight: float) -> None:
 
 
 class WSM(Merge):
-    """Replaces a decay of the learning rate by a merge of checkpoints. Method form of :func:`wsm_coefficients`.
+    """Replaces a decay of the learning rate by a merge of checkpoints.
+
+    The shares of the checkpoints are those of :func:`wsm_coefficients`.
 
     Args:
         shape: the decay that the merge replaces, see the function; the paper's best is ``1-sqrt``.
@@ -111,6 +113,8 @@ class WSM(Merge):
         >>> WSM(shape="linear").coefficients([10, 20])
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
+
+    function = staticmethod(wsm_coefficients)
 
     def __init__(self, *, shape: Shape | Callable[[float], float] = "1-sqrt", ema_weight: float = 0.2) -> None:
         _check(shape, ema_weight)

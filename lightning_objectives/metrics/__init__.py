@@ -1,4 +1,4 @@
-"""Metrics of torchmetrics that measure calibration and accuracy."""
+"""Measures calibration and accuracy, with metrics of torchmetrics."""
 
 from lightning_objectives.metrics._defaults import default_metrics
 from lightning_objectives.metrics._rows import ClassificationRows, classification_rows

@@ -8,11 +8,11 @@ from lightning_objectives.metrics._sums import MeanMetric
 
 
 def brier_score(preds: Tensor, target: Tensor, *, from_logits: bool = True) -> Tensor:
-    r"""Brier score :math:`\sum_c (p_c - q_c)^2` of each row, in [0, 2].
+    r"""Compute the Brier score :math:`\sum_c (p_c - q_c)^2` of each row, in [0, 2].
 
     Args:
         preds: (N, C) logits or probabilities :math:`p`; half precision is computed in float32.
-        target: (N,) class indices, then :math:`q` is one-hot, or (N, C) float class probabilities :math:`q`.
+        target: (N,) class indices, for which :math:`q` is one-hot, or (N, C) float class probabilities :math:`q`.
         from_logits: whether ``preds`` are logits or probabilities.
 
     Returns:
@@ -29,20 +29,22 @@ def brier_score(preds: Tensor, target: Tensor, *, from_logits: bool = True) -> T
 
 
 class BrierScore(MeanMetric):
-    r"""Mean of :func:`brier_score` over all rows: Brier's own definition, a sum over all classes.
+    """Measures calibration and sharpness together, by the squared distance of the predicted to the true probabilities.
+
+    It is the mean of :func:`brier_score` over all rows: Brier's own definition, a sum over all classes.
 
     Args:
         from_logits: whether predictions are logits or probabilities; never guessed from their range.
         ignore_index: rows with this class index do not count; None for none.
 
     Raises:
-        ValueError: in ``update`` shapes that do not fit; in ``compute`` class indices, probabilities or soft targets
-            that are none.
+        ValueError: in ``update``, if shapes do not fit; in ``compute``, if class indices, probabilities or soft targets
+            are invalid.
 
-    Shapes of ``update``: preds (N, C, ...) and target (N, ...) int or (N, C, ...) float, where every position is a row;
-    for two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability.
+    Shapes of ``update``: preds (N, C, ...) and target (N, ...) int or (N, C, ...) float, where every position is a row.
+    For two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability.
 
-    When to use: a bounded proper score of calibration and sharpness together, beside the unbounded likelihood.
+    When to use: as a bounded proper score of calibration and sharpness together, beside the unbounded likelihood.
     Cost: one softmax; three numbers of state, sums in float64 (float32 on devices without it).
     Interactions: for two classes it is twice the :math:`(p - y)^2` that scikit-learn calls Brier score.
 
@@ -56,6 +58,7 @@ class BrierScore(MeanMetric):
     https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2.
     """
 
+    function = staticmethod(brier_score)
     is_differentiable = True
     higher_is_better = False
     plot_lower_bound = 0.0

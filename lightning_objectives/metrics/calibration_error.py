@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["equal_width", "equal_mass"]
 CELLS = 8192
-"""Cells of the histogram out of which bins of equal mass are made."""
+"""The number of cells in the histogram from which bins of equal mass are made."""
 
 
 class Bins(NamedTuple):
-    """The (B,) float64 totals of bins of rows, by rising confidence."""
+    """Holds the (B,) float64 totals of the rows in each bin, in the order of rising confidence."""
 
     rows: Tensor
     confidence: Tensor
@@ -38,10 +38,10 @@ def calibration_error(
     binning: Binning = "equal_width",
     from_logits: bool = True,
 ) -> Tensor:
-    r"""Distance between the confidence in the predicted class and its accuracy, over bins of like confidence.
+    r"""Compute the distance between confidence in the predicted class and its accuracy, over bins of like confidence.
 
-    With row n's confidence :math:`c_n = \max_j p_{nj}` and accuracy :math:`a_n` (1 if the target is the predicted
-    class, else 0), bins :math:`b` of :math:`n_b` out of N rows, and the means of each:
+    Row n has the confidence :math:`c_n = \max_j p_{nj}` and the accuracy :math:`a_n` (1 if the target is the predicted
+    class, else 0). Bin :math:`b` holds :math:`n_b` of the N rows. With the means of each bin,
 
     .. math::
         g_b = |\bar a_b - \bar c_b|, \qquad
@@ -51,13 +51,13 @@ def calibration_error(
 
     Args:
         preds: (N, C) logits or probabilities; half precision is computed in float32.
-        target: (N,) class indices, or (N, C) float class probabilities: the accuracy of a row is then the target's
-            mass on the predicted class.
+        target: (N,) class indices, or (N, C) float class probabilities: the accuracy of a row is then the target's mass
+            on the predicted class.
         norm: ``l1`` the expected (ECE), ``l2`` the root mean square, ``max`` the maximum calibration error.
         num_bins: B >= 1.
-        binning: ``equal_width`` :math:`((b - 1) / B, b / B]`, or ``equal_mass`` with N / B rows in each bin. The
-            latter come from a histogram of 8192 cells, of equal width in the logit of the confidence (at most 0.001
-            of confidence, finer towards 0 and 1); a cell on the border of two bins is divided between them in
+        binning: ``equal_width`` :math:`((b - 1) / B, b / B]`, or ``equal_mass`` with N / B rows in each bin. Bins of
+            equal mass come from a histogram of 8192 cells, of equal width in the logit of the confidence (at most 0.001
+            of confidence, finer towards 0 and 1). A cell on the border of two bins is divided between them in
             proportion, as if all its rows were alike. So equal confidences are never told apart by their order.
         from_logits: whether ``preds`` are logits or probabilities.
 
@@ -133,8 +133,8 @@ def _bins(cells: Bins, num_bins: int, binning: Binning) -> Bins:
         return cells
     rows = cells.rows.cumsum(0)
     borders = torch.arange(1, num_bins + 1) * rows[-1] / num_bins
-    cell = torch.searchsorted(rows, borders)  # where the border falls into,
-    above = (rows[cell] - borders) / cells.rows[cell]  # and the part of it that belongs to the next bin
+    cell = torch.searchsorted(rows, borders)  # the cell that the border falls into,
+    above = (rows[cell] - borders) / cells.rows[cell]  # and the part of that cell that belongs to the next bin
     totals = (values.cumsum(0)[cell] - above * values[cell] for values in cells)
     return Bins(*(values.diff(prepend=values.new_zeros(1)) for values in totals))
 
@@ -151,30 +151,33 @@ def _distance(bins: Bins, norm: Norm) -> Tensor:
 
 
 class CalibrationError(SumMetric):
-    r"""Metric form of :func:`calibration_error`, over all rows of all batches and ranks.
+    """Measures how far probabilities can be trusted: the distance between confidence and accuracy.
+
+    The value is that of :func:`calibration_error` over all rows of all batches and ranks.
 
     Args:
         norm: ``l1`` (ECE), ``l2`` or ``max``.
         num_bins: number of bins B.
-        binning: ``equal_width``, or ``equal_mass`` which spends no bin where no row is.
+        binning: ``equal_width``, or ``equal_mass``, which spends no bins where there are no rows.
         from_logits: whether predictions are logits or probabilities; never guessed from their range.
         ignore_index: rows with this class index do not count; None for none.
 
     Raises:
-        ValueError: an unknown norm or binning, ``num_bins`` < 1; in ``update`` shapes that do not fit; in ``compute``
-            class indices, probabilities or soft targets that are none.
+        ValueError: an unknown norm or binning, ``num_bins`` < 1; in ``update``, if shapes do not fit; in ``compute``,
+            if class indices, probabilities or soft targets are invalid.
 
-    Shapes of ``update``: preds (N, C, ...) and target (N, ...) int or (N, C, ...) float, where every position is a row;
-    for two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability. The confidence
-    is that of the predicted class there too, so at least 0.5.
+    Shapes of ``update``: preds (N, C, ...) and target (N, ...) int or (N, C, ...) float, where every position is a row.
+    For two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability. The confidence is
+    that of the predicted class there too, so at least 0.5.
 
-    When to use: how far probabilities can be trusted; compare models with the same bins and at least some thousand
-    rows, since few rows in a bin make any model look worse (bias upwards). ``equal_mass`` for confident models.
-    Cost: one softmax and a search in the edges; 24 bytes of state a bin (``equal_width``) or 192 KiB (``equal_mass``),
-    however many rows: sums are float64 and counts int64, so 40 million pixels are as right as 40 (on devices without
-    float64 the sums are float32).
-    Interactions: label smoothing and mixed targets change what a confidence means; soft targets are compared with
-    their mass, not with their greatest class.
+    When to use: to know how far probabilities can be trusted. Compare models with the same bins and at least some
+    thousand rows, because few rows in a bin make any model look worse (bias upwards). Use ``equal_mass`` for confident
+    models.
+    Cost: one softmax and a search in the edges. The state takes 24 bytes per bin (``equal_width``) or 192 KiB
+    (``equal_mass``), however many rows there are. Sums are float64 and counts int64, so 40 million pixels are as exact
+    as 40 (on devices without float64 the sums are float32).
+    Interactions: label smoothing and mixed targets change what a confidence means. Soft targets are compared with their
+    mass, not with their greatest class.
 
     Example:
         >>> metric = CalibrationError(num_bins=2, from_logits=False)
@@ -186,6 +189,7 @@ class CalibrationError(SumMetric):
     Paper: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599.
     """
 
+    function = staticmethod(calibration_error)
     is_differentiable = False
     higher_is_better = False
     plot_lower_bound = 0.0
@@ -226,11 +230,11 @@ class CalibrationError(SumMetric):
         self._add(rows=cells.rows.long(), confidence=cells.confidence, accuracy=cells.accuracy)
 
     def compute(self) -> Tensor:
-        """The calibration error of all rows that count, () float32."""
+        """Compute the calibration error of all rows that count, () float32."""
         return _distance(self._merged(), self.norm).to(self.device)
 
     def bins(self) -> Bins:
-        """The totals of the bins, over all ranks: call it on each of them."""
+        """Compute the totals of the bins over all ranks; call it on each rank."""
         with self.sync_context(process_group=self.process_group):
             return self._merged()
 
@@ -269,7 +273,6 @@ class CalibrationError(SumMetric):
         axes.bar(confidence, share, width=0.02, color="tab:blue", alpha=0.25, label="share of rows")
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
         axes.set_title(f"calibration error ({self.norm}, {self.binning}) {float(_distance(bins, self.norm)):.4f}")
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize="small"
-        )  # below: it covers nothing
+        # Below the axes, where it covers nothing.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize="small")
         return figure, axes

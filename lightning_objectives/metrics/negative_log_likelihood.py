@@ -7,7 +7,7 @@ from lightning_objectives.metrics._sums import MeanMetric
 
 
 def negative_log_likelihood(preds: Tensor, target: Tensor, *, from_logits: bool = True) -> Tensor:
-    r"""Negative log-likelihood :math:`-\sum_c q_c \log p_c` of each row, in nats.
+    r"""Compute the negative log-likelihood :math:`-\sum_c q_c \log p_c` of each row, in nats.
 
     Args:
         preds: (N, C) logits or probabilities :math:`p`; half precision is computed in float32.
@@ -15,7 +15,7 @@ def negative_log_likelihood(preds: Tensor, target: Tensor, *, from_logits: bool 
         from_logits: whether ``preds`` are logits or probabilities.
 
     Returns:
-        (N,) values >= 0. Infinite where a class with :math:`q_c > 0` has the probability 0; a class with
+        (N,) values >= 0. A value is infinite if a class with :math:`q_c > 0` has the probability 0; a class with
         :math:`q_c = 0` adds nothing, whatever its probability. NaN predictions give NaN.
 
     Example:
@@ -31,22 +31,24 @@ def negative_log_likelihood(preds: Tensor, target: Tensor, *, from_logits: bool 
 
 
 class NegativeLogLikelihood(MeanMetric):
-    r"""Mean of :func:`negative_log_likelihood` over all rows: the cross-entropy with the data, in nats.
+    """Measures how likely the targets are under the predictions: the cross-entropy with the data, in nats.
+
+    It is the mean of :func:`negative_log_likelihood` over all rows.
 
     Args:
         from_logits: whether predictions are logits or probabilities; never guessed from their range.
         ignore_index: rows with this class index do not count; None for none.
 
     Raises:
-        ValueError: in ``update`` shapes that do not fit; in ``compute`` class indices, probabilities or soft targets
-            that are none.
+        ValueError: in ``update``, if shapes do not fit; in ``compute``, if class indices, probabilities or soft targets
+            are invalid.
 
-    Shapes of ``update``: preds (N, C, ...) and target (N, ...) int or (N, C, ...) float, where every position is a row;
-    for two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability.
+    Shapes of ``update``: preds (N, C, ...) and target (N, ...) int or (N, C, ...) float, where every position is a row.
+    For two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability.
 
-    When to use: the proper score that training itself lowers; one confident error can dominate it.
+    When to use: as the proper score that training itself lowers. One confident error can dominate it.
     Cost: one pass over the predictions; three numbers of state, sums in float64 (float32 on devices without it).
-    Interactions: equals the validation loss only of a plain cross-entropy (no class weights, no label smoothing).
+    Interactions: it equals the validation loss only of a plain cross-entropy (no class weights, no label smoothing).
 
     Example:
         >>> metric = NegativeLogLikelihood()
@@ -58,6 +60,7 @@ class NegativeLogLikelihood(MeanMetric):
     https://doi.org/10.1111/j.2517-6161.1952.tb00104.x.
     """
 
+    function = staticmethod(negative_log_likelihood)
     is_differentiable = True
     higher_is_better = False
     plot_lower_bound = 0.0

@@ -7,16 +7,16 @@ from lightning_objectives.metrics._sums import MeanMetric
 
 
 def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int = 1) -> Tensor:
-    r"""Mass of the target :math:`\sum_{c \in \mathrm{top}_k(p)} q_c` on the k best classes of each row.
+    r"""Compute the target's mass :math:`\sum_{c \in \mathrm{top}_k(p)} q_c` on the k best classes of each row.
 
     Args:
         preds: (N, C) scores: logits or probabilities, whose order is the same.
         target: (N,) class indices, whose mass is 1, or (N, C) float class probabilities :math:`q`.
-        k: how many classes; among equal scores the lower index is the better.
+        k: the number of classes; among equal scores the lower index is the better.
 
     Returns:
-        (N,) float values in [0, 1]: for class indices 1 where the class is among the best k, else 0. NaN for a row
-        with a NaN.
+        (N,) float values in [0, 1]: for class indices 1 if the class is among the best k, else 0. NaN for a row with a
+        NaN.
 
     Raises:
         ValueError: k is not in [1, C].
@@ -31,7 +31,7 @@ def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int = 1) -> Tensor:
     if not 1 <= k <= preds.shape[1]:
         raise ValueError(f"k={k} must be in [1, {preds.shape[1]}], the number of classes.")
     if target.is_floating_point():
-        # A stable sort, since topk leaves open which of equal scores it takes.
+        # A stable sort, because topk leaves open which of equal scores it takes.
         best = preds.sort(dim=1, descending=True, stable=True).indices[:, :k]
         mass = target.gather(1, best).sum(1)
     else:
@@ -42,25 +42,27 @@ def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int = 1) -> Tensor:
 
 
 class TopKAccuracy(MeanMetric):
-    r"""Mean of :func:`top_k_accuracy` over all rows: the micro average, where every row weighs the same.
+    """Measures how often the target is among the k classes with the highest scores.
+
+    It is the mean of :func:`top_k_accuracy` over all rows: the micro average, in which every row weighs the same.
 
     Args:
-        k: how many classes.
-        from_logits: whether predictions are logits or probabilities: decides for a single column on which side of 0
-            or 0.5 the classes lie, and whether rows are checked to sum to 1.
+        k: the number of classes.
+        from_logits: whether predictions are logits or probabilities. This decides on which side of 0 or 0.5 the classes
+            of a single column lie, and whether rows are checked to sum to 1.
         ignore_index: rows with this class index do not count; None for none.
 
     Raises:
-        ValueError: k is not positive; in ``update`` shapes that do not fit, or k above the number of classes; in
-            ``compute`` class indices, probabilities or soft targets that are none.
+        ValueError: k is not positive; in ``update``, if shapes do not fit, or k is above the number of classes; in
+            ``compute``, if class indices, probabilities or soft targets are invalid.
 
-    Shapes of ``update``: preds (N, C, ...) and target (N, ...) int or (N, C, ...) float, where every position is a row;
-    for two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability.
+    Shapes of ``update``: preds (N, C, ...) and target (N, ...) int or (N, C, ...) float, where every position is a row.
+    For two classes preds may be (N,) or (N, 1, ...), with the second class's logit or probability.
 
-    When to use: always beside a proper score; ``k=5`` where classes overlap.
-    Cost: a comparison with each row, for soft targets a sort of it; three numbers of state, sums in float64 (float32
-    on devices without it).
-    Interactions: with mixed targets the best that can be reached at ``k=1`` is the mean of the greatest share.
+    When to use: always beside a proper score; ``k=5`` if classes overlap.
+    Cost: one comparison with each row, or a sort of each row for soft targets; three numbers of state, sums in float64
+    (float32 on devices without it).
+    Interactions: with mixed targets, the best value that can be reached at ``k=1`` is the mean of the greatest share.
 
     Example:
         >>> metric = TopKAccuracy(k=2)
@@ -74,6 +76,7 @@ class TopKAccuracy(MeanMetric):
     Differs from the paper: soft targets count with their mass on the k classes.
     """
 
+    function = staticmethod(top_k_accuracy)
     is_differentiable = False
     higher_is_better = True
     plot_lower_bound = 0.0

@@ -7,7 +7,7 @@ from lightning_objectives.kinds import Regularizer
 
 
 def log_partition_penalty(logits: Tensor) -> Tensor:
-    r"""The squared log-normaliser of the softmax, :math:`\left(\log \sum_k e^{z_k}\right)^2`.
+    r"""Compute the squared log-normaliser of the softmax, :math:`\left(\log \sum_k e^{z_k}\right)^2`.
 
     Args:
         logits: (N, C), in any float type; computed in float32 or better.
@@ -26,18 +26,23 @@ def log_partition_penalty(logits: Tensor) -> Tensor:
 
 
 class LogPartitionPenalty(Regularizer):
-    """Module form of :func:`log_partition_penalty`; the paper's factor, 1e-4, is the callback's ``strength``.
+    """Keeps logits from drifting away, by a penalty on the log of softmax's normaliser (z-loss).
 
-    When to use: trainings at a high learning rate in which the logits drift away, so that their differences are lost in
-    a short float type. Cost: none to speak of.
+    The terms are those of :func:`log_partition_penalty`. The paper's factor, 1e-4, is the callback's ``strength``.
+
+    When to use: in trainings at a high learning rate, if the logits drift away so far that their differences are lost
+    in a short float type.
+    Cost: none to speak of.
     Interactions: a constant added to all logits changes only this term, so it holds the level of the logits and hardly
-    their differences. Of a model that gives log-probabilities to ``nll_loss`` the normaliser is 1 already, and this
-    does nothing: let it give the logits to ``cross_entropy``.
+    their differences. If a model gives log-probabilities to ``nll_loss``, the normaliser is 1 already and this does
+    nothing: let it give the logits to ``cross_entropy``.
 
     Example:
         >>> LogPartitionPenalty()(torch.zeros(1, 2))
         tensor([0.4805])
     """
+
+    function = staticmethod(log_partition_penalty)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(N, C) logits -> (N,) terms."""

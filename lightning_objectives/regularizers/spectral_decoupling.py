@@ -7,7 +7,7 @@ from lightning_objectives.kinds import Regularizer
 
 
 def spectral_decoupling(logits: Tensor) -> Tensor:
-    r"""Half the squared norm of the logits, :math:`\frac{1}{2} \sum_k z_k^2`.
+    r"""Compute half the squared norm of the logits, :math:`\frac{1}{2} \sum_k z_k^2`.
 
     Args:
         logits: (N, C), in any float type; computed in float32 or better.
@@ -22,23 +22,28 @@ def spectral_decoupling(logits: Tensor) -> Tensor:
     Paper: Pezeshki et al., Gradient Starvation: A Learning Proclivity in Neural Networks, NeurIPS 2021,
     https://arxiv.org/abs/2011.09468.
 
-    Differs from the paper: its second form, with an offset and a strength of each class, is not here.
+    Differs from the paper: its second form, with an offset and a strength for each class, is not here.
     """
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).square().sum(1) / 2
 
 
 class SpectralDecoupling(Regularizer):
-    """Module form of :func:`spectral_decoupling`; the paper's factor is the callback's ``strength``.
+    """Keeps a feature that is easy to learn from hiding others, by a penalty on the squared logits.
 
-    When to use: a feature that is easy to learn hides others that would generalise (spurious correlations, unknown
-    groups). Use it in the place of weight decay, as the paper does, not beside it. Cost: none.
+    The terms are those of :func:`spectral_decoupling`. The paper's factor is the callback's ``strength``.
+
+    When to use: if a feature that is easy to learn hides others that would generalise (spurious correlations, unknown
+    groups). Use it in place of weight decay, as the paper does, not beside it.
+    Cost: none.
     Interactions: the logits stay small, so the network is less sure of itself; look at the calibration. The sum runs
-    over the classes, so many classes want a smaller strength.
+    over the classes, so many classes need a smaller strength.
 
     Example:
         >>> SpectralDecoupling()(torch.tensor([[1.0, -3.0]]))
         tensor([5.])
     """
+
+    function = staticmethod(spectral_decoupling)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(N, C) logits -> (N,) terms."""

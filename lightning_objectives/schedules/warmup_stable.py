@@ -1,4 +1,4 @@
-"""A warm-up, and a constant learning rate for ever."""
+"""A warm-up, then a constant learning rate."""
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -6,7 +6,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 def warmup_factor(step: int, *, warmup_steps: int = 0) -> float:
-    """The part of the peak at optimizer step ``step``, counted from 0: ``(step + 1) / warmup_steps``, at most 1.
+    """Compute the part of the peak at optimizer step ``step``, counted from 0: ``(step + 1) / warmup_steps``, at most
+    1.
 
     >>> [warmup_factor(step, warmup_steps=4) for step in range(6)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
@@ -15,7 +16,9 @@ def warmup_factor(step: int, *, warmup_steps: int = 0) -> float:
 
 
 class WarmupStableSchedule(LRScheduler):
-    """Rises linearly to the optimizer's learning rate and stays: the schedule under a merge of checkpoints.
+    """Raises the learning rate linearly to its peak and keeps it there: the schedule for a merge of checkpoints.
+
+    The learning rate is the optimizer's, times :func:`warmup_factor`.
 
     Args:
         optimizer: its own learning rates are the peaks.
@@ -25,9 +28,10 @@ class WarmupStableSchedule(LRScheduler):
     Raises:
         ValueError: a negative ``warmup_steps``.
 
-    When to use: where checkpoints are merged in the place of a decay, or the length of the training is not known yet.
-    Step it once an optimizer step (``interval="step"`` in Lightning; a bare ``lr_scheduler:`` in a LightningCLI YAML
-    steps once an epoch, and so counts epochs). Cost: none.
+    When to use: if checkpoints are merged in place of a decay, or if the length of the training is not known yet. Step
+    it once per optimizer step (``interval="step"`` in Lightning). A bare ``lr_scheduler:`` in a LightningCLI YAML steps
+    once per epoch, and so counts epochs.
+    Cost: none.
 
     Example:
         >>> import torch
@@ -54,5 +58,5 @@ class WarmupStableSchedule(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rate of each parameter group."""
+        """Compute the learning rate of each parameter group."""
         return [float(peak) * warmup_factor(self.last_epoch, warmup_steps=self.warmup_steps) for peak in self.base_lrs]

@@ -19,9 +19,10 @@ def wsd_factor(
     shape: Decay = "1-sqrt",
     final_ratio: float = 0.0,
 ) -> float:
-    r"""The part :math:`\eta` of the peak at optimizer step ``step``, counted from 0.
+    r"""Compute the part :math:`\eta` of the peak at optimizer step ``step``, counted from 0.
 
-    Linear up to 1 over ``warmup_steps``, 1 over ``stable_steps``, and then, u of the ``decay_steps`` done,
+    It rises linearly to 1 over ``warmup_steps`` and stays at 1 over ``stable_steps``. Then, with u the part of the
+    ``decay_steps`` that is done,
 
     .. math::
         \eta = r + (1 - r) s(u), \quad s(u) = 1 - u, \; 1 - \sqrt u, \; (1 + \cos \pi u) / 2; \qquad
@@ -36,17 +37,19 @@ def wsd_factor(
     u = min(1.0, max(0, step + 1 - warmup_steps - stable_steps) / decay_steps)
     if shape == "exponential":
         return float(final_ratio**u)
-    left = {"linear": 1 - u, "1-sqrt": 1 - math.sqrt(u), "cosine": (1 + math.cos(math.pi * u)) / 2}[shape]
-    return final_ratio + (1 - final_ratio) * left
+    height = {"linear": 1 - u, "1-sqrt": 1 - math.sqrt(u), "cosine": (1 + math.cos(math.pi * u)) / 2}[shape]
+    return final_ratio + (1 - final_ratio) * height
 
 
 class WSDSchedule(LRScheduler):
-    r"""Rises, stays, decays: :func:`wsd_factor` times the optimizer's learning rate.
+    """Raises the learning rate to its peak, keeps it there, and decays it at the end of the training.
+
+    The learning rate is the optimizer's, times :func:`wsd_factor`.
 
     Args:
         optimizer: its own learning rates are the peaks.
         warmup_steps: optimizer steps of the linear rise.
-        stable_steps: optimizer steps at the peak behind it.
+        stable_steps: optimizer steps at the peak after it.
         decay_steps: optimizer steps of the decay, usually a tenth to a fifth of all; the end is kept afterwards.
         shape: of the decay; ``1-sqrt`` falls at once, ``exponential`` needs a positive ``final_ratio``.
         final_ratio: r in [0, 1], the part of the peak where the decay ends.
@@ -55,9 +58,11 @@ class WSDSchedule(LRScheduler):
     Raises:
         ValueError: a setting outside its range.
 
-    When to use: as the baseline of merged checkpoints, or where a training may be prolonged from its stable part. Step
-    it once an optimizer step (``interval="step"`` in Lightning; a bare ``lr_scheduler:`` in a LightningCLI YAML steps
-    once an epoch, and so counts epochs). Cost: none. Interactions: averages and merges gain little in the decay.
+    When to use: as the baseline of merged checkpoints, or if you may prolong a training from its stable part. Step it
+    once per optimizer step (``interval="step"`` in Lightning). A bare ``lr_scheduler:`` in a LightningCLI YAML steps
+    once per epoch, and so counts epochs.
+    Cost: none.
+    Interactions: averages and merges gain little in the decay.
 
     Example:
         >>> import torch
@@ -97,7 +102,7 @@ class WSDSchedule(LRScheduler):
         if not 0 <= final_ratio <= 1:
             raise ValueError(f"final_ratio={final_ratio} must be in [0, 1].")
         if shape == "exponential" and final_ratio == 0:
-            raise ValueError("final_ratio=0.0 is never reached by shape='exponential'; use 0.01, say.")
+            raise ValueError("final_ratio=0.0 is never reached by shape='exponential'; use 0.01, for example.")
         self.warmup_steps = warmup_steps
         self.stable_steps = stable_steps
         self.decay_steps = decay_steps
@@ -106,7 +111,7 @@ class WSDSchedule(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rate of each parameter group."""
+        """Compute the learning rate of each parameter group."""
         factor = wsd_factor(
             self.last_epoch,
             warmup_steps=self.warmup_steps,

@@ -1,4 +1,4 @@
-"""losses (N,) -> weights (N,)."""
+"""Weights the samples of a batch: losses (N,) -> weights (N,)."""
 
 from lightning_objectives.weighting.loss_based import LossBasedReweighting, loss_based_weights
 

@@ -11,23 +11,25 @@ Strategy = Literal["lin_upper", "quadratic", "extremes"]
 
 
 def loss_based_weights(losses: Tensor, *, strategy: Strategy = "lin_upper", temperature: float = 1.0) -> Tensor:
-    r"""Weights of the samples of a batch from where their losses stand between the batch's least and greatest.
+    r"""Compute the weight of each sample from where its loss stands between the lowest and the highest loss of the
+    batch.
 
     .. math::
         h_i = \frac{2 \ell_i - (\ell_{max} + \ell_{min})}{\ell_{max} - \ell_{min}} \in [-1, 1], \qquad
         w = N \operatorname{softmax}(f(h) / \tau)
 
-    with ``f`` by strategy: ``lin_upper`` :math:`\min(h + 1, 1)` lowers the weight of low-loss samples only,
-    ``quadratic`` :math:`1 - h^2` of both ends, ``extremes`` :math:`|h|` of the middle.
+    The strategy sets ``f``: ``lin_upper`` :math:`\min(h + 1, 1)` lowers the weight of low-loss samples only,
+    ``quadratic`` :math:`1 - h^2` that of both ends, ``extremes`` :math:`|h|` that of the middle.
 
     Args:
-        losses: (N,) the losses of the samples of the whole batch, of all ranks.
+        losses: (N,) the losses of the samples of the whole batch, across all ranks.
         strategy: ``f`` above.
-        temperature: :math:`\tau > 0`. The ratio of two weights is at most :math:`e^{1/\tau}`; infinite is uniform.
+        temperature: :math:`\tau > 0`. The ratio of two weights is at most :math:`e^{1/\tau}`; infinity gives uniform
+            weights.
 
     Returns:
         (N,) weights >= 0 with mean 1, float32 at least, without gradient. A non-finite loss gets the weight 0, and the
-        others have mean 1 among themselves; with no finite loss at all, every weight is 1.
+        others have mean 1 among themselves. If no loss is finite, every weight is 1.
 
     Raises:
         ValueError: an unknown strategy, or a temperature that is not positive.
@@ -39,8 +41,8 @@ def loss_based_weights(losses: Tensor, *, strategy: Strategy = "lin_upper", temp
     Paper: Sow et al., Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining, ICLR 2025,
     https://arxiv.org/abs/2502.06733.
 
-    Differs from the paper: :math:`h` is computed from the differences to both ends, since the form of the released
-    code cancels where the losses are close; a non-finite loss is set aside instead of spoiling every weight.
+    Differs from the paper: :math:`h` is computed from the differences to both ends, because the form in the released
+    code cancels if the losses are close. A non-finite loss is set aside instead of spoiling every weight.
     """
     _check(strategy, temperature)
     losses = losses.detach().to(torch.promote_types(losses.dtype, torch.float32))
@@ -66,24 +68,31 @@ def _check(strategy: str, temperature: float) -> None:
 
 
 class LossBasedReweighting(Weighting):
-    r"""Module form of :func:`loss_based_weights`, uniform for the first ``warmup_steps`` optimizer steps.
+    r"""Down-weights samples with a low loss, so that training spends more of each step on the hard ones.
+
+    The weights are those of :func:`loss_based_weights`, and uniform for the first ``warmup_steps`` optimizer steps.
 
     Args:
         strategy: which losses are favoured, see the function.
         temperature: :math:`\tau`; the paper's runs use 0.4 and 1.
         warmup_steps: optimizer steps with uniform weights, during which the criterion is left exactly as it is.
 
-    When to use: large batches (16 samples and more over all ranks) with much that is redundant. A batch of two always
-    gets the extreme weights, whatever the gap between the losses. With noisy labels ``lin_upper`` keeps the mislabelled
-    samples at full weight; ``quadratic`` lowers them.
+    Raises:
+        ValueError: an unknown strategy, a temperature that is not positive, or negative ``warmup_steps``.
+
+    When to use: with large batches (16 samples or more across all ranks) of redundant data. Avoid tiny batches: with
+    two samples, one always gets the highest weight and the other the lowest, however close their losses are. With noisy
+    labels ``lin_upper`` keeps the mislabelled samples at full weight; ``quadratic`` lowers them.
     Cost: one all-gather of the losses; no extra forward pass.
-    Interactions: the gradient norm changes with the weights, so a clipping threshold may want another value. The
-    loss that the model logs is the weighted one; the unweighted is logged beside it.
+    Interactions: the gradient norm changes with the weights, so you may need another clipping threshold. The loss that
+    the model logs is the weighted one; the unweighted loss is logged beside it.
 
     Example:
         >>> LossBasedReweighting(strategy="quadratic")(torch.tensor([0.0, 1.0, 2.0]))
         tensor([0.6358, 1.7284, 0.6358])
     """
+
+    function = staticmethod(loss_based_weights)
 
     def __init__(self, *, strategy: Strategy = "lin_upper", temperature: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__()
@@ -95,7 +104,7 @@ class LossBasedReweighting(Weighting):
         self.warmup_steps = warmup_steps
 
     def active(self, *, step: int) -> bool:
-        """False during the warm-up and at infinite temperature: the criterion is then not touched."""
+        """Return False during the warm-up and at infinite temperature: the criterion is then not touched."""
         return step >= self.warmup_steps and self.temperature != float("inf")
 
     def forward(self, losses: Tensor) -> Tensor:
