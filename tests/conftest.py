@@ -1,5 +1,8 @@
 """For all tests: a fixed seed, an empty working directory, a quiet Lightning, and no skip that is not on the list."""
 
+import functools
+import gc
+import importlib.metadata
 import logging
 import random
 
@@ -7,6 +10,15 @@ import numpy as np
 import pytest
 import torch
 from skip_list import pytest_configure  # noqa: F401  # a hook
+
+# Each Trainer asks for the entry points of all installed packages, which stay the same while the tests run.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+
+
+def pytest_collection_finish(session):
+    """Exempt what the imports made from the garbage collection: some trainings collect explicitly, several times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
