@@ -13,6 +13,10 @@ from skip_list import pytest_configure  # noqa: F401  # a hook
 
 # Each Trainer asks for the entry points of all installed packages, which stay the same while the tests run.
 importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+# Without a GPU, torch keeps each seed for one that may come, with a traceback of the whole stack.
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    if not device.is_available():
+        device.manual_seed_all = lambda seed: None
 
 
 def pytest_collection_finish(session):

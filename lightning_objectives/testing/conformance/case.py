@@ -98,6 +98,14 @@ def hooks_of(optimizers: Iterable[Any]) -> list[dict[str, int]]:
 
 
 @dataclass
+class Outcome:
+    """The weights and the losses of a training."""
+
+    weights: dict[str, Any]
+    losses: list[Any]
+
+
+@dataclass
 class Run:
     """What is left of a training."""
 
@@ -110,6 +118,11 @@ class Run:
     def weights(self) -> dict[str, Any]:
         """The module's state after the fit."""
         return {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    @property
+    def outcome(self) -> Outcome:
+        """What can be compared with another training."""
+        return Outcome(self.weights, list(self.losses))
 
 
 @dataclass(kw_only=True)
@@ -166,13 +179,17 @@ class Case:
         seed: int = 0,
         **trainer: Any,
     ) -> Run:
-        """Train a module, a new one of this case by default, from a seed."""
+        """Train a module, a new one of this case by default, from a seed.
+
+        ``train`` and ``val`` are loaders or data modules, or functions that make them of this case; the one of
+        ``train`` is also given the callbacks.
+        """
         L.seed_everything(seed, verbose=False)
         net = module if isinstance(module, L.LightningModule) else (module or self.module)()
         losses = Losses()
         runner = self.trainer(*callbacks, losses, **trainer)
         torch.manual_seed(seed)  # what the callbacks and the module drew when they were made shifts nothing
-        train = self.loader_for(callbacks) if train is None else train
-        val = self.loader() if val is None else val
+        train = self.loader_for(callbacks) if train is None else train(self, callbacks) if callable(train) else train
+        val = self.loader() if val is None else val(self) if callable(val) else val
         runner.fit(net, train, val or None, ckpt_path=ckpt_path)
         return Run(runner, net, callbacks, losses.values)

@@ -23,7 +23,6 @@ from lightning_objectives.testing.conformance.resume import (
 _EPOCHS = 3
 _EVERY_EPOCH: dict[str, Any] = {}
 _EVERY_BATCH: dict[str, Any] = {"every_n_train_steps": 1}
-_LIGHTNING_ITSELF_THEN_IT: tuple[list[Any] | None, ...] = ([], None)
 
 
 def resumed_at_an_epochs_end(trial: Trial) -> None:
@@ -32,19 +31,13 @@ def resumed_at_an_epochs_end(trial: Trial) -> None:
     To the bit: weights, losses, states of the optimizer and of every callback, and the files beside them.
     """
     batches = len(trial.case.loader())
-    for callbacks in _LIGHTNING_ITSELF_THEN_IT:
-        whole = _train(trial, _EVERY_EPOCH, callbacks)
-        for epoch in range(1, _EPOCHS):
-            _require_uninterrupted(trial, whole, _train(trial, _EVERY_EPOCH, callbacks, stops=[epoch * batches + 1]))
+    _resumes(trial, _EVERY_EPOCH, [epoch * batches + 1 for epoch in range(1, _EPOCHS)])
 
 
 def resumed_within_an_epoch(trial: Trial) -> None:
     """The same from the middle of an epoch, with a data loader that keeps its place."""
     batches = len(trial.case.loader())
-    for callbacks in _LIGHTNING_ITSELF_THEN_IT:
-        whole = _train(trial, _EVERY_BATCH, callbacks)
-        for stop in (batches - 1, batches + 1):
-            _require_uninterrupted(trial, whole, _train(trial, _EVERY_BATCH, callbacks, stops=[stop]))
+    _resumes(trial, _EVERY_BATCH, [batches - 1, batches + 1])
 
 
 def resumed_twice(trial: Trial) -> None:
@@ -129,6 +122,18 @@ def put_in_at_resume(trial: Trial) -> None:
 
 
 # -- trainings in directories ------------------------------------------------------------------------------------------
+
+
+def _resumes(trial: Trial, saving: dict[str, Any], stops: list[int]) -> None:
+    """Lightning itself, and then the plug-in, goes on from each stop as if there had been none."""
+
+    def check(callbacks: list[Any] | None = None) -> None:
+        whole = _train(trial, saving, callbacks)
+        for stop in stops:
+            _require_uninterrupted(trial, whole, _train(trial, saving, callbacks, stops=[stop]))
+
+    trial.once(lambda: check([]), "resumes", saving, stops)
+    check()
 
 
 class _Interrupted(Exception):  # noqa: N818  # nothing went wrong
