@@ -1,9 +1,10 @@
 """A module, its data and what a plug-in is given: what the conditions train."""
 
+import itertools
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,9 @@ class Case:
     batch_size: int = 8
     trainers: list[L.Trainer] = field(default_factory=list, repr=False)
     """All trainers made, in order."""
+    numbers: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False)
+    root: Path | None = field(default=None, init=False, repr=False)
+    """Holds the directories of this case, once there is one."""
 
     def loader(self, **kwargs: Any) -> DataLoader[Any]:
         """The data in their order."""
@@ -153,10 +157,11 @@ class Case:
         return DataLoader(with_index(self.data()), batch_size=self.batch_size) if asked else self.loader()
 
     def folder(self) -> Path:
-        """A new directory, deleted with this case."""
-        path = Path(tempfile.mkdtemp(prefix="conformance-"))
-        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
-        return path
+        """A directory of its own, deleted with this case; whoever writes to it makes it."""
+        if self.root is None:
+            self.root = Path(tempfile.mkdtemp(prefix="conformance-"))
+            weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
+        return self.root / str(next(self.numbers))
 
     def trainer(self, *callbacks: Any, **kwargs: Any) -> L.Trainer:
         """A quiet trainer on the CPU whose files go to a :meth:`folder`."""

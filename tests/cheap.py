@@ -1,0 +1,46 @@
+"""What Lightning and torch repeat in each small training of the tests, done once or not at all.
+
+Nothing of it changes what a training computes on the CPU: `test_cheap.py` compares trainings with it and without.
+"""
+
+import functools
+import gc
+import importlib.metadata
+import sys
+
+import torch
+
+
+def entry_points():
+    """Read the entry points of all installed packages once, not for each Trainer: they stay the same."""
+    importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+
+
+def seeds():
+    """Forget the seeds of devices that this machine lacks: torch keeps each, with a traceback of the whole stack."""
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        if not device.is_available():
+            device.manual_seed_all = lambda seed: None
+
+
+def metrics():
+    """Leave a logged value on the CPU where it is: to move it, Lightning also copies all that is known of it."""
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        results = sys.modules.get(f"{name}.trainer.connectors.logger_connector.result")
+        if results is not None:
+            results._ResultMetric.to = _unless_on_the_cpu(results._ResultMetric.to)
+
+
+def _unless_on_the_cpu(move):
+    @functools.wraps(move)
+    def to(self, device, *args, **kwargs):
+        stays = self.is_tensor and self.value.device.type == torch.device(device).type == "cpu"
+        return self if stays else move(self, device, *args, **kwargs)
+
+    return to
+
+
+def garbage():
+    """Exempt what the imports made from the garbage collection, which some trainings start several times."""
+    gc.collect()
+    gc.freeze()
