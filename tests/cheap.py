@@ -40,7 +40,13 @@ def _unless_on_the_cpu(move):
     return to
 
 
+def no_garbage():
+    """Collect no garbage during the imports, which make hardly any."""
+    gc.disable()
+
+
 def garbage():
     """Exempt what the imports made from the garbage collection, which some trainings start several times."""
+    gc.enable()
     gc.collect()
     gc.freeze()

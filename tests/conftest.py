@@ -9,6 +9,7 @@ import pytest
 import torch
 from skip_list import pytest_configure  # noqa: F401  # a hook
 
+cheap.no_garbage()
 cheap.entry_points()
 cheap.seeds()
 
