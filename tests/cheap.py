@@ -6,6 +6,7 @@ Nothing of it changes what a training computes on the CPU: `test_cheap.py` compa
 import functools
 import gc
 import importlib.metadata
+import os
 import sys
 
 import torch
@@ -21,6 +22,19 @@ def seeds():
     for device in (torch.cuda, torch.xpu, torch.mtia):
         if not device.is_available():
             device.manual_seed_all = lambda seed: None
+
+
+def devices():
+    """Look for the driver of a GPU once: each Trainer asks three times."""
+    if not torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def guards():
+    """Do not measure how long the guards of a compiled graph take, for which torch flushes the caches of the CPU."""
+    compiler = sys.modules.get("torch._dynamo.guards")
+    if hasattr(compiler, "profile_guard_manager"):
+        compiler.profile_guard_manager = lambda *_: 0.0
 
 
 def metrics():
