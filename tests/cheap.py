@@ -17,11 +17,20 @@ def entry_points():
     importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 
+SEEDS = {}
+"""How each of these devices would be seeded."""
+
+
 def seeds():
     """Forget the seeds of devices that this machine lacks: torch keeps each, with a traceback of the whole stack."""
     for device in (torch.cuda, torch.xpu, torch.mtia):
         if not device.is_available():
-            device.manual_seed_all = lambda seed: None
+            SEEDS[device] = device.manual_seed_all
+            device.manual_seed_all = _forget
+
+
+def _forget(seed):
+    pass
 
 
 def devices():

@@ -68,7 +68,7 @@ class Trial:
     def once(self, train: Callable[[], Result], *depends: Any) -> Result:
         """The result of a training that depends on the module and data of the case, and on what is named here."""
         case = self.case
-        if type(case) is not Case or vars(case).keys() != Case.__dataclass_fields__.keys():
+        if type(case) is not Case or vars(case).keys() - Case.__dataclass_fields__.keys():
             return train()  # a subclass, or a method that was replaced
         return self.memory.once(train, key=(case.module, case.data, case.batch_size, *depends))
 
