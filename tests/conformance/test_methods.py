@@ -22,7 +22,7 @@ from lightning_objectives.testing.conformance import Case, Condition, Memory, Pl
 from lightning_objectives.testing.conformance.case import Classifier
 from lightning_objectives.testing.conformance.conditions import resuming
 from lightning_objectives.testing.conformance.resume import difference
-from lightning_objectives.testing.metrics import ALL, FIRST, SECOND, _seen, _signals
+from lightning_objectives.testing.metrics import ALL, FIRST, SECOND, _signals, _updated
 
 MEMORY = Memory()
 PLACED = [(row, cls) for row in every_method() for _, cls in methods() if cls.__name__ == row.name]
@@ -133,7 +133,7 @@ def test_it_goes_on(cls, how, record_property):
         old.persistent(True)
         old.update(**_signals(old, FIRST))
         new = as_pickle(old) if how == "pickled" else as_data(_persistent(build(cls)), old)
-        assert close(_seen(new, SECOND).compute(), _seen(build(cls), ALL).compute())
+        assert close(_updated(new, SECOND).compute(), _updated(build(cls), ALL).compute())
     else:
         rates(old, 7)
         new = as_pickle(old) if how == "pickled" else as_data(build(cls), old)
