@@ -24,7 +24,7 @@ SEEDS = {}
 def seeds():
     """Forget the seeds of devices that this machine lacks: torch keeps each, with a traceback of the whole stack."""
     for device in (torch.cuda, torch.xpu, torch.mtia):
-        if not device.is_available():
+        if hasattr(device, "manual_seed_all") and not device.is_available():
             SEEDS[device] = device.manual_seed_all
             device.manual_seed_all = _forget
 
