@@ -3,10 +3,22 @@
 import logging
 import random
 
+import cheap
 import numpy as np
 import pytest
 import torch
 from skip_list import pytest_configure  # noqa: F401  # a hook
+
+cheap.no_garbage()
+cheap.entry_points()
+cheap.seeds()
+cheap.devices()
+
+
+def pytest_collection_finish(session):
+    cheap.metrics()
+    cheap.guards()
+    cheap.garbage()
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,13 @@ def test_a_row_runs_at_its_smallest_and_keeps_every_repeat(row, tmp_path, monkey
         else:
             assert all(len(row) == len(table["columns"]) for row in table["rows"])
     assert f"## {found['title']}" in page(tmp_path)
+    if row == "merging_blocks":
+        (table,) = found["tables"]
+        amounts = {
+            line[table["columns"].index("what")]: line[table["columns"].index("amount")] for line in table["rows"]
+        }
+        assert [name for name, value in amounts.items() if value <= 0] == []
+        assert amounts.keys() >= {"one copy in memory", "snapshot, keep='files'", "snapshot, keep='sum'"}
 
 
 def test_the_page_is_what_the_files_say():

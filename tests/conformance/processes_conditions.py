@@ -146,7 +146,7 @@ class Sharing:
 
     def plain(self, trial, name, **settings):
         if name not in self.plains:
-            self.plains[name] = trial.plain(**settings)
+            self.plains[name] = trial.fit([], **settings)
         return self.plains[name]
 
     def laws(self, trial, name, **settings):

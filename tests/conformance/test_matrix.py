@@ -2,7 +2,9 @@
 
 import pytest
 
-from lightning_objectives.testing.conformance import Trial, conditions, exemplars, outcome
+from lightning_objectives.testing.conformance import Case, Memory, Trial, conditions, exemplars, outcome
+
+MEMORY = Memory()
 
 
 def test_a_condition_is_known_by_its_name():
@@ -14,4 +16,5 @@ def test_a_condition_is_known_by_its_name():
 @pytest.mark.parametrize("condition", conditions(), ids=str)
 def test_cell(condition, plug_in, record_property, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    record_property("cell", f"{condition.family}|{plug_in}|{condition}|{outcome(condition, Trial(plug_in))}")
+    trial = Trial(plug_in, Case(), MEMORY)
+    record_property("cell", f"{condition.family}|{plug_in}|{condition}|{outcome(condition, trial)}")

@@ -18,12 +18,13 @@ from lightning_objectives.discovery import methods
 from lightning_objectives.kinds import Method
 from lightning_objectives.testing import build
 from lightning_objectives.testing.common import close
-from lightning_objectives.testing.conformance import Case, Condition, PlugIn, Trial, every_method, outcome
+from lightning_objectives.testing.conformance import Case, Condition, Memory, PlugIn, Trial, every_method, outcome
 from lightning_objectives.testing.conformance.case import Classifier
 from lightning_objectives.testing.conformance.conditions import resuming
 from lightning_objectives.testing.conformance.resume import difference
-from lightning_objectives.testing.metrics import ALL, FIRST, SECOND, _seen, _signals
+from lightning_objectives.testing.metrics import ALL, FIRST, SECOND, _signals, _updated
 
+MEMORY = Memory()
 PLACED = [(row, cls) for row in every_method() for _, cls in methods() if cls.__name__ == row.name]
 OTHERS = [cls for _, cls in methods() if issubclass(cls, (LRScheduler, Metric))]
 
@@ -49,10 +50,10 @@ def scheduled(cls):
 def trial_of(cls):
     """A method in a training."""
     if issubclass(cls, LRScheduler):
-        return Trial(PlugIn(cls.__name__, lambda case: []), Case(module=scheduled(cls)))
+        return Trial(PlugIn(cls.__name__, lambda case: []), Case(module=scheduled(cls)), MEMORY)
     if issubclass(cls, Metric):
-        return Trial(PlugIn(cls.__name__, lambda case: [LogMetrics(build(cls))]))
-    return Trial(next(row for row, known in PLACED if known is cls))
+        return Trial(PlugIn(cls.__name__, lambda case: [LogMetrics(build(cls))]), Case(), MEMORY)
+    return Trial(next(row for row, known in PLACED if known is cls), Case(), MEMORY)
 
 
 def resume(trial):
@@ -132,7 +133,7 @@ def test_it_goes_on(cls, how, record_property):
         old.persistent(True)
         old.update(**_signals(old, FIRST))
         new = as_pickle(old) if how == "pickled" else as_data(_persistent(build(cls)), old)
-        assert close(_seen(new, SECOND).compute(), _seen(build(cls), ALL).compute())
+        assert close(_updated(new, SECOND).compute(), _updated(build(cls), ALL).compute())
     else:
         rates(old, 7)
         new = as_pickle(old) if how == "pickled" else as_data(build(cls), old)

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from lightning_objectives.testing.conformance import Case, Trial, exemplars
+from lightning_objectives.testing.conformance import Case, Memory, Trial, exemplars
 from lightning_objectives.testing.conformance.check import REFUSALS
 from lightning_objectives.testing.conformance.plug_ins import PlugIn, methods_of, place, switched_off, verbs
 
@@ -13,6 +13,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:AverageWeights of .* never began", "ignore:MergeCheckpoints has no snapshot to merge"
 )
 SHORT = {"max_epochs": 1, "limit_val_batches": 1}
+MEMORY = Memory()
 PAIRS = list(combinations(verbs().items(), 2))
 
 
@@ -28,7 +29,9 @@ def test_pair(first, second, record_property, tmp_path, monkeypatch):
 
 
 def outcome_of(first, second):
-    trial = Trial(PlugIn(f"{first.__name__} and {second.__name__}", lambda case: both(first, second, case)))
+    trial = Trial(
+        PlugIn(f"{first.__name__} and {second.__name__}", lambda case: both(first, second, case)), Case(), MEMORY
+    )
     refusal = None
     try:
         run = trial.fit(**SHORT)
@@ -43,7 +46,8 @@ def outcome_of(first, second):
     trial.require_same(run, other_way, "the order in the list must not matter.")
     for off in (0, 1):
         callbacks = both(first, second, trial.case)
-        without = trial.fit(callbacks[:off] + callbacks[off + 1 :], **SHORT)
+        others = callbacks[:off] + callbacks[off + 1 :]
+        without = trial.once(lambda others=others: trial.fit(others, **SHORT).outcome, *map(type, others))
         callbacks = both(first, second, trial.case)
         switched_off(callbacks[off])
         trial.require_same(without, trial.fit(callbacks, **SHORT), "zero strength of one must be the other alone.")

@@ -73,9 +73,9 @@ def train(name):
     return DataLoader(with_index(data()) if name == "Distill" else data(), batch_size=8)
 
 
-def run(name, net, *, epochs, ckpt_path=None):
+def run(name, net, *, epochs, ckpt_path=None, **settings):
     """A trainer, and what starts its training in the working directory."""
-    runner = trainer(*MADE[name](), max_epochs=epochs)
+    runner = trainer(*MADE[name](), max_epochs=epochs, **settings)
     return runner, lambda: runner.fit(net, train(name), loader(seed=1), ckpt_path=ckpt_path)
 
 

@@ -47,7 +47,7 @@ def resumed(name, path, *, lightning=()):
     """
     before_files = contents(path.parent)
     net = Net()
-    _, plain = run("LogMetrics", net, epochs=1)
+    _, plain = run("LogMetrics", net, epochs=1, limit_train_batches=1, limit_val_batches=1, num_sanity_val_steps=0)
     plain()
     before = trace(net)
     runner, fit = run(name, net, epochs=2, ckpt_path=path)

@@ -7,11 +7,13 @@ from lightning_objectives.kinds import Method
 from lightning_objectives.testing.conformance.case import Case
 from lightning_objectives.testing.conformance.check import Condition, Trial, outcome
 from lightning_objectives.testing.conformance.conditions import conditions
+from lightning_objectives.testing.conformance.memory import Memory
 from lightning_objectives.testing.conformance.plug_ins import PlugIn, every_method, exemplars, of_method
 
 __all__ = [
     "Case",
     "Condition",
+    "Memory",
     "PlugIn",
     "Trial",
     "assert_conforms",
@@ -50,7 +52,8 @@ def assert_conforms(
         raise ValueError(f"only={unknown} names no condition; there are {', '.join(known)}.")
     row = of_method(plug_in) if isinstance(plug_in, Method) else PlugIn("the plug-in", lambda _: _listed(plug_in()))
     chosen = [known[name] for name in known if only is None or name in only]
-    return {condition.name: outcome(condition, Trial(row, Case(**case))) for condition in chosen}
+    memory = Memory()
+    return {condition.name: outcome(condition, Trial(row, Case(**case), memory)) for condition in chosen}
 
 
 def _listed(made: Any) -> list[Any]:

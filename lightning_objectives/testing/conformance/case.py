@@ -1,9 +1,10 @@
 """A module, its data and what a plug-in is given: what the conditions train."""
 
+import itertools
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,14 @@ def hooks_of(optimizers: Iterable[Any]) -> list[dict[str, int]]:
 
 
 @dataclass
+class Outcome:
+    """The weights and the losses of a training."""
+
+    weights: dict[str, Any]
+    losses: list[Any]
+
+
+@dataclass
 class Run:
     """What is left of a training."""
 
@@ -110,6 +119,11 @@ class Run:
     def weights(self) -> dict[str, Any]:
         """The module's state after the fit."""
         return {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    @property
+    def outcome(self) -> Outcome:
+        """What can be compared with another training."""
+        return Outcome(self.weights, list(self.losses))
 
 
 @dataclass(kw_only=True)
@@ -129,6 +143,9 @@ class Case:
     batch_size: int = 8
     trainers: list[L.Trainer] = field(default_factory=list, repr=False)
     """All trainers made, in order."""
+    numbers: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False)
+    root: Path | None = field(default=None, init=False, repr=False)
+    """Holds the directories of this case, once there is one."""
 
     def loader(self, **kwargs: Any) -> DataLoader[Any]:
         """The data in their order."""
@@ -140,10 +157,11 @@ class Case:
         return DataLoader(with_index(self.data()), batch_size=self.batch_size) if asked else self.loader()
 
     def folder(self) -> Path:
-        """A new directory, deleted with this case."""
-        path = Path(tempfile.mkdtemp(prefix="conformance-"))
-        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
-        return path
+        """A directory of its own, deleted with this case; whoever writes to it makes it."""
+        if self.root is None:
+            self.root = Path(tempfile.mkdtemp(prefix="conformance-"))
+            weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
+        return self.root / str(next(self.numbers))
 
     def trainer(self, *callbacks: Any, **kwargs: Any) -> L.Trainer:
         """A quiet trainer on the CPU whose files go to a :meth:`folder`."""
@@ -166,13 +184,17 @@ class Case:
         seed: int = 0,
         **trainer: Any,
     ) -> Run:
-        """Train a module, a new one of this case by default, from a seed."""
+        """Train a module, a new one of this case by default, from a seed.
+
+        ``train`` and ``val`` are loaders or data modules, or functions that make them of this case; the one of
+        ``train`` is also given the callbacks.
+        """
         L.seed_everything(seed, verbose=False)
         net = module if isinstance(module, L.LightningModule) else (module or self.module)()
         losses = Losses()
         runner = self.trainer(*callbacks, losses, **trainer)
         torch.manual_seed(seed)  # what the callbacks and the module drew when they were made shifts nothing
-        train = self.loader_for(callbacks) if train is None else train
-        val = self.loader() if val is None else val
+        train = self.loader_for(callbacks) if train is None else train(self, callbacks) if callable(train) else train
+        val = self.loader() if val is None else val(self) if callable(val) else val
         runner.fit(net, train, val or None, ckpt_path=ckpt_path)
         return Run(runner, net, callbacks, losses.values)

@@ -1,16 +1,18 @@
 """What every training with a plug-in keeps, and what a condition is."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_objectives.testing.conformance.case import Case, Losses, Run, hooks_of
+from lightning_objectives.testing.conformance.case import Case, Losses, Outcome, Run, hooks_of
+from lightning_objectives.testing.conformance.memory import Memory
 from lightning_objectives.testing.conformance.plug_ins import PlugIn
 
+Result = TypeVar("Result")
 REFUSALS = (ValueError, TypeError, NotImplementedError)
 
 
@@ -21,10 +23,12 @@ class Trial:
     Args:
         plug_in: the row.
         case: what is trained.
+        memory: shared by trials, so that they train only once what they have in common.
     """
 
     plug_in: PlugIn
     case: Case = field(default_factory=Case)
+    memory: Memory = field(default_factory=Memory, repr=False)
 
     def make(self) -> list[Any]:
         """New callbacks."""
@@ -44,9 +48,29 @@ class Trial:
         self.require(hooks == at_first, f"it must take its hooks off the optimizers: before {at_first}, after {hooks}.")
         return run
 
-    def plain(self, **settings: Any) -> Run:
-        """The same training without it."""
-        return self.fit([], **settings)
+    def plain(self, *beside: Callable[[], Any], **settings: Any) -> Outcome:
+        """The same training without it, with other callbacks beside it; remembered."""
+
+        def train() -> Outcome:
+            return self.fit([make() for make in beside], **settings).outcome
+
+        return self.once(train, "plain", beside, settings)
+
+    def usual(self, *beside: Callable[[], Any], **settings: Any) -> Outcome:
+        """The training with it, for comparisons with another one; remembered."""
+
+        def train() -> Outcome:
+            return self.fit([*self.make(), *(make() for make in beside)], **settings).outcome
+
+        plug_in = (type(self.plug_in), self.plug_in.name, self.plug_in.make)
+        return self.once(train, "usual", plug_in, dict(self.case.settings), beside, settings)
+
+    def once(self, train: Callable[[], Result], *depends: Any) -> Result:
+        """The result of a training that depends on the module and data of the case, and on what is named here."""
+        case = self.case
+        if type(case) is not Case or vars(case).keys() - Case.__dataclass_fields__.keys():
+            return train()  # a subclass, or a method that was replaced
+        return self.memory.once(train, key=(case.module, case.data, case.batch_size, *depends))
 
     def idle(self, **settings: Any) -> Run:
         """The same training with it at zero strength."""
@@ -57,7 +81,7 @@ class Trial:
         if not holds:
             raise AssertionError(f"{self.plug_in}: {sentence}")
 
-    def require_same(self, a: Run, b: Run, sentence: str) -> None:
+    def require_same(self, a: Run | Outcome, b: Run | Outcome, sentence: str) -> None:
         """The weights, and the losses on the way, are the same to the bit."""
         other = differing(a.weights, b.weights)
         self.require(not other, f"{sentence} The weights differ in {other}.")
@@ -70,7 +94,7 @@ class Trial:
         other |= {name: (was, None) for name, was in before.items() if name not in after}
         self.require(not other, f"it must give the module back as it was, but (before, after): {other}")
 
-    def require_to_act(self, plain: Run, run: Run) -> None:
+    def require_to_act(self, plain: Run | Outcome, run: Run | Outcome) -> None:
         """It did something, and left the training alone if it says so."""
         if self.plug_in.leaves_training_alone(self.case):
             same = _same_losses(plain.losses, run.losses)
@@ -79,19 +103,55 @@ class Trial:
             acted = differing(plain.weights, run.weights)
             self.require(acted, "it must change the training, but the weights are those of the one without it.")
 
-    def holds_under(self, **settings: Any) -> tuple[Run, Run]:
+    def require_finite(self, run: Run) -> None:
+        """No weight is infinite or NaN."""
+        wild = [n for n, v in run.weights.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+        self.require(not wild, f"the weights must stay finite, but {wild} are not.")
+
+    def holds(
+        self,
+        *beside: Callable[[], Any],
+        options: Mapping[str, Any] | None = None,
+        acts: bool = True,
+        twice: bool = False,
+        **settings: Any,
+    ) -> tuple[Outcome, Run]:
         """The laws of every training, under these settings of the Trainer and the case.
 
-        Zero strength is the training without it, to the bit; otherwise it acts, the same each time, and leaves finite
-        weights.
+        Zero strength is the training without it, to the bit; otherwise it acts, and leaves finite weights.
+
+        Args:
+            beside: make other callbacks, which stand behind it.
+            options: attributes for the callbacks that have them.
+            acts: whether it must change the training, unless it says that it does not.
+            twice: whether a second training must be equal to the first.
+            settings: of the Trainer and the case.
+
+        Returns:
+            the training without the plug-in, and the one with it.
         """
-        plain, run = self.plain(**settings), self.fit(**settings)
-        self.require_same(plain, self.idle(**settings), "at zero strength it must be the training without it.")
-        self.require_to_act(plain, run)
-        finite = all(bool(value.isfinite().all()) for value in run.weights.values() if value.is_floating_point())
-        self.require(finite, "the weights must stay finite.")
-        self.require_same(run, self.fit(**settings), "two equal trainings must be equal.")
+
+        def fit(callbacks: list[Any]) -> Run:
+            return self.fit([*told(callbacks, options), *(make() for make in beside)], **settings)
+
+        plain, run = self.plain(*beside, **settings), fit(self.make())
+        idle = fit(list(self.plug_in.idle(self.case)))
+        self.require_same(plain, idle, "at zero strength it must be the training without it.")
+        if acts or self.plug_in.leaves_training_alone(self.case):
+            self.require_to_act(plain, run)
+        self.require_finite(run)
+        if twice:
+            self.require_same(run, fit(self.make()), "two equal trainings must be equal.")
         return plain, run
+
+
+def told(callbacks: list[Any], options: Mapping[str, Any] | None) -> list[Any]:
+    """The callbacks that have these options, with them."""
+    for callback in callbacks:
+        for name, value in (options or {}).items():
+            if hasattr(callback, name):
+                setattr(callback, name, value)
+    return callbacks
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Variants of a user's module, and what the conditions measure of a training."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -48,36 +49,7 @@ def step_of(user: Any) -> Callable[[Any, Any, int], Any]:
 def own(trial: Trial, module: Make, **case: Any) -> Trial:
     """A trial on a module of the condition's own, with data that fit it."""
     settings = {**trial.case.settings, **Case().settings}
-    return Trial(trial.plug_in, Case(module=module, settings=settings, trainers=trial.case.trainers, **case))
-
-
-def told(callbacks: list[Any], options: Mapping[str, Any] | None) -> list[Any]:
-    """The callbacks that have these options, with them."""
-    for callback in callbacks:
-        for name, value in (options or {}).items():
-            if hasattr(callback, name):
-                setattr(callback, name, value)
-    return callbacks
-
-
-def holds(
-    trial: Trial, *, options: Mapping[str, Any] | None = None, acts: bool = True, **settings: Any
-) -> tuple[Run, Run]:
-    """What a training keeps under these settings: zero strength is the plain one; at work it acts and stays finite."""
-    plain = trial.plain(**settings)
-    run = trial.fit(told(trial.make(), options), **settings)
-    idle = trial.fit(told(list(trial.plug_in.idle(trial.case)), options), **settings)
-    trial.require_same(plain, idle, "at zero strength it must be the training without it.")
-    if acts or trial.plug_in.leaves_training_alone(trial.case):
-        trial.require_to_act(plain, run)
-    require_finite(trial, run)
-    return plain, run
-
-
-def require_finite(trial: Trial, run: Run) -> None:
-    """No weight is infinite or NaN."""
-    wild = [n for n, v in run.weights.items() if v.is_floating_point() and not bool(v.isfinite().all())]
-    trial.require(not wild, f"the weights must stay finite, but {wild} are not.")
+    return replace(trial, case=Case(module=module, settings=settings, trainers=trial.case.trainers, **case))
 
 
 def counters(run: Run) -> list[tuple[str, int]]:

@@ -59,7 +59,7 @@ def permutations(trial: Trial) -> None:
 
 def copies_and_pickles(trial: Trial) -> None:
     """Callbacks and module are copied and pickled before, during and after a fit, and the copies train as new ones."""
-    whole = trial.fit(**_SHORT)
+    whole = trial.usual(**_SHORT)
     made = trial.make()
     for how in (copy.deepcopy, _pickled):
         run = trial.fit(how(made), **_SHORT)

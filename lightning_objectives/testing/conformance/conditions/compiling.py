@@ -1,12 +1,13 @@
 """``torch.compile``: nothing is compiled again once the training is warm."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.compile import from_compiled
 
-from lightning_objectives.testing.conformance.case import Classifier, Run
+from lightning_objectives.testing.conformance.case import Classifier, Outcome
 from lightning_objectives.testing.conformance.check import Trial
 from lightning_objectives.testing.conformance.variants import Make, Probe, own, variant
 
@@ -78,9 +79,11 @@ class _Backend:
         return graph.forward
 
 
-class _Compiled(Run):
+@dataclass
+class _Compiled(Outcome):
     graphs: list[int]
     """How many there were after each step."""
+    callbacks: list[Any] = field(default_factory=list)
 
 
 def _scheduled(user: Any) -> dict[str, Any]:
@@ -101,15 +104,13 @@ def _holds(trial: Trial, compiled: Callable[[Any], Make]) -> tuple[_Compiled, _C
         backend = _Backend()
         probe = Probe(end=lambda module: backend.graphs)
         run = mine.fit([*callbacks, probe], module=compiled(backend), max_epochs=_EPOCHS, val=[])
-        made = _Compiled(run.trainer, run.module, callbacks, run.losses)
-        made.graphs = probe.ends
-        return made
+        return _Compiled(run.weights, run.losses, probe.ends, callbacks)
 
-    run, plain = fit(mine.make()), fit([])
+    run, plain = fit(mine.make()), mine.once(lambda: fit([]), "compiled", compiled)
     trial.require_same(plain, fit(list(trial.plug_in.idle(mine.case))), "at zero strength it is plain.")
     trial.require(run.graphs[0] > 0, "the network must run as it is compiled.")
     trial.require(run.graphs[_WARM] == run.graphs[-1], f"graphs must be compiled at the start only, not {run.graphs}.")
-    eager = mine.fit(module=variant(Classifier, _scheduled), max_epochs=_EPOCHS, val=[])
+    eager = mine.usual(module=variant(Classifier, _scheduled), max_epochs=_EPOCHS, val=[])
     near = torch.allclose(torch.tensor(run.losses), torch.tensor(eager.losses), atol=1e-4)
     trial.require(near, f"the losses must be those without compilation, {eager.losses}, not {run.losses}.")
     names = [text for callback in run.callbacks for text in _texts(callback.state_dict()) if "_orig_mod" in text]

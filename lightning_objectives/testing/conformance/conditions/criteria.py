@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_objectives.data.with_index import with_index
-from lightning_objectives.testing.conformance.case import CLASSES, Classifier, Run
-from lightning_objectives.testing.conformance.check import Trial
-from lightning_objectives.testing.conformance.variants import holds, loud, own, step_of, told, variant
+from lightning_objectives.testing.conformance.case import CLASSES, Case, Classifier, Run
+from lightning_objectives.testing.conformance.check import Trial, told
+from lightning_objectives.testing.conformance.variants import loud, own, step_of, variant
 
 _timm: Any = import_module("timm.loss")  # without annotations
 
@@ -85,7 +85,7 @@ def several_criteria(trial: Trial) -> None:
             self.log("val_loss", self._compared(batch))
 
     mine = own(trial, Several)
-    holds(mine, options={"which": 1}, num_sanity_val_steps=1)
+    mine.holds(options={"which": 1}, num_sanity_val_steps=1)
     first: list[list[float]] = []
     for callbacks in ([], told(mine.make(), {"which": 1})):
         beside.clear()
@@ -152,7 +152,7 @@ def _criterion(
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             self.log("val_loss", self.loss_fn(self(batch[0]), target(batch[1])))
 
-    holds(own(trial, variant(Compares, loud)), options=options, num_sanity_val_steps=1)
+    own(trial, variant(Compares, loud)).holds(options=options, num_sanity_val_steps=1)
 
 
 def _same_batches(
@@ -163,32 +163,30 @@ def _same_batches(
     *,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    case = trial.case
-
     def methods(user: Any) -> dict[str, Any]:
         def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
             return step_of(user)(self, pair(batch), batch_idx)
 
         return {"training_step": training_step}
 
-    def usual(callbacks: list[Any], of: Callable[[Any], Any] = lambda data: data) -> DataLoader[Any]:
-        asked = any("index" in getattr(callback, "signals", ()) for callback in callbacks)
-        data = with_index(of(case.data())) if asked else of(case.data())
-        # a generator of its own, since each loader draws a number when it is begun
-        return DataLoader(data, batch_size=case.batch_size, generator=torch.Generator().manual_seed(0))
+    def fit(callbacks: list[Any]) -> Run:
+        train = loaders(_of_items(trial.case, callbacks, items))
+        return trial.fit(told(callbacks, options), module=module, train=train)
 
-    def fit(callbacks: list[Any], *, other: bool) -> Run:
-        if not other:
-            return trial.fit(callbacks, train=usual(callbacks))
-        return trial.fit(told(callbacks, options), module=module, train=loaders(usual(callbacks, items)))
-
-    module = variant(case.module, methods)
-    plain = fit([], other=False)
-    idle = fit(list(trial.plug_in.idle(case)), other=True)
+    module = variant(trial.case.module, methods)
+    plain = trial.plain(train=_of_items)
+    idle = fit(list(trial.plug_in.idle(trial.case)))
     trial.require_same(plain, idle, "at zero strength it must be the training without it.")
-    run = fit(trial.make(), other=True)
+    run = fit(trial.make())
     trial.require_to_act(plain, run)
-    trial.require_same(fit(trial.make(), other=False), run, "the training must be that of a batch (x, y).")
+    trial.require_same(trial.usual(train=_of_items), run, "the training must be that of a batch (x, y).")
+
+
+def _of_items(case: Case, callbacks: list[Any], items: Callable[[Any], Any] = lambda data: data) -> DataLoader[Any]:
+    asked = any("index" in getattr(callback, "signals", ()) for callback in callbacks)
+    data = with_index(items(case.data())) if asked else items(case.data())
+    # a generator of its own, since each loader draws a number when it is begun
+    return DataLoader(data, batch_size=case.batch_size, generator=torch.Generator().manual_seed(0))
 
 
 class _Keyed(Dataset[Any]):

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_objectives.testing.conformance.check import Trial
-from lightning_objectives.testing.conformance.variants import Make, holds, variant
+from lightning_objectives.testing.conformance.variants import Make, variant
 
 
 def hooks_of_the_user(trial: Trial) -> None:
@@ -36,7 +36,7 @@ def hooks_of_the_user(trial: Trial) -> None:
     trial.require(not fewer, f"the user's hooks must be called {fewer} times, but are {counts[1]}.")
     forward = [{call: n for call, n in count.items() if call != "backward"} for count in counts]
     trial.require(forward[0] == forward[1], f"forward hooks must be called {forward[0]} times, not {forward[1]}.")
-    holds(trial, module=module)
+    trial.holds(module=module)
 
 
 def a_state_dict_that_drops_keys(trial: Trial) -> None:
@@ -52,7 +52,7 @@ def a_state_dict_that_drops_keys(trial: Trial) -> None:
         return {"state_dict": state_dict, "strict_loading": False}
 
     module = variant(trial.case.module, methods)
-    holds(trial, module=module)
+    trial.holds(module=module)
     keys = list(module().state_dict())
     for checkpoint in _saved_and_resumed(trial, module):
         saved = list(checkpoint["state_dict"])
@@ -78,7 +78,7 @@ def train_in_a_hook(trial: Trial) -> None:
         return (lambda: _Watched(make(), seen)) if isinstance(made, nn.Module) else make
 
     settings = {name: watched(make) for name, make in trial.case.settings.items()}
-    watching = Trial(trial.plug_in, replace(trial.case, settings=settings))
+    watching = replace(trial, case=replace(trial.case, settings=settings))
     usual, run = watching.fit(), watching.fit(module=variant(trial.case.module, methods))
     trial.require_same(usual, run, "a module that is in training mode already is not changed by train().")
     trial.require(not any(mode for mode, *_ in seen), "a network that is given must be in eval mode when it is asked.")

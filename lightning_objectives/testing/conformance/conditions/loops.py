@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import callbacks as lightnings
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_objectives.testing.conformance.case import Run
+from lightning_objectives.testing.conformance.case import Case, Run
 from lightning_objectives.testing.conformance.check import Trial, differing
 from lightning_objectives.testing.conformance.traces import Raw, flat, left_by, parameters_of, states_of
 
@@ -28,35 +28,35 @@ def sanity_check(trial: Trial) -> None:
 
 def fast_dev_run(trial: Trial) -> None:
     """Two batches of everything, and not a file left behind."""
-    plain, run = _laws(trial, fast_dev_run=2)
+    _, run = trial.holds(fast_dev_run=2)
     trial.require(len(run.losses) == 2, f"there must be two batches, not {len(run.losses)}.")
-    for one in (plain, run):
-        left = [path.name for path in _directory(one).rglob("*")]
+    for one in (trial.fit([], fast_dev_run=2), run):
+        left = [path.name for path in Path(one.trainer.default_root_dir).rglob("*")]
         trial.require(not left, f"a trial run must leave no files, but there are {left}.")
 
 
 def overfit_batches(trial: Trial) -> None:
     """The same two batches in each epoch, out of data that would be shuffled."""
-    _, run = _laws(trial, overfit_batches=2, train=_shuffled(trial))
+    _, run = trial.holds(overfit_batches=2, train=_shuffled)
     trial.require(len(run.losses) == 4, f"there must be two epochs of two batches, not {len(run.losses)} batches.")
 
 
 def max_steps(trial: Trial) -> None:
     """An end in the middle of an epoch, by a number of steps, among endless epochs or enough of them."""
-    _, run = _laws(trial, max_steps=FOUR, max_epochs=-1)
+    _, run = trial.holds(max_steps=FOUR, max_epochs=-1)
     trial.require(len(run.losses) == FOUR, f"there must be {FOUR} batches, not {len(run.losses)}.")
     trial.require_same(run, trial.fit(max_steps=FOUR, max_epochs=5), "endless epochs are as good as five.")
 
 
 def max_epochs_endless(trial: Trial) -> None:
     """A training of no known end, which a callback stops in the middle of an epoch."""
-    _, run = _laws(trial, _Stop, max_epochs=-1)
+    _, run = trial.holds(_Stop, max_epochs=-1)
     trial.require(len(run.losses) == FOUR, f"there must be {FOUR} batches, not {len(run.losses)}.")
 
 
 def max_time(trial: Trial) -> None:
     """Lightning's Timer stops the training, by a clock that ticks once a batch."""
-    _, run = _laws(trial, _Clock, max_epochs=-1)
+    _, run = trial.holds(_Clock, max_epochs=-1)
     trial.require(len(run.losses) == FOUR, f"there must be {FOUR} batches, not {len(run.losses)}.")
 
 
@@ -77,7 +77,7 @@ def check_val_every_n_epoch(trial: Trial) -> None:
 
 def several_validation_loaders(trial: Trial) -> None:
     """Two loaders to validate, the same data twice: the same training, and the same metrics for both."""
-    run = _same_training(trial, val=[_quiet(trial), _quiet(trial)])
+    run = _same_training(trial, val=_two_quiet)
     metrics = {name: value for name, value in run.trainer.callback_metrics.items() if "dataloader_idx_0" in name}
     trial.require(metrics, "the metrics of several loaders must say whose they are.")
     for name, value in metrics.items():
@@ -87,14 +87,13 @@ def several_validation_loaders(trial: Trial) -> None:
 
 def unknown_length(trial: Trial) -> None:
     """Data of which nobody knows how many there are: the same training as on the same data of known length."""
-    data = DataLoader(_Stream(trial.case.loader_for(trial.make()).dataset), batch_size=trial.case.batch_size)
-    _, run = _laws(trial, train=data)
-    trial.require_same(run, trial.fit(), "without a length, the same data must give the same training.")
+    _, run = trial.holds(train=_of_unknown_length)
+    trial.require_same(run, trial.usual(), "without a length, the same data must give the same training.")
 
 
 def early_stopping(trial: Trial) -> None:
     """EarlyStopping ends the training by the metric of the weights that are validated, and then left in the module."""
-    _, run = _laws(trial, _early)
+    _, run = trial.holds(_early)
     trial.require(len(run.losses) == 3, f"the first epoch of three batches must be the last, of {len(run.losses)}.")
     monitored = float(run.trainer.callback_metrics["val_loss"])
     score = trial.case.trainer().validate(run.module, trial.case.loader(), verbose=False)[0]["val_loss"]
@@ -114,16 +113,16 @@ def beside_weight_averaging(trial: Trial) -> None:
 
 def reload_dataloaders_every_n_epochs(trial: Trial) -> None:
     """The data made anew for each epoch are the same data."""
-    data = _Data(trial)
-    _, run = _laws(trial, train=data, val=[], reload_dataloaders_every_n_epochs=1)
-    trial.require(data.asked >= 4, "the data must have been asked for in each epoch.")
-    trial.require_same(run, trial.fit(train=_Data(trial), val=[]), "data made anew must give the same training.")
+    _, run = trial.holds(train=_Data, val=[], reload_dataloaders_every_n_epochs=1)
+    asked = run.trainer.datamodule.asked
+    trial.require(asked == run.trainer.max_epochs, f"the data must be asked for in each epoch, not {asked} times.")
+    trial.require_same(run, trial.usual(train=_Data, val=[]), "data made anew must give the same training.")
 
 
 def barebones(trial: Trial) -> None:
     """A trainer that logs nothing, and trains the same."""
-    _, run = _laws(trial, barebones=True, log_every_n_steps=0)
-    trial.require_same(run, trial.fit(), "without logging the training must be the same.")
+    _, run = trial.holds(barebones=True, log_every_n_steps=0)
+    trial.require_same(run, trial.usual(), "without logging the training must be the same.")
 
 
 def _left(trial: Trial, **settings: Any) -> dict[str, Any]:
@@ -133,64 +132,58 @@ def _left(trial: Trial, **settings: Any) -> dict[str, Any]:
     return {**left, **{f"at the start, {name}": value for name, value in began.states.items()}}
 
 
-def _laws(trial: Trial, *beside: Callable[[], Any], **settings: Any) -> tuple[Run, Run]:
-    """Zero strength is the training without it, with it there is another; what stands beside it is made anew."""
-    plain = trial.fit([make() for make in beside], **settings)
-    idle = trial.fit([*trial.plug_in.idle(trial.case), *(make() for make in beside)], **settings)
-    trial.require_same(plain, idle, "at zero strength it must be the training without it.")
-    run = trial.fit([*trial.make(), *(make() for make in beside)], **settings)
-    trial.require_to_act(plain, run)
-    return plain, run
-
-
 def _same_training(trial: Trial, **settings: Any) -> Run:
     """However it is validated, the weights go the same way, and each batch begins with those of the last step."""
-    settings = {"val": _quiet(trial), **settings}
-    _, run = _laws(trial, lambda: _Raw(trial), **settings)
-    usual = trial.fit(val=_quiet(trial))
+    settings = {"val": _quiet, **settings}
+    _, run = trial.holds(_Raw, **settings)
+    usual = trial.usual(val=_quiet)
     trial.require_same(run, usual, f"{', '.join(settings)}: validation must not change what is trained.")
     return run
 
 
 def _beside(trial: Trial, make: Callable[[], Any], **settings: Any) -> None:
     """Lightning's own averages leave the same weights whether they stand in front or behind, or it refuses them."""
-    _, run = _laws(trial, make, **settings)
+    _, run = trial.holds(make, **settings)
     front = trial.fit([make(), *trial.make()], **settings)
     trial.require_same(run, front, "the order in the list must not matter.")
 
 
-def _directory(run: Run) -> Path:
-    return Path(run.trainer.default_root_dir)
-
-
-def _quiet(trial: Trial) -> DataLoader[Any]:
+def _quiet(case: Case) -> DataLoader[Any]:
     """A loader that draws nothing from the global random stream, as others do each time that they are asked."""
-    return trial.case.loader(generator=torch.Generator())
+    return case.loader(generator=torch.Generator())
 
 
-def _shuffled(trial: Trial) -> DataLoader[Any]:
-    data = trial.case.loader_for(trial.make()).dataset
-    return DataLoader(data, batch_size=trial.case.batch_size, shuffle=True)
+def _two_quiet(case: Case) -> list[DataLoader[Any]]:
+    return [_quiet(case), _quiet(case)]
+
+
+def _shuffled(case: Case, callbacks: list[Any]) -> DataLoader[Any]:
+    return DataLoader(case.loader_for(callbacks).dataset, batch_size=case.batch_size, shuffle=True)
+
+
+def _of_unknown_length(case: Case, callbacks: list[Any]) -> DataLoader[Any]:
+    return DataLoader(_Stream(case.loader_for(callbacks).dataset), batch_size=case.batch_size)
 
 
 def _early() -> Any:
     return lightnings.EarlyStopping("val_loss", stopping_threshold=float("inf"))
 
 
+def _require_none(other: list[str], sentence: str) -> None:
+    if other:
+        raise AssertionError(sentence)
+
+
 class _Raw(Raw):
     """Requires that each batch begins with the weights of the last step."""
 
-    def __init__(self, trial: Trial) -> None:
-        super().__init__()
-        self.trial = trial
-
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         other = differing(self.weights, parameters_of(pl_module))
-        self.trial.require(not other, f"batch {batch_idx} does not begin with the weights of the last step: {other}.")
+        _require_none(other, f"batch {batch_idx} does not begin with the weights of the last step: {other}.")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         other = differing(self.weights, parameters_of(pl_module))
-        self.trial.require(not other, f"an epoch does not end with the weights of its last step: {other}.")
+        _require_none(other, f"an epoch does not end with the weights of its last step: {other}.")
 
 
 class _Began(L.Callback):
@@ -225,15 +218,15 @@ class _Stream(IterableDataset[Any]):
 
 
 class _Data(L.LightningDataModule):
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, case: Case, callbacks: list[Any]) -> None:
         super().__init__()
-        self.trial = trial
-        self.data = trial.case.loader_for(trial.make()).dataset
+        self.case = case
+        self.data = case.loader_for(callbacks).dataset
         self.asked = 0
 
     def train_dataloader(self) -> Any:
         self.asked += 1
-        return DataLoader(self.data, batch_size=self.trial.case.batch_size, generator=torch.Generator())
+        return DataLoader(self.data, batch_size=self.case.batch_size, generator=torch.Generator())
 
     def val_dataloader(self) -> Any:
-        return _quiet(self.trial)
+        return _quiet(self.case)

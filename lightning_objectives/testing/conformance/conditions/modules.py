@@ -13,7 +13,6 @@ from lightning_objectives.testing.conformance.case import CLASSES, Classifier
 from lightning_objectives.testing.conformance.check import Trial
 from lightning_objectives.testing.conformance.variants import (
     frozen_norms,
-    holds,
     loud,
     norms_of,
     own,
@@ -36,7 +35,7 @@ def a_net_of_setup(trial: Trial) -> None:
 def lazy_modules(trial: Trial) -> None:
     """A layer whose weights take their shape in the first batch."""
     mine = own(trial, _Lazy)
-    plain, run = mine.case.fit([]), mine.case.fit(trial.make())
+    plain, run = mine.once(lambda: mine.case.fit([]).outcome, "lazy"), mine.case.fit(trial.make())
     idle = mine.case.fit(trial.plug_in.idle(mine.case))
     trial.require_same(plain, idle, "at zero strength it must be the training without it.")
     trial.require_to_act(plain, run)
@@ -48,7 +47,7 @@ def lazy_modules(trial: Trial) -> None:
 
 def tied_weights(trial: Trial) -> None:
     """Two layers share their weight, and still do after the training."""
-    _, run = holds(own(trial, variant(_Tied, loud)))
+    _, run = own(trial, variant(_Tied, loud)).holds()
     backbone: Any = run.module.backbone
     same = backbone[1].weight is backbone[3].weight
     trial.require(same, "weights that were tied must stay tied.")
@@ -66,14 +65,14 @@ def frozen_weights(trial: Trial) -> None:
     torch.manual_seed(0)
     before = module()
     start = {name: p.detach().clone() for name, p in before.named_parameters() if not p.requires_grad}
-    _, run = holds(trial, module=module)
+    _, run = trial.holds(module=module)
     moved = [name for name, value in start.items() if not torch.equal(value, run.weights[name])]
     trial.require(not moved, f"frozen weights must stay as they are, but {moved} moved.")
 
 
 def parametrised_weights(trial: Trial) -> None:
     """``torch.nn.utils.parametrizations.weight_norm`` on every linear layer."""
-    holds(trial, module=variant(trial.case.module, prepare=_on_linears(nn.utils.parametrizations.weight_norm)))
+    trial.holds(module=variant(trial.case.module, prepare=_on_linears(nn.utils.parametrizations.weight_norm)))
 
 
 def old_weight_norm(trial: Trial) -> None:
@@ -84,7 +83,7 @@ def old_weight_norm(trial: Trial) -> None:
             warnings.simplefilter("ignore", FutureWarning)  # there is a newer one
             nn.utils.weight_norm(layer)
 
-    holds(trial, module=variant(trial.case.module, prepare=_on_linears(apply)))
+    trial.holds(module=variant(trial.case.module, prepare=_on_linears(apply)))
 
 
 # -- its buffers
@@ -97,8 +96,8 @@ def batch_norm_of_no_momentum(trial: Trial) -> None:
         for norm in norms_of(module):
             norm.momentum = None
 
-    plain, run = holds(trial, module=variant(trial.case.module, prepare=cumulative))
-    counts = [[int(norm.num_batches_tracked) for norm in norms_of(each.module)] for each in (plain, run)]
+    plain, run = trial.holds(module=variant(trial.case.module, prepare=cumulative))
+    counts = [[int(n) for key, n in each.weights.items() if key.endswith("tracked")] for each in (plain, run)]
     trial.require(counts[0] == counts[1], f"BatchNorm must count {counts[0]} batches, not {counts[1]}.")
 
 
@@ -106,7 +105,7 @@ def frozen_batch_norm(trial: Trial) -> None:
     """BatchNorm that is kept in eval mode: its statistics stay what they were."""
     torch.manual_seed(0)
     start = trial.case.module()
-    _, run = holds(trial, module=frozen_norms(variant(trial.case.module, loud)))
+    _, run = trial.holds(module=frozen_norms(variant(trial.case.module, loud)))
     for before, after in zip(norms_of(start), norms_of(run.module)):
         trial.require(not after.training, "a BatchNorm that its user keeps in eval mode must stay in it.")
         still = all(torch.equal(a, b) for a, b in zip(before.buffers(), after.buffers()))
@@ -127,7 +126,7 @@ def buffers_of_all_types(trial: Trial) -> None:
             module.register_buffer(f"an_{name}", value.clone())
             module.register_buffer(f"a_passing_{name}", value.clone(), persistent=False)
 
-    _, run = holds(trial, module=variant(trial.case.module, prepare=register))
+    _, run = trial.holds(module=variant(trial.case.module, prepare=register))
     found = dict(run.module.named_buffers())
     for name, value in buffers.items():
         for key in (f"an_{name}", f"a_passing_{name}"):
@@ -144,7 +143,7 @@ def sync_batch_norm(trial: Trial) -> None:
     def converted() -> SingleDeviceStrategy:
         return _Converting(device=torch.device("cpu"))
 
-    usual, run = trial.fit(), trial.case.fit(trial.make(), strategy=converted())
+    usual, run = trial.usual(), trial.case.fit(trial.make(), strategy=converted())
     trial.require_same(usual, run, "converted BatchNorm trains the same in one process.")
 
 
@@ -166,10 +165,11 @@ def _built_late(trial: Trial, hook: str) -> None:
         module._modules.clear()
 
     late = variant(trial.case.module, methods, hold)
-    usual, run = trial.fit(), trial.case.fit(trial.make(), module=late)
+    usual, run = trial.usual(), trial.case.fit(trial.make(), module=late)
     # the children come behind the module's own parameters and buffers, in the same order
     trial.require_same(usual, run, f"a network that is built in {hook} must train as one of the constructor.")
-    left = sorted(vars(run.module).keys() - vars(usual.module).keys() - {"held"})
+    attributes = trial.once(lambda: list(vars(trial.fit([]).module)), "attributes")
+    left = sorted(vars(run.module).keys() - {*attributes, "held"})
     trial.require(not left, f"the module must be given back as it was, but has {left}.")
 
 

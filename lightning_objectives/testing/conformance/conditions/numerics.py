@@ -16,8 +16,6 @@ from lightning_objectives.testing.conformance.check import REFUSALS, Trial
 from lightning_objectives.testing.conformance.variants import (
     Probe,
     frozen_norms,
-    holds,
-    require_finite,
     sgd,
     step_of,
     variant,
@@ -40,12 +38,14 @@ def random_draws(trial: Trial) -> None:
 
     At zero strength always; at work unless a callback says that it draws from them.
     """
-    runs = []
-    for callbacks in ([], trial.plug_in.idle(trial.case), trial.make()):
+
+    def streams(callbacks: list[Any]) -> list[Any]:
         probe = Probe(_streams, _streams)
         trial.fit([*callbacks, probe])
-        runs.append(probe.starts + probe.ends)
-    plain, idle, run = runs
+        return probe.starts + probe.ends
+
+    plain = trial.once(lambda: streams([]), "streams")
+    idle, run = streams(list(trial.plug_in.idle(trial.case))), streams(trial.make())
     trial.require(idle == plain, "at zero strength nothing may be drawn from the global random streams.")
     draws = any(callback.draws for callback in trial.make())
     moved = next((n for n, (a, b) in enumerate(zip(plain, run)) if a != b), None)
@@ -61,23 +61,23 @@ def great_logits(trial: Trial) -> None:
 
         return {"forward": forward, **sgd(lr=1e-10)(user)}
 
-    _, run = holds(trial, module=variant(trial.case.module, methods), acts=False)
+    _, run = trial.holds(module=variant(trial.case.module, methods), acts=False)
     _require_finite_losses(trial, run)
 
 
 def a_batch_of_one(trial: Trial) -> None:
     """Batches of one sample: all stays finite. What compares the samples of a batch may have nothing to do."""
     module = frozen_norms(trial.case.module)
-    one = Trial(trial.plug_in, replace(trial.case, batch_size=1))
-    _, run = holds(one, module=module, acts=False, limit_train_batches=4, limit_val_batches=4)
+    one = replace(trial, case=replace(trial.case, batch_size=1))
+    _, run = one.holds(module=module, acts=False, limit_train_batches=4, limit_val_batches=4)
     _require_finite_losses(trial, run)
 
 
 def equal_losses(trial: Trial) -> None:
     """The same sample again and again: all stays finite. What compares samples may have nothing to do."""
     data = trial.case.data
-    same = Trial(trial.plug_in, replace(trial.case, data=lambda: _Repeated(data())))
-    _, run = holds(same, module=variant(trial.case.module, prepare=_no_dropout), acts=False)
+    same = replace(trial, case=replace(trial.case, data=lambda: _Repeated(data())))
+    _, run = same.holds(module=variant(trial.case.module, prepare=_no_dropout), acts=False)
     _require_finite_losses(trial, run)
 
 
@@ -91,15 +91,16 @@ def a_sample_that_is_not_a_number(trial: Trial) -> None:
         trial.require("finite" in str(error).lower(), f"an error must say what is not finite, not {str(error)!r}.")
     again, fresh = trial.fit(callbacks, val=[]), trial.fit(val=[])
     trial.require_same(again, fresh, "after a training that came to nothing the next must be that of new callbacks.")
-    require_finite(trial, again)
+    trial.require_finite(again)
 
 
 # -- how
 
 
 def _same_with(trial: Trial, **settings: Any) -> None:
-    trial.require_same(trial.plain(), trial.idle(**settings), "at zero strength it must be the plain training.")
-    trial.require_same(trial.fit(), trial.fit(**settings), f"with {settings} the training must be the usual one.")
+    plain, usual = trial.plain(), trial.usual()
+    trial.require_same(plain, trial.idle(**settings), "at zero strength it must be the plain training.")
+    trial.require_same(usual, trial.fit(**settings), f"with {settings} the training must be the usual one.")
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def _as_before() -> Iterator[None]:
 
 def _streams(module: Any) -> Any:
     _, keys, position, *_ = np.random.get_state(legacy=True)
-    return torch.get_rng_state().tolist(), np.asarray(keys).tolist(), position, random.getstate()
+    return torch.get_rng_state().numpy().tobytes(), np.asarray(keys).tobytes(), position, random.getstate()
 
 
 def _require_finite_losses(trial: Trial, run: Run) -> None:

@@ -8,13 +8,13 @@ from lightning_objectives.testing.conformance.check import Trial
 
 def float32(trial: Trial) -> None:
     """Lightning's default."""
-    trial.holds_under()
+    trial.holds(twice=True)
 
 
 def bf16_mixed(trial: Trial) -> None:
     """bfloat16 autocast; the weights stay float32, and the losses are near those of float32."""
-    _, run = trial.holds_under(precision="bf16-mixed")
-    exact = trial.fit()
+    _, run = trial.holds(twice=True, precision="bf16-mixed")
+    exact = trial.usual()
     types = {value.dtype for value in run.weights.values() if value.is_floating_point()}
     trial.require(types == {torch.float32}, f"the weights must stay float32, not {types}.")
     near = torch.allclose(torch.tensor(run.losses), torch.tensor(exact.losses), rtol=0.1, atol=0.1)
@@ -23,14 +23,14 @@ def bf16_mixed(trial: Trial) -> None:
 
 def bf16_true(trial: Trial) -> None:
     """bfloat16 weights."""
-    _, run = trial.holds_under(precision="bf16-true")
+    _, run = trial.holds(twice=True, precision="bf16-true")
     types = {value.dtype for value in run.weights.values() if value.is_floating_point()}
     trial.require(types == {torch.bfloat16}, f"the weights must stay bfloat16, not {types}.")
 
 
 def float64(trial: Trial) -> None:
     """float64 weights, which stay float64."""
-    _, run = trial.holds_under(precision="64-true")
+    _, run = trial.holds(twice=True, precision="64-true")
     types = {value.dtype for value in run.weights.values() if value.is_floating_point()}
     trial.require(types == {torch.float64}, f"the weights must stay float64, not {types}.")
 

@@ -1,5 +1,6 @@
 """Interrupted trainings that go on from a checkpoint, in new objects; shuffling and dropout are on."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_objectives.testing.conformance.case import Run
+from lightning_objectives.testing.conformance.case import Outcome, Run
 from lightning_objectives.testing.conformance.check import REFUSALS, Trial
 from lightning_objectives.testing.conformance.resume import (
     difference,
@@ -23,7 +24,6 @@ from lightning_objectives.testing.conformance.resume import (
 _EPOCHS = 3
 _EVERY_EPOCH: dict[str, Any] = {}
 _EVERY_BATCH: dict[str, Any] = {"every_n_train_steps": 1}
-_LIGHTNING_ITSELF_THEN_IT: tuple[list[Any] | None, ...] = ([], None)
 
 
 def resumed_at_an_epochs_end(trial: Trial) -> None:
@@ -32,25 +32,19 @@ def resumed_at_an_epochs_end(trial: Trial) -> None:
     To the bit: weights, losses, states of the optimizer and of every callback, and the files beside them.
     """
     batches = len(trial.case.loader())
-    for callbacks in _LIGHTNING_ITSELF_THEN_IT:
-        whole = _train(trial, _EVERY_EPOCH, callbacks)
-        for epoch in range(1, _EPOCHS):
-            _require_uninterrupted(trial, whole, _train(trial, _EVERY_EPOCH, callbacks, stops=[epoch * batches + 1]))
+    _resumes(trial, _EVERY_EPOCH, [epoch * batches + 1 for epoch in range(1, _EPOCHS)])
 
 
 def resumed_within_an_epoch(trial: Trial) -> None:
     """The same from the middle of an epoch, with a data loader that keeps its place."""
     batches = len(trial.case.loader())
-    for callbacks in _LIGHTNING_ITSELF_THEN_IT:
-        whole = _train(trial, _EVERY_BATCH, callbacks)
-        for stop in (batches - 1, batches + 1):
-            _require_uninterrupted(trial, whole, _train(trial, _EVERY_BATCH, callbacks, stops=[stop]))
+    _resumes(trial, _EVERY_BATCH, [batches - 1, batches + 1])
 
 
 def resumed_twice(trial: Trial) -> None:
     """Interrupted, resumed, interrupted again and resumed: the uninterrupted training, to the bit."""
     batches = len(trial.case.loader())
-    whole = _train(trial, _EVERY_BATCH)
+    whole = _whole(trial, _EVERY_BATCH)
     _require_uninterrupted(trial, whole, _train(trial, _EVERY_BATCH, stops=[batches - 1, 2 * batches - 1]))
 
 
@@ -64,7 +58,7 @@ def resumed_from_last(trial: Trial) -> None:
 
 def resumed_after_an_early_stop(trial: Trial) -> None:
     """A training that was stopped, and so ended in order, goes on: the one that was not, to the bit."""
-    whole = _train(trial, _EVERY_EPOCH)
+    whole = _whole(trial, _EVERY_EPOCH)
     _require_uninterrupted(trial, whole, _train(trial, _EVERY_EPOCH, stops=[_Stop()]))
 
 
@@ -92,13 +86,17 @@ def resumed_with_other_settings(trial: Trial) -> None:
 
 def taken_out_at_resume(trial: Trial) -> None:
     """Resumed without it, the training goes on as the plain module's; where its file is the plain one's, to the bit."""
-    plain, root = _train(trial, _EVERY_EPOCH, []), trial.case.folder()
+    plain, root = _whole(trial, _EVERY_EPOCH, []), trial.case.folder()
     stop = len(trial.case.loader()) + 1
     _until(trial, root, _EVERY_EPOCH, None, stop)
     newest = _newest(root)
-    before = _until(trial, trial.case.folder(), _EVERY_EPOCH, [], stop)
-    ours, theirs = saved(newest, root), saved(_newest(before), before)
-    resumed = _Done(_fit(trial, root, _EVERY_EPOCH, [], ckpt_path=newest, seed=99), root)
+
+    def before() -> dict[str, Any]:
+        directory = _until(trial, trial.case.folder(), _EVERY_EPOCH, [], stop)
+        return saved(_newest(directory), directory)
+
+    ours, theirs = saved(newest, root), trial.once(before, "before", stop)
+    resumed = _done(_fit(trial, root, _EVERY_EPOCH, [], ckpt_path=newest, seed=99), root)
     end = resumed.saved
     other = end.keys() ^ plain.saved.keys() | end["callbacks"].keys() ^ plain.saved["callbacks"].keys()
     trial.require(not other, f"after it was taken out nothing of it may be saved, but {sorted(other)} differ.")
@@ -106,17 +104,17 @@ def taken_out_at_resume(trial: Trial) -> None:
     expected = [[len(g["params"]) for g in o["param_groups"]] for o in plain.saved["optimizer_states"]]
     trial.require(groups == expected, f"the optimizer must have the module's parameters {expected}, not {groups}.")
     if not any(difference(ours[key], theirs[key]) for key in ("state_dict", "optimizer_states", "lr_schedulers")):
-        trial.require_same(plain.run, _full(plain.run, resumed.run), "its file is the plain one, and must go on so.")
+        trial.require_same(plain, _full(plain, resumed), "its file is the plain one, and must go on so.")
 
 
 def put_in_at_resume(trial: Trial) -> None:
     """A plain training goes on with it: the same at zero strength or if it says so, and always the same each time."""
     root = trial.case.folder()
-    whole = _train(trial, _EVERY_BATCH, []).run
+    whole = _whole(trial, _EVERY_BATCH, [])
     _until(trial, root, _EVERY_BATCH, [], 1)
     newest = _newest(root)
 
-    def go_on(callbacks: list[Any] | None) -> Run:
+    def go_on(callbacks: list[Any] | None) -> Outcome:
         made = trial.make() if callbacks is None else callbacks
         return _full(whole, _fit(trial, trial.case.folder(), _EVERY_BATCH, made, ckpt_path=newest, seed=99))
 
@@ -129,6 +127,18 @@ def put_in_at_resume(trial: Trial) -> None:
 
 
 # -- trainings in directories ------------------------------------------------------------------------------------------
+
+
+def _resumes(trial: Trial, saving: dict[str, Any], stops: list[int]) -> None:
+    """Lightning itself, and then the plug-in, goes on from each stop as if there had been none."""
+
+    def check(callbacks: list[Any] | None, who: str) -> None:
+        whole = _whole(trial, saving, callbacks)
+        for stop in stops:
+            _require_uninterrupted(trial, whole, _train(trial, saving, callbacks, stops=[stop]), who)
+
+    trial.once(lambda: check([], "without it, Lightning itself, resumed,"), "resumes", saving, stops)
+    check(None, "resumed, it")
 
 
 class _Interrupted(Exception):  # noqa: N818  # nothing went wrong
@@ -152,16 +162,23 @@ class _Stop(L.Callback):
 
 
 @dataclass
-class _Done:
-    """A training that has come to its end, and where its files are."""
+class _Done(Outcome):
+    """What a training that has come to its end has left, in memory and in files."""
 
-    run: Run
-    root: Path
-    plain: bool = False
+    logged: dict[str, Any]
+    saved: dict[str, Any]
+    files: dict[str, Any]
 
-    @property
-    def saved(self) -> dict[str, Any]:
-        return saved(_newest(self.root), self.root)
+
+def _done(run: Run, root: Path) -> _Done:
+    logged = copy.deepcopy(dict(run.trainer.callback_metrics))
+    return _Done(run.weights, run.losses, logged, saved(_newest(root), root), files(root, but=("checkpoints",)))
+
+
+def _whole(trial: Trial, saving: dict[str, Any], callbacks: list[Any] | None = None) -> _Done:
+    """A training that nothing interrupts; remembered."""
+    whose = "plain" if callbacks is not None else (trial.plug_in.make, dict(trial.case.settings))
+    return trial.once(lambda: _train(trial, saving, callbacks), "whole", saving, whose)
 
 
 def _train(
@@ -178,7 +195,7 @@ def _train(
         _until(trial, root, saving, callbacks, stop, ckpt_path=start)
         start = ckpt_path or _newest(root)
     made = trial.make() if callbacks is None else callbacks
-    return _Done(_fit(trial, root, saving, made, ckpt_path=start, seed=99 if stops else 0), root, not made)
+    return _done(_fit(trial, root, saving, made, ckpt_path=start, seed=99 if stops else 0), root)
 
 
 def _until(
@@ -212,20 +229,19 @@ def _newest(root: Path) -> Path:
     return max((root / "checkpoints").glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def _full(whole: Run, resumed: Run) -> Run:
-    """The resumed run with the losses before it."""
+def _full(whole: _Done, resumed: Run | _Done) -> Outcome:
+    """The resumed training with the losses before it."""
     before = whole.losses[: len(whole.losses) - len(resumed.losses)]
-    return Run(resumed.trainer, resumed.module, resumed.callbacks, before + resumed.losses)
+    return Outcome(resumed.weights, before + resumed.losses)
 
 
-def _require_uninterrupted(trial: Trial, whole: _Done, resumed: _Done) -> None:
-    who = "without it, Lightning itself, resumed," if whole.plain else "resumed, it"
-    trial.require(0 < len(resumed.run.losses) < len(whole.run.losses), "it must train the rest, and only that.")
+def _require_uninterrupted(trial: Trial, whole: _Done, resumed: _Done, who: str = "resumed, it") -> None:
+    trial.require(0 < len(resumed.losses) < len(whole.losses), "it must train the rest, and only that.")
     sentence = f"{who} must end as the uninterrupted training."
-    trial.require_same(whole.run, _full(whole.run, resumed.run), sentence)
-    other = difference(resumed.run.trainer.callback_metrics, whole.run.trainer.callback_metrics)
+    trial.require_same(whole, _full(whole, resumed), sentence)
+    other = difference(resumed.logged, whole.logged)
     trial.require(not other, f"{sentence} What they logged last differs in {other}.")
     other = difference(resumed.saved, whole.saved)
     trial.require(not other, f"{sentence} What they saved last differs in {other}.")
-    other = difference(files(resumed.root, but=("checkpoints",)), files(whole.root, but=("checkpoints",)))
+    other = difference(resumed.files, whole.files)
     trial.require(not other, f"{sentence} Their files differ in {other}.")

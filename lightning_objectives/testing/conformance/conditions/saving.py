@@ -73,8 +73,8 @@ def hyperparameters(trial: Trial) -> None:
 
 def nothing_of_a_teacher(trial: Trial) -> None:
     """State dict, optimizer and parameter count of a file are those of the plain module's."""
-    trained = [_trained(trial, callbacks=[], save_last=True), _trained(trial, save_last=True)]
-    plain, run = (_read(_paths(one)[-1]) for one in trained)
+    plain = trial.once(lambda: _read(_paths(_trained(trial, callbacks=[], save_last=True))[-1]), "saved")
+    run = _read(_paths(_trained(trial, save_last=True))[-1])
     for what in ("state_dict", "optimizer_states"):
         a, b = ({k: getattr(v, "shape", None) for k, v in flat(one[what]).items()} for one in (plain, run))
         trial.require(a == b, f"the {what} must have the entries of the plain one's: {differing(a, b)}.")

@@ -35,7 +35,7 @@ def validate_before_fit(trial: Trial) -> None:
     module = trial.case.module()
     trial.case.trainer(*callbacks).validate(module, trial.case.loader(), verbose=False)
     run = trial.fit(callbacks, module=module)
-    trial.require_same(run, trial.fit(), "a fit after a validation must be one without.")
+    trial.require_same(run, trial.usual(), "a fit after a validation must be one without.")
 
 
 def stages_after_fit(trial: Trial) -> None:

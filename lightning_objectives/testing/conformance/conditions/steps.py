@@ -12,7 +12,6 @@ from lightning_objectives.testing.conformance.variants import (
     Methods,
     Probe,
     counters,
-    holds,
     loud,
     sgd,
     step_of,
@@ -32,7 +31,7 @@ def accumulation(trial: Trial) -> None:
     batches = len(trial.case.loader())
     window = next(n for n in range(2, batches + 2) if batches % n)
     module = variant(trial.case.module, loud)  # or a transform of great gradients would find none
-    _, run = holds(trial, module=module, accumulate_grad_batches=window)
+    _, run = trial.holds(module=module, accumulate_grad_batches=window)
     as_many = trial.fit(module=module, limit_train_batches=-(-batches // window))
     taken = as_many.trainer.global_step
     trial.require(run.trainer.global_step == taken, f"{taken} steps must be taken, not {run.trainer.global_step}.")
@@ -77,32 +76,32 @@ def added_parameters(trial: Trial) -> None:
 
 def manual_optimization(trial: Trial) -> None:
     """``automatic_optimization = False``: the module optimizes by hand."""
-    holds(trial, module=variant(trial.case.module, _by_hand(optimizers=1)))
+    trial.holds(module=variant(trial.case.module, _by_hand(optimizers=1)))
 
 
 def several_optimizers(trial: Trial) -> None:
     """Two optimizers, by hand: a batch in which both step counts once."""
     module = variant(trial.case.module, _by_hand(optimizers=2))
-    _, run = holds(trial, module=module)
+    _, run = trial.holds(module=module)
     one = trial.fit(module=variant(trial.case.module, _by_hand(optimizers=1)))
     _require_counters(trial, run, one, "two optimizers that step in one batch count once")
 
 
 def lbfgs(trial: Trial) -> None:
     """An optimizer that evaluates the step several times a batch; what counts batches or steps counts it once."""
-    _, run = holds(trial, module=variant(trial.case.module, _lbfgs(evaluations=3)))
+    _, run = trial.holds(module=variant(trial.case.module, _lbfgs(evaluations=3)))
     once = trial.fit(module=variant(trial.case.module, _lbfgs(evaluations=1)))
     _require_counters(trial, run, once, "a batch is one step, however often it is evaluated")
 
 
 def fused_optimizer(trial: Trial) -> None:
     """``fused=True``."""
-    holds(trial, module=variant(trial.case.module, sgd(fused=True)))
+    trial.holds(module=variant(trial.case.module, sgd(fused=True)))
 
 
 def foreach_optimizer(trial: Trial) -> None:
     """``foreach=True``: the weights are those of an optimizer that takes one parameter after the other."""
-    _, run = holds(trial, module=variant(trial.case.module, sgd(foreach=True)))
+    _, run = trial.holds(module=variant(trial.case.module, sgd(foreach=True)))
     single = trial.fit(module=variant(trial.case.module, sgd(foreach=False)))
     far = [name for name, value in run.weights.items() if not torch.allclose(value, single.weights[name], atol=1e-5)]
     trial.require(not far, f"foreach=True and foreach=False must train the same, but {far} differ.")
@@ -184,7 +183,7 @@ def a_step_that_returns_none(trial: Trial) -> None:
         return [parameter.detach().clone() for parameter in module.parameters()]
 
     module = variant(trial.case.module, methods)
-    holds(trial, module=module)
+    trial.holds(module=module)
     probe = Probe(values, values)
     trial.fit([*trial.make(), probe], module=module, max_epochs=1)
     for number, (before, after) in enumerate(zip(probe.starts, probe.ends)):
@@ -209,7 +208,7 @@ def _same_as_usual(trial: Trial, methods: Methods) -> None:
     plain = trial.plain()
     trial.require_same(plain, trial.idle(module=module), "at zero strength it must be the training without it.")
     run = trial.fit(module=module)
-    trial.require_same(trial.fit(), run, "the training must be that of a step that takes and returns the usual.")
+    trial.require_same(trial.usual(), run, "the training must be that of a step that takes and returns the usual.")
     trial.require_to_act(plain, run)
 
 
@@ -233,7 +232,7 @@ class _Gradients(L.Callback):
 
 
 def _clipped(trial: Trial, size: Callable[[torch.Tensor], torch.Tensor], **settings: Any) -> None:
-    holds(trial, gradient_clip_val=_CLIP, **settings)
+    trial.holds(gradient_clip_val=_CLIP, **settings)
     probe = _Gradients(size)
     trial.fit([*trial.make(), probe], gradient_clip_val=_CLIP, **settings)
     sizes = probe.sizes

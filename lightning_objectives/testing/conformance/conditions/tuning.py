@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner.tuning import Tuner
 from torch.utils.data import DataLoader
 
-from lightning_objectives.testing.conformance.case import Run
+from lightning_objectives.testing.conformance.case import Case, Run
 from lightning_objectives.testing.conformance.check import Trial, differing, shape_of
 from lightning_objectives.testing.conformance.traces import flat
 
@@ -28,22 +28,23 @@ def lr_find(trial: Trial) -> None:
     trial.require_as_found(module, shape)
     trial.require(not differing(before, dict(module.state_dict())), "the search must leave the weights as they were.")
     idle = _searched(trial, list(trial.plug_in.idle(trial.case)), _made(trial))
-    plain = _searched(trial, [], _made(trial))
+    plain = trial.once(lambda: _searched(trial, [], _made(trial)), "searched")
     trial.require(idle == plain, f"at zero strength the search must see the losses {plain}, not {idle}.")
     if trial.plug_in.leaves_training_alone(trial.case):
         trial.require(found == plain, f"the search must see the losses {plain}, not {found}.")
     else:
         again = _searched(trial, trial.make(), _made(trial))
         trial.require(found == again, f"two equal searches must be equal, not {found} and {again}.")
-    trial.require_same(trial.fit(callbacks, module=module), trial.fit(), "a fit after a search must be one without.")
+    trial.require_same(trial.fit(callbacks, module=module), trial.usual(), "a fit after a search must be one without.")
 
 
 def lr_finder_callback(trial: Trial) -> None:
     """``LearningRateFinder`` in the list: the training after the search is that with fresh callbacks."""
-    found, fresh = _trained(trial, trial.make(), _finder()), _trained(trial, trial.make())
-    trial.require_same(found, fresh, "a training after a search must be one without.")
+    found = _trained(trial, trial.make(), _finder())
+    trial.require_same(found, trial.usual(_Seeds, **_TRAINED), "a training after a search must be one without.")
     idle = _trained(trial, list(trial.plug_in.idle(trial.case)), _finder())
-    trial.require_same(_trained(trial, [], _finder()), idle, "at zero strength it must be the plain training.")
+    plain = trial.plain(_finder, _Seeds, **_TRAINED)
+    trial.require_same(plain, idle, "at zero strength it must be the plain training.")
 
 
 def scale_batch_size(trial: Trial) -> None:
@@ -51,17 +52,17 @@ def scale_batch_size(trial: Trial) -> None:
     callbacks, module = trial.make(), _made(trial)
     before, shape = flat(module.state_dict()), shape_of(module)
     tuner = Tuner(trial.case.trainer(*callbacks))
-    tuner.scale_batch_size(module, datamodule=_Data(trial), steps_per_trial=1, max_trials=1, init_val=4)
+    tuner.scale_batch_size(module, datamodule=_Data(trial.case, callbacks), steps_per_trial=1, max_trials=1, init_val=4)
     trial.require_as_found(module, shape)
     trial.require(not differing(before, dict(module.state_dict())), "the search must leave the weights as they were.")
-    trial.require_same(trial.fit(callbacks, module=module), trial.fit(), "a fit after a search must be one without.")
+    trial.require_same(trial.fit(callbacks, module=module), trial.usual(), "a fit after a search must be one without.")
 
 
 def batch_size_finder_callback(trial: Trial) -> None:
     """``BatchSizeFinder`` in the list: the training after the search is that of the module before it."""
     finder = BatchSizeFinder(steps_per_trial=1, max_trials=1, init_val=8)
-    found, fresh = _trained(trial, trial.make(), finder), _trained(trial, trial.make())
-    trial.require_same(found, fresh, "a training after a search must be one without.")
+    found = _trained(trial, trial.make(), finder)
+    trial.require_same(found, trial.usual(_Seeds, **_TRAINED), "a training after a search must be one without.")
 
 
 def _finder() -> LearningRateFinder:
@@ -84,16 +85,16 @@ def _searched(trial: Trial, callbacks: list[Any], module: Any) -> list[float]:
 
 def _trained(trial: Trial, callbacks: list[Any], *beside: Any) -> Run:
     """The search draws random numbers, with or without us: each epoch draws from a state of its own."""
-    return trial.fit([*callbacks, *beside, _Seeds()], train=_Data(trial), val=[])
+    return trial.fit([*callbacks, *beside, _Seeds()], **_TRAINED)
 
 
 class _Data(L.LightningDataModule):
     """The data of the case in batches of a size that can be searched for."""
 
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, case: Case, callbacks: list[Any]) -> None:
         super().__init__()
-        self.data = trial.case.loader_for(trial.make()).dataset
-        self.batch_size = trial.case.batch_size
+        self.data = case.loader_for(callbacks).dataset
+        self.batch_size = case.batch_size
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.data, batch_size=self.batch_size)
@@ -107,3 +108,6 @@ class _Seeds(L.Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         torch.manual_seed(trainer.current_epoch)
+
+
+_TRAINED: dict[str, Any] = {"train": _Data, "val": []}
