@@ -4,8 +4,8 @@ BIN := .venv/bin
 READY := .venv/ready.stamp
 # Without the environment of the peers their places are blank.
 BENCH = OMP_NUM_THREADS=2 $(if $(wildcard .venv-peers/bin/python),.venv-peers,.venv)/bin/python
-# Two workers on two cores: without this each would start a thread per core.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Two workers on two cores: without this each would start a thread per core. What one process compiled the others read.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 
 .PHONY: help demo test test-all test-compat conformance lint docs mutants bench bench-peers bench-quality clean
 

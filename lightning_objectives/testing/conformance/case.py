@@ -167,7 +167,7 @@ class Case:
         """A quiet trainer on the CPU whose files go to a :meth:`folder`."""
         defaults: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "logger": False}
         defaults |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-        defaults |= {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
+        defaults |= {"log_every_n_steps": 50, "num_sanity_val_steps": 0, "limit_val_batches": 2}
         if "default_root_dir" not in kwargs:
             kwargs["default_root_dir"] = self.folder()
         self.trainers.append(L.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs}))

@@ -125,6 +125,12 @@ def barebones(trial: Trial) -> None:
     trial.require_same(run, trial.usual(), "without logging the training must be the same.")
 
 
+def everything_logged(trial: Trial) -> None:
+    """Values logged in every step, and all validation data: the training of one that logs and validates less."""
+    _, run = trial.holds(log_every_n_steps=1, limit_val_batches=1.0)
+    trial.require_same(run, trial.usual(), "logging more must give the same training.")
+
+
 def _left(trial: Trial, **settings: Any) -> dict[str, Any]:
     """What is kept when the training begins, and all that it leaves."""
     began = _Began()

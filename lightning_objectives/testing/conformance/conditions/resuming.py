@@ -220,7 +220,8 @@ def _fit(trial: Trial, root: Path, saving: dict[str, Any], made: list[Any], *mor
     callbacks = with_random_state(made)
     settings = {"enable_checkpointing": True, "default_root_dir": root, "max_epochs": _EPOCHS, **resume}
     train = shuffled(trial.case, callbacks, stateful="every_n_train_steps" in saving)
-    run = trial.fit([*callbacks, *more, saver], train=train, **settings)
+    # Logged in every step, because what the last step logged is compared too.
+    run = trial.fit([*callbacks, *more, saver], train=train, log_every_n_steps=1, **settings)
     run.callbacks = callbacks
     return run
 
