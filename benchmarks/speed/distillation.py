@@ -77,8 +77,8 @@ def run(bench: Bench) -> None:
             if layout == "contiguous":
                 variants |= {OTHER: lambda: live(torch.channels_last), PLAIN: list, MISTAKE: list}
                 wrap = {
-                    PLAIN: lambda: ByHand(student(), teacher(), mistaken=False),
-                    MISTAKE: lambda: ByHand(student(), teacher(), mistaken=True),
+                    PLAIN: lambda: ByHand(student(), teacher().to(bench.device), mistaken=False),
+                    MISTAKE: lambda: ByHand(student(), teacher().to(bench.device), mistaken=True),
                 }
             compare_fits(
                 bench,
