@@ -19,7 +19,8 @@ Traceback (most recent call last):
 TypeError: Typo.forward asks for 'loses', which is no signal. Did you mean 'losses'? Signals: ...
 
 In all shapes, N is the number of samples (or of elements, if the callback has ``unit="element"``), C of classes, D of
-features and M of stacks.
+features and M of stacks. Every method refuses other shapes, because broadcasting would turn them into wrong numbers:
+``check_shapes(losses=losses)`` of :mod:`lightning_objectives.shapes` does it, first in the method's function.
 """
 
 import inspect

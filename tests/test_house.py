@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {kind.room for kind in kinds.KINDS} | {"schedules", "metrics"}
 LAYERS = (
     {"signals"},
-    {"kinds"},
+    {"shapes", "kinds"},
     {"_files"},
     ROOMS,
     {"discovery"},

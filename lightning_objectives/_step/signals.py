@@ -45,8 +45,8 @@ class Signals:
 
     def add_call(self, call: Call) -> None:
         """Add ``logits`` and ``target`` from the criterion's call, one row for each comparison."""
-        logits = call.rows(call.input)
-        target = call.target.flatten() if call.indexed else call.rows(call.target)
+        logits = _table(call.rows(call.input))
+        target = call.target.flatten() if call.indexed else _table(call.rows(call.target))
         if call.function is nn.functional.binary_cross_entropy:
             logits = logits.logit()
         self.values |= {"logits": logits, "target": target}
@@ -98,3 +98,10 @@ class Signals:
                 "the data set, or answer `objective_group(batch)` with the mixin."
             )
         return torch.as_tensor(group)
+
+
+def _table(values: Tensor) -> Tensor:
+    """(N,) or (N, C, ...) values of a criterion that compares element with element -> (rows, C), as methods expect."""
+    if values.dim() == 1:
+        return values[:, None]
+    return values.movedim(1, -1).flatten(0, -2) if values.dim() > 2 else values

@@ -3,8 +3,12 @@
 import torch
 from torch import Tensor
 
-from lightning_objectives.batches.mixup import check_mixing, draw_share, mixed_labels
+from lightning_objectives.batches.mixup import PARTNER, check_mixing, check_share, draw_share, mixed_labels
 from lightning_objectives.kinds import BatchTransform
+from lightning_objectives.shapes import check_shapes, forms
+
+IMAGES = {"inputs": forms("(N, ..., H, W)")}
+"""The form of images."""
 
 
 def cutmix_box(height: int, width: int, share: float, centre: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -13,9 +17,13 @@ def cutmix_box(height: int, width: int, share: float, centre: tuple[int, int]) -
     Returns:
         top, bottom, left, right; the ends are excluded.
 
+    Raises:
+        ValueError: the share is outside [0, 1].
+
     >>> cutmix_box(8, 8, 0.75, (1, 4))  # 4 by 4, with one row outside
     (0, 3, 2, 6)
     """
+    check_share(share)
     ratio = (1 - share) ** 0.5
     ends = []
     for size, middle in zip((height, width), centre):
@@ -36,7 +44,8 @@ def cutmix(inputs: Tensor, partner: Tensor, box: tuple[int, int, int, int]) -> t
         (N, ..., H, W) new images, and the share of the area that is each image's own.
 
     Raises:
-        ValueError: the inputs are not images, because they have fewer than three dimensions.
+        ValueError: the inputs are not images, because they have fewer than three dimensions or no pixels; there is not
+            one partner for each; or the box does not lie within the images.
 
     Example:
         >>> images, share = cutmix(torch.arange(2.0).view(2, 1, 1).expand(2, 2, 2), torch.tensor([1, 0]), (0, 1, 0, 1))
@@ -44,12 +53,16 @@ def cutmix(inputs: Tensor, partner: Tensor, box: tuple[int, int, int, int]) -> t
         (tensor([[1., 0.],
                  [0., 0.]]), 0.75)
     """
-    if inputs.dim() < 3:
-        raise ValueError(f"inputs of {tuple(inputs.shape)} are not images; they must be (N, ..., H, W).")
+    check_shapes(IMAGES | PARTNER, inputs=inputs, partner=partner)
     top, bottom, left, right = box
-    mixed = inputs.clone()
-    mixed[..., top:bottom, left:right] = inputs[partner][..., top:bottom, left:right]
     height, width = inputs.shape[-2:]
+    if not (0 <= top <= bottom <= height and 0 <= left <= right <= width):
+        raise ValueError(
+            f"box={box} must be (top, bottom, left, right) within the {height} by {width} pixels of the images: the "
+            "share of a box that is cut off would be wrong. Compute it by cutmix_box."
+        )
+    mixed = inputs.clone()
+    mixed[..., top:bottom, left:right] = inputs[partner.long()][..., top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
@@ -94,6 +107,7 @@ class CutMix(BatchTransform):
 
     def forward(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(N, ..., H, W) inputs -> (N, ..., H, W) inputs, (N, 2) index, (N, 2) weight."""
+        check_shapes(IMAGES, inputs=inputs)
         partner = torch.randperm(len(inputs), generator=generator).to(inputs.device)
         if torch.rand((), generator=generator) >= self.prob:
             return inputs, *mixed_labels(partner, 1.0)

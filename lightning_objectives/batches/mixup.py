@@ -5,6 +5,10 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import BatchTransform
+from lightning_objectives.shapes import check_shapes, forms
+
+PARTNER = {"partner": forms("(N,) int")}
+"""The form of the partners of the rows."""
 
 
 def mixup(inputs: Tensor, partner: Tensor, share: float) -> Tensor:
@@ -19,6 +23,7 @@ def mixup(inputs: Tensor, partner: Tensor, share: float) -> Tensor:
         (N, ...) new inputs.
 
     Raises:
+        ValueError: there is not one partner for each input, or the share is outside [0, 1].
         TypeError: the inputs are whole numbers, such as tokens, which cannot be mixed.
 
     Example:
@@ -26,9 +31,20 @@ def mixup(inputs: Tensor, partner: Tensor, share: float) -> Tensor:
         tensor([[1.],
                 [3.]])
     """
+    check_shapes(PARTNER, inputs=inputs, partner=partner)
+    check_share(share)
     if not inputs.is_floating_point():
         raise TypeError(f"inputs of {inputs.dtype} cannot be mixed; they must be floating, such as scaled images.")
-    return inputs * share + inputs[partner] * (1 - share)
+    return inputs * share + inputs[partner.long()] * (1 - share)
+
+
+def check_share(share: float) -> None:
+    """Raise an error if a share is outside [0, 1].
+
+    >>> check_share(0.5)
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share} must be in [0, 1]: it is the part of each input that is kept.")
 
 
 def draw_share(alpha: float, generator: torch.Generator) -> float:
@@ -110,6 +126,7 @@ class Mixup(BatchTransform):
 
     def forward(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(N, ...) inputs -> (N, ...) inputs, (N, 2) index, (N, 2) weight."""
+        check_shapes(inputs=inputs)
         partner = torch.randperm(len(inputs), generator=generator).to(inputs.device)
         if torch.rand((), generator=generator) >= self.prob:
             return inputs, *mixed_labels(partner, 1.0)

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from lightning_objectives.batches.cutmix import CutMix
+from lightning_objectives.batches.cutmix import IMAGES, CutMix
 from lightning_objectives.batches.mixup import Mixup
 from lightning_objectives.kinds import BatchTransform
+from lightning_objectives.shapes import check_shapes
 
 
 class MixupOrCutMix(BatchTransform):
@@ -52,5 +53,7 @@ class MixupOrCutMix(BatchTransform):
 
     def forward(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(N, ..., H, W) inputs -> (N, ..., H, W) inputs, (N, 2) index, (N, 2) weight."""
+        if self.switch_prob > 0:  # also for a batch that gets Mixup, or the error would come at a random step
+            check_shapes(IMAGES, inputs=inputs)
         cut = torch.rand((), generator=generator) < self.switch_prob
         return (self.cutmix if cut else self.mixup).forward(inputs, generator)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Calibrator
+from lightning_objectives.shapes import check_classes, check_shapes
 
 
 def best_temperature(
@@ -29,13 +30,16 @@ def best_temperature(
         :math:`T`.
 
     Raises:
-        ValueError: bounds without 1 between them, no samples, or logits that are not finite.
+        ValueError: shapes that do not fit, fewer than two classes, bounds without 1 between them, no samples, or
+            logits that are not finite.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
         >>> round(best_temperature(logits, torch.tensor([0, 0, 0, 1])), 4)  # sigmoid(2 / T) = 3/4: T = 2 / log 3
         1.8205
     """
+    check_shapes(logits=logits, target=target)
+    check_classes(logits)
     _check(min_temperature, max_temperature)
     if not len(logits):
         raise ValueError("There are no samples to fit a temperature on.")
@@ -49,7 +53,7 @@ def best_temperature(
     if target.is_floating_point():
         target_scores = (target.double() * scores).sum(1)
     else:
-        target_scores = scores.gather(1, target[:, None]).squeeze(1)
+        target_scores = scores.gather(1, target.long()[:, None]).squeeze(1)
 
     def slopes(beta: float) -> tuple[float, float]:
         """Compute the first and the second derivative of the mean negative log-likelihood."""
@@ -126,5 +130,7 @@ class TemperatureScaling(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         """(N, C) logits -> (N, C) probabilities, in float32 at least."""
+        check_shapes(logits=logits)
+        check_classes(logits)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return (logits / self.temperature.to(logits.device, logits.dtype)).softmax(1)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Combination
+from lightning_objectives.shapes import check_shapes
 
 
 def gradient_alignment(gradients: Tensor) -> Tensor:
@@ -22,6 +23,9 @@ def gradient_alignment(gradients: Tensor) -> Tensor:
     Returns:
         (K,) weights >= 1, float32 at least, without gradient. If a gradient is zero or not finite, its :math:`c` is 0.
 
+    Raises:
+        ValueError: gradients of another shape, or of no term.
+
     Example:
         >>> gradient_alignment(torch.tensor([[2.0, 0.0], [-1.0, 3.0], [1.0, 1.0]]))  # only the second opposes the first
         tensor([1.5000, 1.0000, 1.0000])
@@ -32,6 +36,7 @@ def gradient_alignment(gradients: Tensor) -> Tensor:
 
     Differs from the paper: we weight the losses instead of projecting the gradients, which is the same update.
     """
+    check_shapes(gradients=gradients)
     gradients = gradients.detach().to(torch.promote_types(gradients.dtype, torch.float32))
     first, others = gradients[0], gradients[1:]
     conflict = -(others @ first) / (first @ first)

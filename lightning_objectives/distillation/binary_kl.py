@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_objectives.kinds import Distillation
+from lightning_objectives.shapes import check_shapes
 
 
 def binary_kl(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 2.0, normalize: bool = False) -> Tensor:
@@ -35,7 +36,7 @@ def binary_kl(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 2.
         (N,) distances >= 0, up to rounding.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: shapes that do not fit, or a temperature that is not positive.
 
     Example:
         >>> binary_kl(torch.tensor([[4.0]]), torch.tensor([[0.0]]), normalize=True)  # 4 log cosh 1
@@ -47,6 +48,7 @@ def binary_kl(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 2.
     Differs from the paper: the released code clamps probabilities and gives infinity from :math:`|s - t| = 36` on in
     float32 (17 in half precision). These forms are finite, with a gradient, everywhere.
     """
+    check_shapes(logits=logits, teacher_logits=teacher_logits)
     _check(temperature)
     exact = torch.promote_types(logits.dtype, torch.float32)
     student, teacher = logits.to(exact) / temperature, teacher_logits.detach().to(exact) / temperature

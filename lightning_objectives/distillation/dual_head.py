@@ -30,7 +30,7 @@ def dual_head_loss(logits: Tensor, teacher_logits: Tensor, *, alpha: float = 1.0
         (N,) distances >= 0, up to rounding.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: shapes that do not fit, or a temperature that is not positive.
 
     Example:
         >>> import torch

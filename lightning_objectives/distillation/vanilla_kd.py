@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_objectives.kinds import Distillation
+from lightning_objectives.shapes import check_classes, check_shapes
 
 
 def vanilla_kd(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -16,7 +17,7 @@ def vanilla_kd(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4
     The factor :math:`T^2` keeps the size of the gradient as the temperature grows.
 
     Args:
-        logits: (N, C) the student's :math:`s`, in any float type; computed in float32 or better.
+        logits: (N, C) with C >= 2, the student's :math:`s`, in any float type; computed in float32 or better.
         teacher_logits: (N, C) the teacher's :math:`t`; no gradient flows to it.
         temperature: :math:`T > 0`.
 
@@ -24,7 +25,7 @@ def vanilla_kd(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4
         (N,) distances >= 0, up to rounding.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: shapes that do not fit, fewer than two classes, or a temperature that is not positive.
 
     Example:
         >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 3/4 and 1/4: 3/4 log 3/2 + 1/4 log 1/2
@@ -33,6 +34,8 @@ def vanilla_kd(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4
 
     Paper: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531.
     """
+    check_shapes(logits=logits, teacher_logits=teacher_logits)
+    check_classes(logits)
     _check(temperature)
     exact = torch.promote_types(logits.dtype, torch.float32)
     student = (logits.to(exact) / temperature).log_softmax(-1)

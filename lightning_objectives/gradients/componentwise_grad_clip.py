@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import GradientTransform
+from lightning_objectives.shapes import check_shapes, check_tensors, forms
+
+_GRADIENT = {"gradient": forms("(...) float")}
 
 
 def clip_to_norm(gradient: Tensor, *, max_norm: float = 1.0) -> Tensor:
@@ -15,6 +18,7 @@ def clip_to_norm(gradient: Tensor, *, max_norm: float = 1.0) -> Tensor:
     >>> clip_to_norm(torch.tensor([3.0, 4.0]), max_norm=1.0)
     tensor([0.6000, 0.8000])
     """
+    check_shapes(_GRADIENT, gradient=gradient)
     norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
     factor: Tensor = (max_norm / (norm + 1e-6)).clamp_max(1.0)
     return gradient * factor.to(gradient.dtype)
@@ -61,4 +65,5 @@ class ComponentwiseGradClip(GradientTransform):
         self, gradients: Sequence[Tensor | None], params: Sequence[Tensor], state: dict[str, Any]
     ) -> list[Tensor | None]:
         """Clip each gradient by itself."""
+        check_tensors(params, gradients=gradients)
         return [None if g is None else clip_to_norm(g, max_norm=self.max_norm) for g in gradients]

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import GradientTransform
+from lightning_objectives.shapes import check_shapes, check_tensors, forms
+
+_GRADIENT = {"gradient": forms("(...) float")}
 
 
 def orthogonal_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
@@ -25,10 +28,15 @@ def orthogonal_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
         the new gradient. It is the old one if the weights are 0, and 0 if the whole gradient lies along the weights, up
         to rounding.
 
+    Raises:
+        ValueError: gradient and weights have different shapes, or the gradient holds whole numbers.
+
     Example:
         >>> orthogonal_gradient(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]))
         tensor([0., 5.])
     """
+    check_shapes(_GRADIENT, gradient=gradient)
+    check_tensors([weight], gradient=[gradient])
     dtype = torch.promote_types(gradient.dtype, torch.float32)
     g, w = gradient.to(dtype), weight.detach().to(dtype)
     square = (w * w).sum()
@@ -74,6 +82,7 @@ class OrthogonalGradient(GradientTransform):
         self, gradients: Sequence[Tensor | None], params: Sequence[Tensor], state: dict[str, Any]
     ) -> list[Tensor | None]:
         """Make the gradient of each weight tensor orthogonal to it."""
+        check_tensors(params, gradients=gradients)
         return [
             orthogonal_gradient(g, w) if g is not None and w.dim() >= self.min_dims and w.numel() > 1 else g
             for g, w in zip(gradients, params)

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_objectives.kinds import Head
+from lightning_objectives.shapes import check_shapes, forms
+
+_FEATURES = {"features": forms("(N, ..., D)")}
 
 
 def multi_sample_dropout(
@@ -29,6 +32,9 @@ def multi_sample_dropout(
     Returns:
         (M, N, ..., C) logits.
 
+    Raises:
+        ValueError: features of one dimension or none.
+
     Example:
         >>> import torch
         >>> multi_sample_dropout(torch.ones(4, 5), torch.nn.Linear(5, 3), num_samples=2).shape
@@ -37,6 +43,7 @@ def multi_sample_dropout(
     Paper: Inoue, Multi-Sample Dropout for Accelerated Training and Better Generalization, 2019,
     https://arxiv.org/abs/1905.09788.
     """
+    check_shapes(_FEATURES, features=features)
     # One draw and one call of the head, on M * N rows: row m * N + n is sample m of row n. `expand` copies nothing;
     # the dropout itself writes the M copies.
     copies = features.expand(num_samples, *features.shape)

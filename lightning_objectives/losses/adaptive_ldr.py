@@ -7,6 +7,9 @@ from torch import Tensor
 
 from lightning_objectives.kinds import Loss
 from lightning_objectives.losses.ldr import score_gaps
+from lightning_objectives.shapes import check_classes, check_shapes, forms
+
+_GAPS = {"gaps": forms("(N, C)")}
 
 
 def adaptive_temperatures(
@@ -23,6 +26,8 @@ def adaptive_temperatures(
     >>> adaptive_temperatures(torch.tensor([[0.0, 0.0], [0.0, -99.0]]))[:, 0]
     tensor([1.0000, 0.5000])
     """
+    check_shapes(_GAPS, gaps=gaps)
+    check_classes(gaps, "gaps")
     gaps = gaps.detach()
     log_classes = math.log(gaps.shape[1])
     temperatures = torch.full_like(gaps[:, :1], temperature)
@@ -65,7 +70,7 @@ def adaptive_ldr_loss(
         (N,) losses.
 
     Raises:
-        ValueError: a setting outside its range, or fewer than two classes.
+        ValueError: shapes that do not fit, fewer than two classes, or a setting outside its range.
 
     Example:
         >>> adaptive_ldr_loss(torch.zeros(1, 3), torch.tensor([0]))
@@ -78,8 +83,6 @@ def adaptive_ldr_loss(
     for each sample of the data set, and updates it once per visit. So there is no state here, and no index is needed.
     """
     _check(temperature, alpha, margin, iterations)
-    if logits.shape[1] < 2:
-        raise ValueError(f"logits of {tuple(logits.shape)} have {logits.shape[1]} class; there must be two or more.")
     gaps = score_gaps(logits, target, margin=margin)
     lambdas = (
         temperature

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_objectives.kinds import Loss
+from lightning_objectives.shapes import check_classes, check_shapes
 
 
 def score_gaps(logits: Tensor, target: Tensor, *, margin: float = 0.0) -> Tensor:
@@ -17,11 +18,16 @@ def score_gaps(logits: Tensor, target: Tensor, *, margin: float = 0.0) -> Tensor
     Returns:
         (N, C), in float32 at least.
 
+    Raises:
+        ValueError: the shapes do not fit, or there are fewer than two classes.
+
     >>> score_gaps(torch.tensor([[1.0, 3.0]]), torch.tensor([0]), margin=0.5)
     tensor([[0.0000, 2.5000]])
     """
+    check_shapes(logits=logits, target=target)
+    check_classes(logits)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    shares = target if target.is_floating_point() else F.one_hot(target, logits.shape[1])
+    shares = target if target.is_floating_point() else F.one_hot(target.long(), logits.shape[1])
     shares = shares.to(logits.dtype)
     return logits - (shares * logits).sum(1, keepdim=True) + margin * (1 - shares)
 
@@ -37,7 +43,7 @@ def ldr_loss(logits: Tensor, target: Tensor, *, temperature: float = 1.0, margin
     :math:`\log C`.
 
     Args:
-        logits: (N, C), in any float type; computed in float32 or better.
+        logits: (N, C) with C >= 2, in any float type; computed in float32 or better.
         target: (N,) int classes or (N, C) float class probabilities.
         temperature: :math:`\lambda \ge 0`. 0 gives :math:`\max_k d_k`, the SVM of Crammer and Singer. Infinity gives
             :math:`\frac{1}{C} \sum_k d_k`, which is symmetric and therefore robust to noisy labels.
@@ -47,7 +53,7 @@ def ldr_loss(logits: Tensor, target: Tensor, *, temperature: float = 1.0, margin
         (N,) losses, which may be negative: a loss is 0 if all its gaps are 0.
 
     Raises:
-        ValueError: a negative temperature or margin.
+        ValueError: shapes that do not fit, fewer than two classes, or a negative temperature or margin.
 
     Example:
         >>> ldr_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))  # log((1 + e) / 2)

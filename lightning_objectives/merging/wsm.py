@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Merge
+from lightning_objectives.shapes import check_steps
 
 Shape = Literal["1-sqrt", "linear", "cosine", "square", "ema"]
 
@@ -61,13 +62,8 @@ def wsm_coefficients(
     extension. The paper does not give the coefficient of its ``ema`` either.
     """
     _check(shape, ema_weight)
-    steps = [int(step) for step in steps]
+    steps = check_steps(steps)
     n = len(steps)
-    if n == 0 or any(later <= earlier for earlier, later in pairwise(steps)):
-        raise ValueError(
-            f"steps={steps} must increase from one checkpoint to the next, and must not be empty: a merge needs the "
-            "checkpoints in the order of the training."
-        )
     if shape == "ema":
         # The height is the part of an update that is kept: the sum of the shares of all checkpoints that hold it.
         height: Callable[[float], float] = lambda x: 1 - (1 - ema_weight) ** (n * (1 - x))  # noqa: E731  # as in _SHAPES

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_objectives.shapes import FORMS, check_shapes
+
 TOLERANCE = 0.01
 """How far a row of probabilities may be from summing to 1: bfloat16 rounds each of them by up to 0.4 %."""
 
@@ -93,6 +95,18 @@ def _class_last(values: Tensor) -> Tensor:
 
 def _off_simplex(rows: Tensor) -> Tensor:
     return ((rows.sum(1) - 1).abs() > TOLERANCE) | (rows.amin(1) < -TOLERANCE)
+
+
+_PREDS = {"preds": FORMS["logits"]}
+
+
+def check_pairs(preds: Tensor, target: Tensor) -> None:
+    """Refuse predictions that are not (N, C), and targets that do not fit them.
+
+    Raises:
+        ValueError: with the shapes, the rule and the way out.
+    """
+    check_shapes(_PREDS, preds=preds, target=target)
 
 
 def probabilities(preds: Tensor, *, from_logits: bool) -> Tensor:

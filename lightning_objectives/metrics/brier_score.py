@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_objectives.metrics._rows import probabilities
+from lightning_objectives.metrics._rows import check_pairs, probabilities
 from lightning_objectives.metrics._sums import MeanMetric
 
 
@@ -18,14 +18,18 @@ def brier_score(preds: Tensor, target: Tensor, *, from_logits: bool = True) -> T
     Returns:
         (N,) values; NaN predictions give NaN.
 
+    Raises:
+        ValueError: the shapes do not fit.
+
     Example:
         >>> brier_score(torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([0]), from_logits=False)  # .3² + .2² + .1²
         tensor([0.1400])
     """
+    check_pairs(preds, target)
     p = probabilities(preds, from_logits=from_logits)
     if target.is_floating_point():
         return (p - target).square().sum(1)
-    return p.scatter_add(1, target[:, None], -torch.ones_like(p[:, :1])).square().sum(1)
+    return p.scatter_add(1, target.long()[:, None], -torch.ones_like(p[:, :1])).square().sum(1)
 
 
 class BrierScore(MeanMetric):

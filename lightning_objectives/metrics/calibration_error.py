@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.metrics._numpy_cells import numpy_cells
-from lightning_objectives.metrics._rows import probabilities
+from lightning_objectives.metrics._rows import check_pairs, probabilities
 from lightning_objectives.metrics._sums import WITHOUT_FLOAT64, SumMetric
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def calibration_error(
         () float32 in [0, 1]; NaN without rows or with NaN predictions.
 
     Raises:
-        ValueError: an unknown norm or binning, or ``num_bins`` < 1.
+        ValueError: shapes that do not fit, an unknown norm or binning, or ``num_bins`` < 1.
 
     Example:
         >>> preds = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
@@ -78,6 +78,7 @@ def calibration_error(
 
     Differs from the paper: soft targets; the histogram behind bins of equal mass.
     """
+    check_pairs(preds, target)
     _check(norm, num_bins, binning)
     confidence, accuracy = _top_label(preds, target, from_logits=from_logits)
     cells = _histogram(

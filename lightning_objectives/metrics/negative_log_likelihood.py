@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lightning_objectives.metrics._rows import check_pairs
 from lightning_objectives.metrics._sums import MeanMetric
 
 
@@ -18,15 +19,19 @@ def negative_log_likelihood(preds: Tensor, target: Tensor, *, from_logits: bool 
         (N,) values >= 0. A value is infinite if a class with :math:`q_c > 0` has the probability 0; a class with
         :math:`q_c = 0` adds nothing, whatever its probability. NaN predictions give NaN.
 
+    Raises:
+        ValueError: the shapes do not fit.
+
     Example:
         >>> negative_log_likelihood(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
         tensor([0.6931, 2.1269])
     """
+    check_pairs(preds, target)
     preds = preds if preds.dtype == torch.float64 else preds.float()
     # A NaN spoils its whole row, as in log_softmax.
     logs = preds.log_softmax(1) if from_logits else preds.log() + 0 * preds.sum(1, keepdim=True)
     if not target.is_floating_point():
-        return -logs.gather(1, target[:, None]).squeeze(1)
+        return -logs.gather(1, target.long()[:, None]).squeeze(1)
     return -torch.where(target == 0, 0.0, target * logs).sum(1)  # 0 log 0 is 0
 
 

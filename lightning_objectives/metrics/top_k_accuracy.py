@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lightning_objectives.metrics._rows import check_pairs
 from lightning_objectives.metrics._sums import MeanMetric
 
 
@@ -19,7 +20,7 @@ def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int = 1) -> Tensor:
         NaN.
 
     Raises:
-        ValueError: k is not in [1, C].
+        ValueError: k is not in [1, C], or the shapes do not fit.
 
     Example:
         >>> scores = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 2.0]])
@@ -28,6 +29,7 @@ def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int = 1) -> Tensor:
         >>> top_k_accuracy(scores[:1], torch.tensor([[0.6, 0.3, 0.1]]), k=2)
         tensor([0.9000])
     """
+    check_pairs(preds, target)
     if not 1 <= k <= preds.shape[1]:
         raise ValueError(f"k={k} must be in [1, {preds.shape[1]}], the number of classes.")
     if target.is_floating_point():
@@ -35,6 +37,7 @@ def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int = 1) -> Tensor:
         best = preds.sort(dim=1, descending=True, stable=True).indices[:, :k]
         mass = target.gather(1, best).sum(1)
     else:
+        target = target.long()
         own, index = preds.gather(1, target[:, None]), torch.arange(preds.shape[1], device=preds.device)
         ahead = (preds > own) | ((preds == own) & (index < target[:, None]))
         mass = (ahead.count_nonzero(1) < k).float()  # several times faster than the sort

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Regularizer
+from lightning_objectives.shapes import check_shapes
 
 
 def log_partition_penalty(logits: Tensor) -> Tensor:
@@ -15,6 +16,9 @@ def log_partition_penalty(logits: Tensor) -> Tensor:
     Returns:
         (N,) terms >= 0.
 
+    Raises:
+        ValueError: logits of another shape.
+
     Example:
         >>> log_partition_penalty(torch.tensor([[0.0, 0.0], [3.0, 1.0]]))  # (log 2)² and 3.1269²
         tensor([0.4805, 9.7777])
@@ -22,6 +26,7 @@ def log_partition_penalty(logits: Tensor) -> Tensor:
     Paper: Wortsman et al., Small-scale Proxies for Large-scale Transformer Training Instabilities, ICLR 2024,
     https://arxiv.org/abs/2309.14322.
     """
+    check_shapes(logits=logits)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(1).square()
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Regularizer
+from lightning_objectives.shapes import check_shapes
 
 
 def spectral_decoupling(logits: Tensor) -> Tensor:
@@ -15,6 +16,9 @@ def spectral_decoupling(logits: Tensor) -> Tensor:
     Returns:
         (N,) terms >= 0.
 
+    Raises:
+        ValueError: logits of another shape.
+
     Example:
         >>> spectral_decoupling(torch.tensor([[1.0, -3.0]]))
         tensor([5.])
@@ -24,6 +28,7 @@ def spectral_decoupling(logits: Tensor) -> Tensor:
 
     Differs from the paper: its second form, with an offset and a strength for each class, is not here.
     """
+    check_shapes(logits=logits)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).square().sum(1) / 2
 
 

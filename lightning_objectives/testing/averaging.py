@@ -2,12 +2,14 @@
 
 import copy
 import io
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import AverageState, Rule
 from lightning_objectives.testing.common import close, require
+from lightning_objectives.testing.shapes import refuses
 
 STEPS = 12
 STARTS = (0, 7)
@@ -105,3 +107,14 @@ def the_live_weights_are_neither_changed_nor_aliased(rule: Rule) -> None:
         storages = {tensor.untyped_storage().data_ptr() for tensor in live}
         aliased = any(tensor.untyped_storage().data_ptr() in storages for tensor in outputs)
         require(not aliased, rule, "the average must not share memory with the live weights.")
+
+
+def weights_that_do_not_fit_are_refused(rule: Rule) -> None:
+    """A tensor too few, and one of another shape than at the start, are a ValueError in ``update``."""
+    weights = _weights(0)
+    few, bent = weights[:-1], [weights[0], weights[1][:1], weights[2]]  # one element would be broadcast
+    for wrong, what, said in (
+        (few, "a tensor too few", "do not fit"),
+        (bent, "weights of another shape", "[1] of the"),
+    ):
+        refuses(partial(rule.update, rule.init(weights), wrong, step=1), rule, what, said)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from lightning_objectives.kinds import Calibrator
 from lightning_objectives.testing.common import close, require
+from lightning_objectives.testing.shapes import refuses_shapes, wrong_signals
+from lightning_objectives.testing.signals import example_signals
 
 SCALES = (0.2, 1.0, 5.0)
 """The scales of the logits of a network that is not sure enough, one that is about right, and one too sure."""
@@ -65,3 +68,15 @@ def going_on_from_a_file_is_going_on(method: Calibrator) -> None:
     other.load_state_dict(torch.load(file, weights_only=True))
     same = close(other(logits), fitted(logits), 0) and not close(fitted(logits), method(logits), 0)
     require(same, method, "the state_dict must contain all that the fit changes.")
+
+
+def a_fit_refuses_signals_of_a_wrong_shape(method: Calibrator) -> None:
+    """A fit on logits and targets that are not (N, C) and (N,), or of different lengths, is a ValueError."""
+
+    def fit(signals: dict[str, Any]) -> None:
+        copy.deepcopy(method).fit(**signals)
+
+    names = ("logits", "target")
+    signals = {name: example_signals()[name] for name in names}
+    for name, value in wrong_signals(signals, names):
+        refuses_shapes(fit, method, names, {**signals, name: value}, name)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from lightning_objectives._trainer.random import private_stream
 from lightning_objectives.kinds import GradientTransform
 from lightning_objectives.testing.common import close, require
+from lightning_objectives.testing.shapes import refuses
 
 STEPS = 6
 SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), (4,), (), (2, 3), (2, 2))
@@ -84,3 +86,14 @@ def going_on_from_a_file_is_going_on(method: GradientTransform) -> None:
     steps = range(STEPS, 2 * STEPS)
     same = close(_updates(other, loaded, steps), _updates(method, state, steps), 0)
     require(same, method, "stopping, saving and going on must equal going on: keep all memory in the state.")
+
+
+def gradients_that_do_not_fit_are_refused(method: GradientTransform) -> None:
+    """A gradient too few, and a gradient of another shape than its parameter, are a ValueError."""
+    params, gradients = _draw(0), _gradients(1)
+    few, bent = gradients[:-1], [torch.ones(2, 2, 1), *gradients[1:]]
+    for wrong, what, said in (
+        (few, "a gradient too few", "do not fit"),
+        (bent, "a gradient of another shape", "gradients[0]"),
+    ):
+        refuses(partial(method.update, wrong, params, method.init(params)), method, what, said)

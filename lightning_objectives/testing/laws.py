@@ -18,6 +18,7 @@ from lightning_objectives.testing import (
     metrics,
     objectives,
     schedules,
+    shapes,
     weighting,
 )
 from lightning_objectives.testing.common import (
@@ -33,6 +34,7 @@ _EVERY_MODULE: tuple[Law, ...] = (
     it_writes_to_nothing_that_it_is_given,
     the_module_equals_its_function,
     a_copy_is_the_same,
+    shapes.signals_of_a_wrong_shape_are_refused,
 )
 _WITHOUT_DRAWS: tuple[Law, ...] = (it_leaves_the_global_random_stream_alone, *_EVERY_MODULE)
 
@@ -85,6 +87,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         gradients.nothing_but_the_state_is_written_to,
         gradients.all_ranks_get_the_same,
         gradients.going_on_from_a_file_is_going_on,
+        gradients.gradients_that_do_not_fit_are_refused,
         a_copy_is_the_same,
     ),
     kinds.Rule: (
@@ -94,6 +97,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         averaging.parts_of_the_weights_make_no_difference,
         averaging.reading_changes_nothing,
         averaging.the_live_weights_are_neither_changed_nor_aliased,
+        averaging.weights_that_do_not_fit_are_refused,
         a_copy_is_the_same,
     ),
     kinds.Calibrator: (
@@ -101,6 +105,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         calibration.the_fitted_set_is_no_worse,
         calibration.the_top_class_is_kept_where_declared,
         calibration.going_on_from_a_file_is_going_on,
+        calibration.a_fit_refuses_signals_of_a_wrong_shape,
         objectives.large_logits_stay_finite,
         *_WITHOUT_DRAWS,
     ),
@@ -109,6 +114,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         merging.the_coefficients_sum_to_one,
         merging.identical_checkpoints_merge_into_themselves,
         merging.only_the_distances_of_the_steps_matter,
+        merging.steps_that_do_not_increase_are_refused,
         a_copy_is_the_same,
     ),
     LRScheduler: (
@@ -121,6 +127,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         metrics.two_ranks_are_one,
         metrics.reset_forgets,
         metrics.tensor_states_do_not_grow,
+        metrics.tensors_that_do_not_fit_each_other_are_refused,
     ),
 }
 """The laws of each kind. Write the laws of a new kind here before its first method arrives."""

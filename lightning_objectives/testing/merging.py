@@ -1,9 +1,12 @@
 """Laws of the merges."""
 
+from functools import partial
+
 import torch
 
 from lightning_objectives.kinds import Merge
 from lightning_objectives.testing.common import close, require
+from lightning_objectives.testing.shapes import refuses
 
 STEPS = ([5], [10, 20], [100, 200, 300, 400], [1, 2, 4, 8, 16], list(range(0, 160, 10)))
 """Few and many checkpoints, evenly and unevenly spaced."""
@@ -38,3 +41,9 @@ def only_the_distances_of_the_steps_matter(merge: Merge) -> None:
     for steps in STEPS:
         later = merge.coefficients([step + 1000 for step in steps])
         require(close(later, merge.coefficients(steps)), merge, f"{steps}, 1000 steps later, must weigh the same.")
+
+
+def steps_that_do_not_increase_are_refused(merge: Merge) -> None:
+    """No steps, steps that repeat or fall, and numbers that are not whole are a ValueError that shows them."""
+    for steps in ([], [10, 10], [20, 10], [0.5, 1.5]):
+        refuses(partial(merge.coefficients, steps), merge, f"the steps {steps}", f"steps={steps}")  # type: ignore[arg-type]  # numbers that are not whole

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_objectives.testing.common import close, require
+from lightning_objectives.testing.shapes import refuses, wrong_signals
 from lightning_objectives.testing.signals import example_signals, take_rows
 
 FIRST, SECOND, ALL = torch.arange(0, 9), torch.arange(9, 24), torch.arange(24)
@@ -70,3 +72,13 @@ def tensor_states_do_not_grow(metric: Metric) -> None:
     for name, value in one.metric_state.items():
         same = getattr(value, "shape", None) == getattr(two.metric_state[name], "shape", None)  # a list has none
         require(same, metric, f"the state {name!r} grows with the samples: declare it as a list.")
+
+
+def tensors_that_do_not_fit_each_other_are_refused(metric: Metric) -> None:
+    """Tensors of other dimensions, or of different lengths, are a ValueError that shows a shape."""
+    signals = {"logits" if name == "preds" else name: value for name, value in _signals(metric, ALL).items()}
+    for name, value in wrong_signals(signals, list(signals)) if len(signals) > 1 else ():
+        wrong = {**signals, name: value}
+        shapes = [str(tuple(tensor.shape)) for tensor in wrong.values() if isinstance(tensor, Tensor)]
+        what = f"{name} of the shape {tuple(value.shape)}, {value.dtype},"
+        refuses(partial(copy.deepcopy(metric).update, *wrong.values()), metric, what, *shapes)

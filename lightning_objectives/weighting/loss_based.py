@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Weighting
+from lightning_objectives.shapes import check_shapes
 
 Strategy = Literal["lin_upper", "quadratic", "extremes"]
 
@@ -32,7 +33,7 @@ def loss_based_weights(losses: Tensor, *, strategy: Strategy = "lin_upper", temp
         others have mean 1 among themselves. If no loss is finite, every weight is 1.
 
     Raises:
-        ValueError: an unknown strategy, or a temperature that is not positive.
+        ValueError: losses of another shape, an unknown strategy, or a temperature that is not positive.
 
     Example:
         >>> loss_based_weights(torch.tensor([0.0, 1.0, 2.0]), strategy="lin_upper")
@@ -44,6 +45,7 @@ def loss_based_weights(losses: Tensor, *, strategy: Strategy = "lin_upper", temp
     Differs from the paper: :math:`h` is computed from the differences to both ends, because the form in the released
     code cancels if the losses are close. A non-finite loss is set aside instead of spoiling every weight.
     """
+    check_shapes(losses=losses)
     _check(strategy, temperature)
     losses = losses.detach().to(torch.promote_types(losses.dtype, torch.float32))
     finite = losses.isfinite()

@@ -55,5 +55,5 @@ def test_prob_is_the_share_of_mixed_batches():
 def test_what_is_refused():
     with pytest.raises(ValueError, match=r"alpha=-1\.0 must be > 0"):
         CutMix(alpha=-1.0)
-    with pytest.raises(ValueError, match=r"inputs of \(2, 3\) are not images"):
+    with pytest.raises(ValueError, match=r"inputs of the shape \(2, 3\), torch.float32, must be \(N, ..., H, W\)"):
         cutmix(torch.zeros(2, 3), torch.tensor([1, 0]), (0, 1, 0, 1))

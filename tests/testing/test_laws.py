@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from lightning_objectives import kinds
+from lightning_objectives.shapes import check_shapes, check_steps, check_tensors, forms
 from lightning_objectives.testing import assert_laws, build, laws_of
 from lightning_objectives.testing.laws import LAWS
 
@@ -18,6 +19,7 @@ from lightning_objectives.testing.laws import LAWS
 # Sound methods, one a kind, that the faults below start from.
 class Swap(kinds.BatchTransform):
     def forward(self, inputs, generator):
+        check_shapes(inputs=inputs)
         order = torch.randperm(len(inputs), generator=generator)
         index = torch.stack([torch.arange(len(inputs)), order], dim=1)
         return (inputs + inputs[order]) / 2, index, torch.full(index.shape, 0.5)
@@ -25,11 +27,13 @@ class Swap(kinds.BatchTransform):
 
 class Dropped(kinds.Head):
     def forward(self, features, head, generator):
+        check_shapes({"features": forms("(N, ..., D)")}, features=features)
         keep = torch.rand(3, *features.shape, generator=generator) > 0.5
         return head(features * keep * 2 if self.training else features.expand(3, *features.shape))
 
 
 def power_loss(logits: Tensor, target: Tensor, *, power: float = 2.0) -> Tensor:
+    check_shapes(logits=logits, target=target)
     return F.cross_entropy(logits, target, reduction="none") ** power
 
 
@@ -46,6 +50,7 @@ class PowerLoss(kinds.Loss):
 
 class Share(kinds.Weighting):
     def forward(self, losses):
+        check_shapes(losses=losses)
         losses = losses.detach()
         finite = losses.isfinite()
         losses = torch.where(finite, losses, 0)
@@ -54,16 +59,19 @@ class Share(kinds.Weighting):
 
 class Distance(kinds.Distillation):
     def forward(self, logits, teacher_logits):
+        check_shapes(logits=logits, teacher_logits=teacher_logits)
         return (logits - teacher_logits.detach()).abs().sum(1)
 
 
 class Confidence(kinds.Regularizer):
     def forward(self, logits):
+        check_shapes(logits=logits)
         return logits.softmax(1).square().sum(1).mean()
 
 
 class Even(kinds.Combination):
     def forward(self, gradients):
+        check_shapes(gradients=gradients)
         return torch.full((len(gradients),), 1 / len(gradients))
 
 
@@ -71,12 +79,14 @@ class Mean(kinds.Rule):
     by_tensor = True
 
     def update(self, state, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
+        check_tensors(params, average=state.slots["average"])
         state.updates += 1
         torch._foreach_lerp_(state.slots["average"], list(params), 1 / state.updates)
 
 
 class Plain(kinds.Merge):
     def coefficients(self, steps: Sequence[int]) -> Tensor:
+        check_steps(steps)
         return torch.full((len(steps),), 1 / len(steps))
 
 
@@ -94,6 +104,7 @@ class MeanLoss(Metric):
         self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, logits, target):
+        check_shapes(logits=logits, target=target)
         self.total += F.cross_entropy(logits, target, reduction="sum")
         self.count += len(target)
 
@@ -106,6 +117,7 @@ class Momentum(kinds.GradientTransform):
         return {"velocity": [torch.zeros_like(p) for p in params]}
 
     def update(self, gradients, params, state):
+        check_tensors(params, gradients=gradients)
         for v, g in zip(state["velocity"], gradients):
             if g is not None:
                 v.mul_(0.9).add_(g)
@@ -120,10 +132,12 @@ class Warmth(kinds.Calibrator):
         self.register_buffer("beta", torch.ones(()))
 
     def fit(self, logits, target):
+        check_shapes(logits=logits, target=target)
         betas = torch.linspace(0.1, 5, 50)
         self.beta.fill_(min([*betas.tolist(), 1.0], key=lambda b: F.cross_entropy(logits * b, target).item()))
 
     def forward(self, logits):
+        check_shapes(logits=logits)
         return (logits * self.beta).softmax(1)
 
 
@@ -469,6 +483,69 @@ class Grows(MeanLoss):
         self.seen = torch.cat([self.seen, target.float()])
 
 
+class SharesOfATable(kinds.Weighting):
+    def forward(self, losses):
+        return torch.ones_like(losses)
+
+
+class CoarseInputs(kinds.BatchTransform):
+    def forward(self, inputs, generator):
+        return Swap().forward(inputs.reshape(-1, 1), generator)
+
+
+class OneRow(kinds.Head):
+    def forward(self, features, head):
+        return head(features.expand(2, *features.shape))
+
+
+class BareCriterion(kinds.Loss):
+    def forward(self, logits, target):
+        return F.cross_entropy(logits, target, reduction="none")
+
+
+class BroadcastTeacher(kinds.Distillation):
+    def forward(self, logits, teacher_logits):
+        return (logits - teacher_logits.detach()).abs().sum(-1)
+
+
+class LastAxis(kinds.Regularizer):
+    def forward(self, logits):
+        return logits.square().sum(-1)
+
+
+class FirstAxis(kinds.Combination):
+    def forward(self, gradients):
+        return torch.full((len(gradients),), 1 / len(gradients))
+
+
+class SilentWarmth(Warmth):
+    def fit(self, logits, target):
+        self.beta.fill_(2.0)
+
+
+class AsFarAsTheyGo(Momentum):
+    def update(self, gradients, params, state):
+        return [None if g is None else g * 0.5 * p.abs().sum().sign() for g, p in zip(gradients, params)]
+
+
+class BroadcastMean(kinds.Rule):
+    def update(self, state, params, *, step, start=0):
+        state.updates += 1
+        for average, param in zip(state.slots["average"], params):
+            average.lerp_(param, 1 / state.updates)
+
+
+class AnyOrder(kinds.Merge):
+    def coefficients(self, steps):
+        return torch.full((len(steps),), 1 / max(1, len(steps)))
+
+
+class Broadcasts(MeanLoss):
+    def update(self, logits, target):
+        self.total += (logits.sum(-1) - target).sum()
+        self.count += len(target)
+
+
 class ForgetsTheNewest(Plain):
     def coefficients(self, steps):
         return super().coefficients(steps[:-1]) if len(steps) > 1 else torch.ones(1)
@@ -550,6 +627,14 @@ FAULTS = {
     "only_the_distances_of_the_steps_matter": [ByStep],
     "the_rate_stays_within_the_peak": [lambda: build(Rising)],
     "going_on_from_a_state_is_going_on": [lambda: build(MemoryOutsideOfTheState)],
+    "signals_of_a_wrong_shape_are_refused": [
+        *(CoarseInputs, OneRow, BareCriterion, SharesOfATable, BroadcastTeacher, LastAxis, FirstAxis)
+    ],
+    "gradients_that_do_not_fit_are_refused": [AsFarAsTheyGo],
+    "weights_that_do_not_fit_are_refused": [BroadcastMean],
+    "a_fit_refuses_signals_of_a_wrong_shape": [SilentWarmth],
+    "steps_that_do_not_increase_are_refused": [AnyOrder],
+    "tensors_that_do_not_fit_each_other_are_refused": [Broadcasts],
     "a_copy_goes_on": [Unpicklable],
     "two_batches_are_one": [MeanOfMeans],
     "two_ranks_are_one": [RanksByMax, FullState],
