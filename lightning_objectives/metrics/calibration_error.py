@@ -55,7 +55,8 @@ def calibration_error(
             on the predicted class.
         norm: ``l1`` the expected (ECE), ``l2`` the root mean square, ``max`` the maximum calibration error.
         num_bins: B >= 1.
-        binning: ``equal_width`` :math:`((b - 1) / B, b / B]`, or ``equal_mass`` with N / B rows in each bin. Bins of
+        binning: ``equal_width`` :math:`((b - 1) / B, b / B]`, where an edge is the number nearest to :math:`b / B` in
+            the float type of the computation, or ``equal_mass`` with N / B rows in each bin. Bins of
             equal mass come from a histogram of 8192 cells, of equal width in the logit of the confidence (at most 0.001
             of confidence, finer towards 0 and 1). A cell on the border of two bins is divided between them in
             proportion, as if all its rows were alike. So equal confidences are never told apart by their order.
@@ -107,7 +108,8 @@ def _top_label(preds: Tensor, target: Tensor, *, from_logits: bool) -> tuple[Ten
 def _edges(num_bins: int, binning: Binning) -> Tensor:
     """The inner edges of the cells; a cell holds its upper edge."""
     if binning == "equal_width":
-        return torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)[1:-1]
+        # A division gives the number nearest to k / B. `linspace` multiplies, and may fall one step below it.
+        return torch.arange(1, num_bins, dtype=torch.float64) / num_bins
     return torch.linspace(-16, 16, CELLS + 1, dtype=torch.float64)[1:-1].sigmoid()
 
 
