@@ -175,6 +175,8 @@ class Regularizer(Method, nn.Module):
     """
 
     room, callback = "regularizers", "AddRegularizer"
+    default_strength: ClassVar[float] = 1.0
+    """The factor of the term that the paper sets, which the callback uses if you give no ``strength``."""
     forward: Callable[..., Tensor]
 
 

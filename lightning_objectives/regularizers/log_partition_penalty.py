@@ -33,14 +33,16 @@ def log_partition_penalty(logits: Tensor) -> Tensor:
 class LogPartitionPenalty(Regularizer):
     """Keeps logits from drifting away, by a penalty on the log of softmax's normaliser (z-loss).
 
-    The terms are those of :func:`log_partition_penalty`. The paper's factor, 1e-4, is the callback's ``strength``.
+    The terms are those of :func:`log_partition_penalty`. The callback multiplies them by 1e-4, the
+    paper's factor, if you give no ``strength``.
 
     When to use: in trainings at a high learning rate, if the logits drift away so far that their differences are lost
     in a short float type.
     Cost: none to speak of.
     Interactions: a constant added to all logits changes only this term, so it holds the level of the logits and hardly
     their differences. If a model gives log-probabilities to ``nll_loss``, the normaliser is 1 already and this does
-    nothing: let it give the logits to ``cross_entropy``.
+    nothing: let it give the logits to ``cross_entropy``. If the logits are in bfloat16, so is the sum of the two
+    gradients, which may round a term of 1e-4 away: give the criterion ``logits.float()``.
 
     Example:
         >>> LogPartitionPenalty()(torch.zeros(1, 2))
@@ -48,6 +50,7 @@ class LogPartitionPenalty(Regularizer):
     """
 
     function = staticmethod(log_partition_penalty)
+    default_strength = 1e-4
 
     def forward(self, logits: Tensor) -> Tensor:
         """(N, C) logits -> (N,) terms."""

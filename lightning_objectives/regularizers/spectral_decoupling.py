@@ -35,7 +35,8 @@ def spectral_decoupling(logits: Tensor) -> Tensor:
 class SpectralDecoupling(Regularizer):
     """Keeps a feature that is easy to learn from hiding others, by a penalty on the squared logits.
 
-    The terms are those of :func:`spectral_decoupling`. The paper's factor is the callback's ``strength``.
+    The terms are those of :func:`spectral_decoupling`. The paper's factor is the callback's ``strength``; the
+    method has no value of its own, so choose one.
 
     When to use: if a feature that is easy to learn hides others that would generalise (spurious correlations, unknown
     groups). Use it in place of weight decay, as the paper does, not beside it.
