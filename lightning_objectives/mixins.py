@@ -8,7 +8,8 @@
 [...WrapHead(..., ...AverageWeights...]
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch.nn.functional as F
@@ -37,6 +38,9 @@ __all__ = [
     "WSMMixin",
 ]
 
+_PREFIXES = ("configure_", "objective_")
+"""How the names of the hooks begin."""
+
 
 class ObjectivesMixin:
     """Lets a module bring callbacks, and tell them what they would otherwise have to find.
@@ -64,6 +68,7 @@ class ObjectivesMixin:
                 f"{cls.__name__}.configure_callbacks does not call super().configure_callbacks(), so the callbacks of "
                 "the mixins would be lost: return [*super().configure_callbacks(), ...]."
             )
+        _refuse_misspelt_hooks(cls)
 
     def configure_objectives(self) -> Sequence[Any]:
         """Return the callbacks that this module brings. Extend the list of ``super()``."""
@@ -94,6 +99,35 @@ class ObjectivesMixin:
     def objective_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a step that has no criterion of its own and calls this: cross entropy, as configured."""
         return F.cross_entropy(logits, target)
+
+
+def _refuse_misspelt_hooks(cls: type[Any]) -> None:
+    """Refuse a name that is nearly the name of a hook: nothing would call it, and the default would act instead."""
+    mixins = [base for base in cls.__mro__[1:] if issubclass(base, ObjectivesMixin) and not _is_module(base)]
+    hooks = {name for mixin in mixins for name in vars(mixin) if name.startswith(_PREFIXES)}
+    for owner, name in _names_like_hooks(cls):
+        prefix, _, suffix = name.partition("_")
+        known = [hook.removeprefix(f"{prefix}_") for hook in hooks if hook.startswith(prefix)]
+        close = get_close_matches(suffix, known, n=1, cutoff=0.75)
+        if close and name not in hooks:
+            raise TypeError(
+                f"{owner.__name__}.{name} is no hook of a mixin, so nothing would call it. Did you mean "
+                f"'{prefix}_{close[0]}'? If the name is your own, choose one that is less like the hook's."
+            )
+
+
+def _names_like_hooks(cls: type[Any]) -> Iterator[tuple[type[Any], str]]:
+    """Give the names in the form of a hook that the class, or a base without a mixin, is the first to define."""
+    for place, owner in enumerate(cls.__mro__):
+        lightning = owner.__module__.startswith(("lightning.", "pytorch_lightning."))
+        if lightning or (owner is not cls and issubclass(owner, ObjectivesMixin)):  # the latter had its own check
+            continue
+        inherited = {name for base in cls.__mro__[place + 1 :] for name in vars(base)}
+        yield from ((owner, name) for name in vars(owner) if name.startswith(_PREFIXES) and name not in inherited)
+
+
+def _is_module(cls: type[Any]) -> bool:
+    return any(base.__name__ == "LightningModule" for base in cls.__mro__)
 
 
 class BEMAMixin(ObjectivesMixin):

@@ -137,6 +137,70 @@ def test_lost_mixins_are_refused_when_the_class_is_made():
                 return []
 
 
+MISSPELT = {
+    "configure_multisample_dropout": "configure_multi_sample_dropout",
+    "configure_teachers": "configure_teacher",
+    "configure_beam": "configure_bema",
+    "configure_objective": "configure_objectives",
+    "objective_groups": "objective_group",
+    "objective_input": "objective_inputs",
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_hook_is_refused_when_the_class_is_made(name):
+    words = rf"{name} is no hook of a mixin.* Did you mean '{MISSPELT[name]}'\?"
+    with pytest.raises(TypeError, match=words):
+        type("Own", (BEMAMixin, MultiSampleDropoutMixin, DualHeadKDMixin, Net), {name: lambda self: None})
+
+
+def test_a_misspelt_hook_of_a_base_without_a_mixin_is_refused():
+    class Base(Net):
+        def configure_multisample_dropout(self):
+            return MultiSampleDropout(num_samples=3)
+
+    with pytest.raises(TypeError, match=r"Base\.configure_multisample_dropout is no hook"):
+
+        class Own(MultiSampleDropoutMixin, Base):
+            pass
+
+
+def test_a_misspelt_hook_of_a_users_mixin_is_refused():
+    class Penalty(ObjectivesMixin):
+        def configure_penalty(self):
+            return AddRegularizer(lambda logits: logits.square())
+
+    with pytest.raises(TypeError, match="Did you mean 'configure_penalty'"):
+
+        class Own(Penalty, Net):
+            def configure_penalti(self):
+                return None
+
+
+def test_names_of_the_users_own_are_not_refused():
+    class Mine(ObjectivesMixin):
+        def configure_ema(self):
+            return EMA()
+
+    class Base(Mine, BEMAMixin, Net):  # the name is no misspelt configure_bema: another mixin has it
+        objective_weights = (1.0, 2.0)
+
+        def configure_head(self):
+            return self.fc
+
+        def configure_bema(self):
+            return BEMA(lag=5)
+
+    class Own(Base):
+        def configure_ema(self):
+            return EMA(decay=0.5)
+
+        def configure_heads(self):
+            return [self.fc]
+
+    assert Own().configure_head() is not None
+
+
 def test_the_modules_answers_are_asked_first():
     seen = {}
 
