@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
@@ -15,6 +16,12 @@ from lightning_objectives._trainer.ranks import gather_rows
 from lightning_objectives.kinds import Weighting
 from lightning_objectives.signals import BY_ROW
 
+_ONE_ROW = (
+    "ReweightSamples got a micro-batch of one {unit} over all ranks. Its weight is 1 whatever its loss, so this batch "
+    "trains as it does without ReweightSamples. Use a larger batch_size (accumulate_grad_batches does not help: each "
+    "micro-batch is weighted by itself), or drop_last=True if only the last batch is this short."
+)
+
 
 @dataclass(eq=False)
 class ReweightSamples(StepCallback):
@@ -22,7 +29,8 @@ class ReweightSamples(StepCallback):
 
     The callback gathers the signals from all ranks and weights their joined micro-batch, so that two processes compute
     the same weights as one. It logs under ``train/``, in the steps that Lightning logs: ``weighted_loss``,
-    ``unweighted_loss``, ``effective_sample_size`` (:math:`(\sum w)^2 / \sum w^2`) and ``max_weight``.
+    ``unweighted_loss``, ``effective_sample_size`` (:math:`(\sum w)^2 / \sum w^2`) and ``max_weight``. A single sample
+    has the weight 1, whatever its loss: the callback warns once in a fit if a micro-batch of all ranks holds only one.
 
     Args:
         weighting: the method, ``losses (N,) -> weights (N,)`` with mean 1.
@@ -36,6 +44,9 @@ class ReweightSamples(StepCallback):
     weighting: nn.Module | Callable[..., Tensor]
     unit: Unit = "sample"
 
+    _warned = False
+    """Whether this fit has warned of a batch of one sample."""
+
     def methods(self) -> list[Any]:
         """The weighting."""
         return [self.weighting]
@@ -43,6 +54,11 @@ class ReweightSamples(StepCallback):
     def __post_init__(self) -> None:
         if self.unit not in ("sample", "element"):
             raise ValueError(f"unit={self.unit!r} must be 'sample' or 'element'.")
+
+    def release(self, trainer: Any, pl_module: Any) -> None:
+        """Give the module back as it was; the next fit warns anew."""
+        self._warned = False
+        super().release(trainer, pl_module)
 
     def weigh(self, call: Call, elements: Tensor, pipeline: Pipeline) -> Tensor:
         """Compute the weights of a call's elements, in their shape.
@@ -53,6 +69,9 @@ class ReweightSamples(StepCallback):
         rows = fold(call, elements, unit=self.unit, batch_size=pipeline.batch_size)
         local = {name: pipeline.signals.row(name, rows) for name in self.signals if name in BY_ROW}
         (losses, *gathered), own = gather_rows([rows.losses, *local.values()])
+        if len(losses) == 1 and not self._warned:
+            self._warned = True
+            rank_zero_warn(_ONE_ROW.format(unit=self.unit))
         signals = {name: pipeline.signals.get(name) for name in self.signals if name not in BY_ROW}
         with torch.no_grad():
             weights = self.weighting(**signals, **dict(zip(local, gathered)))
