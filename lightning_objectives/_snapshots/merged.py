@@ -60,17 +60,22 @@ def save_merged(trainer: Any, module: Any, merged: Mapping[str, Tensor], path: P
 
 
 def _checkpoint(trainer: Any, module: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Make what Lightning writes with ``save_weights_only``, and what the module's own class adds to it."""
+    """Make what Lightning writes with ``save_weights_only``: hyperparameters, and what the user's classes add to it."""
     checkpoint = {
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
         "pytorch-lightning_version": VERSION,
         "state_dict": state,
     }
-    if module.hparams:
-        if getattr(module, "_hparams_name", None):
-            checkpoint[module.CHECKPOINT_HYPER_PARAMS_NAME] = module._hparams_name
-        checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = dict(module.hparams)
+    data_module = getattr(trainer, "datamodule", None)
+    for owner in (module, data_module):
+        if owner is not None and owner.hparams:
+            if hasattr(owner, "_hparams_name"):
+                checkpoint[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
+            checkpoint[owner.CHECKPOINT_HYPER_PARAMS_KEY] = dict(owner.hparams)
+    data_state = data_module.state_dict() if data_module is not None else {}
+    if data_state:
+        checkpoint[type(data_module).__qualname__] = data_state
     # Call the class's method, because an average may have patched the instance's, to put itself into the checkpoint.
     type(module).on_save_checkpoint(module, checkpoint)
     return checkpoint
