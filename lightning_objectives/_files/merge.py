@@ -1,7 +1,8 @@
 """Merges checkpoints on disk into one, tensor by tensor."""
 
 import cmath
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Collection, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from mmap import PAGESIZE
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_objectives._files.reading import Source, in_order
+from lightning_objectives._files.reading import Source, first_names, in_order
 from lightning_objectives._files.writing import AVERAGING_KEYS, TRAINING_KEYS, write_like
 from lightning_objectives.kinds import Merge
 
@@ -28,6 +29,7 @@ def merge_checkpoints(
     out: str | Path,
     *,
     order: Literal["step", "given"] = "step",
+    buffers: Collection[str] = (),
     verbose: bool = False,
 ) -> Path:
     r"""Write the merge :math:`\sum_j c_j \theta_j` of checkpoint files, which may be larger than the memory.
@@ -41,6 +43,9 @@ def merge_checkpoints(
             the newest file must be a Lightning checkpoint, because ``load_from_checkpoint`` needs one.
         order: ``step`` sorts by ``global_step`` in the checkpoint or metadata, ``step`` in the metadata or ``step=N``
             in the name; ``given`` takes the files as evenly spaced from the oldest to the newest.
+        buffers: names of tensors that are buffers and not parameters, which no file tells. If the merge of one of them
+            would not be finite (a threshold that is NaN until it is set, for example), the newest is copied, and you
+            are told. The snapshots of ``MergeCheckpoints`` name such buffers themselves.
         verbose: print file, step and coefficient of each first, and show a progress bar.
 
     Returns:
@@ -48,8 +53,8 @@ def merge_checkpoints(
 
     Raises:
         ValueError: a file is truncated or damaged, of another network, of an unknown step, or could run code when
-            read; or weights are NaN, or infinite in some of the files only. In every case there is no output file, and
-            one from before is untouched.
+            read; or a tensor is NaN, or infinite in some of the files only, and is not known to be a buffer; or
+            ``buffers`` names no tensor. In every case there is no output file, and one from before is untouched.
         OSError: the disk is full, for example; with the same promise.
 
     Floating tensors are added up in float32 (float64 tensors in float64), as differences to the newest, so that what is
@@ -74,6 +79,11 @@ def merge_checkpoints(
     sources, steps = in_order(files, as_listed=order == "given")
     shares: list[float] = method.coefficients(steps).tolist()
     newest = sources[-1]
+    unknown = sorted(set(buffers) - newest.keys.keys())
+    if unknown:
+        raise ValueError(f"buffers={unknown} are no tensors of {newest.path}: it has {first_names(newest.keys)}.")
+    known_buffers = {*buffers, *(name for source in sources for name in source.odd_buffers)}
+    copied: list[str] = []
     if verbose:
         for source, step, share in zip(sources, steps, shares):
             print(f"{source.path}  step {step}  coefficient {share:.4f}")
@@ -89,7 +99,7 @@ def merge_checkpoints(
 
         def tensor_of(name: str) -> Tensor:
             bar.update()
-            return merged_tensor(name, sources, shares)
+            return merged_or_newest(name, sources, shares, buffers=known_buffers, copied=copied)
 
         def prefetch(name: str) -> None:
             if torch.Size(newest.form(name)[1]).numel() >= _LARGE:
@@ -104,7 +114,14 @@ def merge_checkpoints(
             metadata={key: str(value) for key, value in metadata.items()},
             excluded_keys=(*TRAINING_KEYS, *AVERAGING_KEYS),
         )
+    if copied:
+        (print if verbose else warnings.warn)(copies_sentence(copied))
     return out
+
+
+def copies_sentence(names: Sequence[str]) -> str:
+    """Say which buffers a merge has from the newest file alone."""
+    return f"The merge has {first_names(names)} of the newest, because these buffers are not finite in every file."
 
 
 def _touch(name: str, sources: Sequence[Source]) -> None:
@@ -115,14 +132,35 @@ def _touch(name: str, sources: Sequence[Source]) -> None:
             tensor.reshape(-1).view(torch.uint8)[::PAGESIZE].sum()
 
 
+class NotFiniteError(ValueError):
+    """A merge of finite and other numbers, which would not be finite."""
+
+
+def merged_or_newest(
+    name: str, sources: Sequence[Source], shares: Sequence[float], *, buffers: Container[str], copied: list[str]
+) -> Tensor:
+    """Merge one tensor; if it is a buffer that has no finite merge, copy the newest and add its name to ``copied``.
+
+    Raises:
+        ValueError: the merge would not be finite, and the tensor is not one of the ``buffers``.
+    """
+    try:
+        return merged_tensor(name, sources, shares)
+    except NotFiniteError:
+        if name not in buffers:
+            raise
+        copied.append(name)
+        return sources[-1].tensor(name).clone()
+
+
 def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float]) -> Tensor:
     """Merge one tensor, in the newest's type: added up in float32 at least, as differences to the newest.
 
     The tensor is added up piece by piece, so that each byte of the files is read once and the rest stays in the cache.
 
     Raises:
-        ValueError: the merge would not be finite, except for infinities (of a mask, for example) that all files have
-            at the same places.
+        NotFiniteError: the merge would not be finite, except for infinities (of a mask, for example) that all files
+            have at the same places.
     """
     newest = sources[-1].tensor(name)
     if not (newest.is_floating_point() or newest.is_complex()):
@@ -176,12 +214,13 @@ def _check_finite(name: str, merged: Tensor, sources: Sequence[Source]) -> None:
         mask &= tensor == tensors[-1]
     for source, tensor in zip(sources, tensors):
         if (~tensor.isfinite() & ~mask).any():
-            raise ValueError(
-                f"{name} is NaN or infinite in {source.path}, so the merge would be too: that training had failed by "
-                "then. Leave this file out, or merge earlier ones."
+            raise NotFiniteError(
+                f"{name} is NaN or infinite in {source.path}, so the merge would be too: if it is a parameter, that "
+                "training had failed by then. Leave this file out, or merge earlier ones. If it is a buffer, which no "
+                f"file tells, say buffers=[{name!r}] (--buffer {name}): the newest is copied then."
             )
     if (~_wide(merged).isfinite() & ~mask).any():
-        raise ValueError(
+        raise NotFiniteError(
             f"{name} of {[str(source.path) for source in sources]} has no finite merge: its values are too large for "
             "its type. Leave the files of large values out."
         )

@@ -1,5 +1,6 @@
 """Reads checkpoint files of every format tensor by tensor, without running what they may hold."""
 
+import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,9 @@ from lightning_objectives._files.names import plain_name
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+
+ODD_BUFFERS = "buffers that are not finite"
+"""The entry of a safetensors header that lists them, as JSON."""
 
 
 class Source:
@@ -129,6 +133,12 @@ class Source:
         match = re.search(r"step=(\d+)", self.path.name)
         return int(match[1]) if match else None
 
+    @property
+    def odd_buffers(self) -> list[str]:
+        """The buffers that the file itself says are not finite, as the snapshots of ``MergeCheckpoints`` do."""
+        names = json.loads(self.metadata.get(ODD_BUFFERS, "[]"))
+        return names if isinstance(names, list) else []
+
     def form(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """Type and shape of a tensor, without reading it."""
         if self._file is None:
@@ -214,8 +224,8 @@ def _check_match(source: Source, newest: Source) -> None:
     missing, extra = newest.keys.keys() - source.keys.keys(), source.keys.keys() - newest.keys.keys()
     if missing or extra:
         raise ValueError(
-            f"{source.path} does not match {newest.path}: it lacks {_first(missing)} and has besides {_first(extra)}. "
-            "Merge checkpoints of one network only."
+            f"{source.path} does not match {newest.path}: it lacks {first_names(missing)} and has besides "
+            f"{first_names(extra)}. Merge checkpoints of one network only."
         )
     for name in newest.keys:
         (own_dtype, own_shape), (dtype, shape) = source.form(name), newest.form(name)
@@ -226,6 +236,7 @@ def _check_match(source: Source, newest: Source) -> None:
             )
 
 
-def _first(names: Iterable[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
+    """List names for a message: five, and how many more there are."""
     names = sorted(names)
     return f"{names[:5]} and {len(names) - 5} more" if len(names) > 5 else str(names)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_objectives._files.merge import copies_sentence
 from lightning_objectives._snapshots.rates import varying_rates
-from lightning_objectives._trainer.lightning import rank_zero_warn
+from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives._weights.optimizer_steps import Rates
 from lightning_objectives._weights.shards import local, whole
-from lightning_objectives._weights.whole_state import persistent_tensors
+from lightning_objectives._weights.whole_state import buffer_names, persistent_tensors
 from lightning_objectives.kinds import Merge
 
 
@@ -57,6 +58,8 @@ class RunningSum:
         """The ``step`` of each snapshot, and the learning rates since the one before, oldest first."""
         self._means: dict[str, Tensor] = {}
         """By the first name of each tensor."""
+        self._copied: set[str] = set()
+        """The buffers whose mean is not a number, and which hold the newest value instead."""
         shares = method.coefficients(self.plan).tolist() if self.plan else []
         self._shares: dict[int, float] = dict(zip(self.plan, shares))
         if min(shares, default=0.0) < 0:
@@ -122,11 +125,12 @@ class RunningSum:
         so_far = math.fsum(self._shares[entry["step"]] for entry in entries)
         rate = self._shares[step] / so_far if so_far else 1.0
         means: dict[str, Tensor] = {}
+        buffers = buffer_names(self.module)
         for name, tensor in self._tensors().items():
             if hasattr(tensor, "to_local"):
                 tensor = whole(local(tensor), tensor)
             if self.writes:
-                means[name] = _moved_mean(before.get(name), tensor.detach(), rate, name)
+                means[name] = self._moved(name, before.get(name), tensor.detach(), rate, is_buffer=name in buffers)
         if before and means.keys() != before.keys():
             changed = sorted(means.keys() ^ before.keys())
             raise ValueError(
@@ -134,6 +138,13 @@ class RunningSum:
                 "Use keep='files'."
             )
         self.entries, self._means = entries, means
+
+    def _moved(self, name: str, mean: Tensor | None, value: Tensor, rate: float, *, is_buffer: bool) -> Tensor:
+        moved = _moved_mean(None if name in self._copied else mean, value, rate, name)
+        if is_buffer and moved.isnan().any():
+            self._copied.add(name)
+            moved = _moved_mean(None, value, rate, name)
+        return moved
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors of the module, tied ones under their first name."""
@@ -166,14 +177,32 @@ class RunningSum:
         return torch.allclose(shares / shares.sum(), self.method.coefficients(self.steps), rtol=0, atol=1e-9)
 
     def merge(self) -> dict[str, Tensor]:
-        """The merge, in the types of the module; tied names share a tensor."""
-        return {name: self._means[first].to(tensor.dtype) for name, (first, tensor) in self._first_names().items()}
+        """The merge, in the types of the module; tied names share a tensor.
+
+        Raises:
+            ValueError: it would not be finite, except for infinities that all snapshots have at the same places.
+        """
+        if self._copied:
+            rank_zero_info(copies_sentence(sorted(self._copied)))
+        merged: dict[str, Tensor] = {}
+        for name, (first, tensor) in self._first_names().items():
+            mean = self._means[first]
+            merged[name] = merged[first] if first in merged else mean.to(tensor.dtype)
+            bad = merged[name].isnan() | (merged[name].isinf() & mean.isfinite())
+            if first not in self._copied and bad.any():
+                raise ValueError(
+                    f"{name} is NaN or infinite in a snapshot of the steps {self.steps}, or too large for its type, so "
+                    "that the merge would not be finite: the training has failed. Train again with a smaller learning "
+                    "rate, or let the window end earlier."
+                )
+        return merged
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, the folder, and the mean with its steps: all that is needed to go on."""
         entries = [dict(entry) for entry in self.entries]
         state = {"plan": self.plan, "after": self.after, "entries": entries, "folder": str(self.folder)}
-        return {**state, "means": dict(self._means)}
+        copied = {"copied": sorted(self._copied)} if self._copied else {}
+        return {**state, **copied, "means": dict(self._means)}
 
     @staticmethod
     def check(state: Mapping[str, Any]) -> None:
@@ -190,6 +219,7 @@ class RunningSum:
         """Go on from a state of the same plan."""
         self.entries = [dict(entry) for entry in state["entries"]]
         self._means = {name: t.to("cpu", copy=True) for name, t in state["means"].items()} if self.writes else {}
+        self._copied = set(state.get("copied", ()))
 
 
 def planned_steps(total: int, *, last: int, every_n_steps: int, start_step: int) -> list[int]:
@@ -246,5 +276,11 @@ def _moved_mean(mean: Tensor | None, value: Tensor, rate: float, name: str) -> T
             f"{tuple(value.shape)} now. Merge snapshots of one network only."
         )
     value = value.to("cpu", dtype)
-    # Equal values stay so to the bit. Infinities, for example of a mask, would give NaN: inf - inf is none.
-    return mean if torch.equal(mean, value) else mean.lerp_(value, rate)
+    if torch.equal(mean, value):  # Equal values stay so to the bit.
+        return mean
+    moved = mean.isfinite() & value.isfinite()
+    if moved.all():
+        return mean.lerp_(value, rate)
+    # Equal infinities, for example of a mask, stay; the mean of an infinity and another number is none.
+    others = torch.where(mean == value, value, torch.nan)
+    return torch.where(moved, mean.lerp(value, rate), others)

@@ -1,5 +1,6 @@
 """Keeps the newest snapshots of a training, as files."""
 
+import json
 import re
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -7,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_objectives._files.merge import merged_tensor
-from lightning_objectives._files.reading import Source, in_order
+from lightning_objectives._files.merge import copies_sentence, merged_or_newest
+from lightning_objectives._files.reading import ODD_BUFFERS, Source, in_order
 from lightning_objectives._files.writing import replaced, write_safetensors
 from lightning_objectives._snapshots.background import Background
 from lightning_objectives._snapshots.rates import varying_rates
-from lightning_objectives._trainer.lightning import rank_zero_warn
+from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._weights.optimizer_steps import Rates
-from lightning_objectives._weights.whole_state import cpu_copies
+from lightning_objectives._weights.whole_state import buffer_names, cpu_copies
 from lightning_objectives.kinds import Merge
 
 
@@ -45,6 +46,8 @@ class Window:
         """Files that have left the window and are not deleted yet."""
         self._needed: list[list[str]] = []
         """The files that each of the two newest checkpoints needs."""
+        self._copied: list[str] = []
+        """The buffers that the last merge has from the newest snapshot alone."""
         self._background = Background()
 
     @classmethod
@@ -92,7 +95,11 @@ class Window:
         self._outdated += [entry["file"] for entry in self.entries[: -self.last]]
         self.entries = self.entries[-self.last :]
         if self.writes:
-            self._background.submit(write_snapshot, path, tensors, {"step": str(step)})
+            metadata = {"step": str(step)}
+            odd = [name for name in buffer_names(self.module) if not tensors[name].isfinite().all()]
+            self._background.submit(
+                write_snapshot, path, tensors, metadata | ({ODD_BUFFERS: json.dumps(odd)} if odd else {})
+            )
         self._clean()
 
     def _clean(self) -> None:
@@ -108,7 +115,15 @@ class Window:
         self.finish()
         sources, steps = in_order(entry["file"] for entry in self.entries)
         shares: list[float] = self.method.coefficients(steps).tolist()
-        return {name: merged_tensor(name, sources, shares).clone() for name in sources[-1].keys}
+        buffers, copied = buffer_names(self.module), list[str]()
+        merged = {
+            name: merged_or_newest(name, sources, shares, buffers=buffers, copied=copied).clone()
+            for name in sources[-1].keys
+        }
+        if copied and copied != self._copied:
+            rank_zero_info(copies_sentence(copied))
+        self._copied = copied
+        return merged
 
     def finish(self) -> None:
         """Wait until all files are written; raises what went wrong."""

@@ -28,6 +28,12 @@ def persistent_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): tensor for name, tensor in named if name not in passing and not name.startswith(lent)}
 
 
+def buffer_names(module: nn.Module) -> set[str]:
+    """The names of the persistent buffers, as :func:`persistent_tensors` has them."""
+    parameters = {plain_name(name) for name, _ in module.named_parameters(remove_duplicate=False)}
+    return persistent_tensors(module).keys() - parameters
+
+
 @torch.no_grad()
 def cpu_copies(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """Copy the persistent tensors to the CPU's memory, tied ones once; all ranks take part.

@@ -55,13 +55,17 @@ class MergeCheckpoints(StatefulCallback):
 
     Raises:
         ValueError: a setting outside its range; at setup: ``evaluate`` without a callback that logs it, or a strategy
-            whose shards cannot be merged; at the start: ``keep="sum"`` if the last step is not known.
+            whose shards cannot be merged; at the start: ``keep="sum"`` if the last step is not known; at the end: a
+            parameter that is NaN or infinite in a snapshot.
 
     Snapshots are safetensors files with all parameters and persistent buffers, frozen ones too: each can be loaded, and
     ``lightning-objectives merge`` can merge them in other ways. The last ones stay after the fit. With ``keep="sum"``
     there are none. If a training ends before its last step, the snapshots so far are merged if the method's shares of
     fewer are in proportion (true for :class:`WSM`'s shapes, except ``cosine``); otherwise there is no merge. Either way
     you get a warning.
+
+    A buffer that has no finite merge, such as a threshold that is NaN until it is set, is that of the newest snapshot;
+    a message names it. A parameter that is NaN or infinite is an error, because the training has failed.
 
     Checkpoints: they name the snapshots, and resuming goes on with them. A snapshot that has left the window is deleted
     once the two newest checkpoints do not need it any more; if you go on from an older checkpoint, a warning says what

@@ -23,6 +23,14 @@ def merge(args: list[str]) -> None:
         help="sort the files by their training step, or take them as listed, oldest first (default: %(default)s)",
     )
     parser.add_argument("--method", choices=list(merges), default=next(iter(merges)), help="default: %(default)s")
+    parser.add_argument(
+        "--buffer",
+        action="append",
+        default=[],
+        dest="buffers",
+        metavar="NAME",
+        help="a buffer, not a parameter: if its merge is not finite, copy the newest; may be repeated",
+    )
     settings = {s.name: s for cls in merges.values() for s in inspect.signature(cls).parameters.values()}
     for name, setting in settings.items():
         owners = ", ".join(cls.__name__ for cls in merges.values() if name in inspect.signature(cls).parameters)
@@ -32,7 +40,7 @@ def merge(args: list[str]) -> None:
     chosen = {name: options[name] for name in settings if options[name] is not None}
     _run(parser, lambda: merge_checkpoints(
         options["files"], _method(merges[options["method"]], chosen), options["out"], order=options["order"],
-        verbose=True,
+        buffers=options["buffers"], verbose=True,
     ))  # fmt: skip
 
 
