@@ -9,11 +9,11 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "_CHUNK = 1 << 19",
     ): "the checksum of a file is that of its pieces, whatever their size",
     (
-        "lightning_objectives/_files/reading.py",
+        "lightning_objectives/_files/source.py",
         "Source.__init__",
         "self.keys: dict[str, str] = {}",
         "pass",
-    ): "both ways of opening a file set it, and the line is there for its type and its description",
+    ): "every way of opening a file sets it, and the line is there for its type and its description",
     (
         "lightning_objectives/averaging/swa.py",
         "SWA.update",

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_objectives._files.names import plainly_named
-from lightning_objectives._files.reading import Source, is_plain
-from lightning_objectives._files.writing import AVERAGING_KEYS, TRAINING_KEYS, write_like
+from lightning_objectives._files.reading import open_source
+from lightning_objectives._files.source import Source, is_plain
+from lightning_objectives._files.training_state import AVERAGING_KEYS, entries_beside_weights
+from lightning_objectives._files.writing import write_like
 
 
 def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["raw", "average"] = "average") -> Path:
@@ -40,17 +42,18 @@ def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["ra
     """
     if weights not in ("raw", "average"):
         raise ValueError(f"weights={weights!r} must be 'raw' or 'average': a checkpoint holds no other weights.")
-    source, out = Source(file), Path(out)
+    source, out = open_source(file), Path(out)
     averages = _states_of_averages(source)
     raw = _raw_weights(source, averages)
     if weights == "raw":
         for key in averages:
             del source.checkpoint["callbacks"][key]
         tensors = _with_raw_weights(source, raw)
-        write_like(source, out, tensors.__getitem__, storage_key=source.storage_key, excluded_keys=AVERAGING_KEYS)
+        beside = {key: value for key, value in source.checkpoint.items() if key not in AVERAGING_KEYS}
+        write_like(source, out, tensors.__getitem__, storage_key=source.storage_key, beside=beside)
     else:
-        excluded_keys = (*TRAINING_KEYS, *AVERAGING_KEYS)
-        write_like(source, out, source.tensor, storage_key=source.storage_key, excluded_keys=excluded_keys)
+        beside, _ = entries_beside_weights(source)
+        write_like(source, out, source.tensor, storage_key=source.storage_key, beside=beside)
     return out
 
 

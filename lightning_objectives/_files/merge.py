@@ -4,7 +4,6 @@ import cmath
 import warnings
 from collections.abc import Collection, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from mmap import PAGESIZE
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_objectives._files.reading import Source, first_names, in_order
-from lightning_objectives._files.writing import AVERAGING_KEYS, TRAINING_KEYS, write_like
+from lightning_objectives._files.reading import in_order
+from lightning_objectives._files.source import Source, first_names
+from lightning_objectives._files.training_state import entries_beside_weights
+from lightning_objectives._files.writing import write_like
 from lightning_objectives.kinds import Merge
 
 _PIECE = 2**15
@@ -29,6 +30,7 @@ def merge_checkpoints(
     out: str | Path,
     *,
     order: Literal["step", "given"] = "step",
+    part: str | None = None,
     buffers: Collection[str] = (),
     verbose: bool = False,
 ) -> Path:
@@ -39,10 +41,15 @@ def merge_checkpoints(
             holds an average in its ``state_dict``, the average is merged.
         method: gives the coefficients from the steps.
         out: the file to write; its suffix decides between a safetensors file and one of torch. A file of torch is the
-            newest checkpoint with the merged ``state_dict`` and without what belongs to its training. For ``.ckpt``
-            the newest file must be a Lightning checkpoint, because ``load_from_checkpoint`` needs one.
+            newest checkpoint with the merged weights and without what belongs to one training: states of optimizers,
+            schedulers and scalers, a second set of weights (``state_dict_ema``), the epoch of timm's or torchvision's
+            files. For ``.ckpt`` the newest file must be a Lightning checkpoint, because ``load_from_checkpoint`` needs
+            one.
         order: ``step`` sorts by ``global_step`` in the checkpoint or metadata, ``step`` in the metadata or ``step=N``
             in the name; ``given`` takes the files as evenly spaced from the oldest to the newest.
+        part: the entry of each checkpoint that is merged, such as ``state_dict_ema``. The merged weights stand under
+            the usual entry. By default the usual one is merged: ``state_dict``, or else ``model``,
+            ``model_state_dict``, ``net`` and the like, if there is only one of these.
         buffers: names of tensors that are buffers and not parameters, which no file tells. If the merge of one of them
             would not be finite (a threshold that is NaN until it is set, for example), the newest is copied, and you
             are told. The snapshots of ``MergeCheckpoints`` name such buffers themselves.
@@ -76,7 +83,7 @@ def merge_checkpoints(
     if order not in ("step", "given"):
         raise ValueError(f"order={order!r} must be 'step' or 'given': there is no other way to sort the files.")
     out = Path(out)
-    sources, steps = in_order(files, as_listed=order == "given")
+    sources, steps = in_order(files, as_listed=order == "given", part=part)
     shares: list[float] = method.coefficients(steps).tolist()
     newest = sources[-1]
     unknown = sorted(set(buffers) - newest.keys.keys())
@@ -87,6 +94,9 @@ def merge_checkpoints(
     if verbose:
         for source, step, share in zip(sources, steps, shares):
             print(f"{source.path}  step {step}  coefficient {share:.4f}")
+    beside, left_out = entries_beside_weights(newest)
+    if verbose and left_out:
+        print(f"left out, because it belongs to one training: {', '.join(left_out)}")
     metadata = {"step": steps[-1], "steps": steps, "coefficients": shares, "method": method}
 
     def storage_key(name: str) -> tuple[object, ...]:
@@ -112,7 +122,7 @@ def merge_checkpoints(
             prefetch=prefetch,
             storage_key=storage_key,
             metadata={key: str(value) for key, value in metadata.items()},
-            excluded_keys=(*TRAINING_KEYS, *AVERAGING_KEYS),
+            beside=beside,
         )
     if copied:
         (print if verbose else warnings.warn)(copies_sentence(copied))
@@ -125,11 +135,8 @@ def copies_sentence(names: Sequence[str]) -> str:
 
 
 def _touch(name: str, sources: Sequence[Source]) -> None:
-    """Read a byte of each page of a tensor, so that the disk works while the tensor before is added up."""
     for source in sources:
-        tensor = source.tensor(name)
-        if tensor.is_contiguous():
-            tensor.reshape(-1).view(torch.uint8)[::PAGESIZE].sum()
+        source.touch(name)
 
 
 class NotFiniteError(ValueError):

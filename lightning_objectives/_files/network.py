@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_objectives._files.intact import check_permission, check_sums, hint
-from lightning_objectives._files.reading import is_plain, number_kind
+from lightning_objectives._files.source import is_plain, number_kind
 
 
 def load_network(network: str | nn.Module, weights: str | Path | None = None) -> nn.Module:

@@ -4,7 +4,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_objectives._files.reading import SUFFIXES, Source
+from lightning_objectives._files.reading import SUFFIXES, open_source
+from lightning_objectives._files.source import Source
 
 Entry = tuple[torch.dtype, tuple[int, ...], str]
 """Type and shape of a tensor to write, and the name by which its values are asked for."""
@@ -23,11 +24,6 @@ _TYPE_CODES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
 }  # fmt: skip
 _CODE_OF = {getattr(torch, name): code for code, name in _TYPE_CODES.items() if hasattr(torch, name)}
-
-TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision", "amp_scaling_state")
-"""What a Lightning checkpoint holds beside the weights so that its training can go on."""
-AVERAGING_KEYS = ("current_model_state", "averaging_state")
-"""What Lightning's own ``WeightAveraging`` adds to a checkpoint."""
 
 
 @contextmanager
@@ -98,19 +94,18 @@ def write_like(
     prefetch: Callable[[str], object] = _no_prefetch,
     storage_key: Callable[[str], Hashable],
     metadata: Mapping[str, str] = _NO_METADATA,
-    excluded_keys: Collection[str],
+    beside: Mapping[str, Any],
 ) -> None:
     """Write a file with the names, types and shapes of another, but other values, one tensor in memory at a time.
 
     Args:
         template: the other file.
-        out: a safetensors file, or one of torch, by its suffix. A file of torch also gets all else that ``template``
-            holds.
+        out: a safetensors file, or one of torch, by its suffix.
         tensor_of: gives the values of a tensor by plain name.
         prefetch: is called with the name of the next tensor before ``tensor_of`` is asked for the current one.
         storage_key: equal for tied names, whose values are asked for once; a safetensors file has them under each.
         metadata: texts for the header of a safetensors file.
-        excluded_keys: what of the checkpoint ``template`` a file of torch does not get.
+        beside: what a file of torch gets beside the weights, if ``template`` is more than a state dict.
 
     Raises:
         ValueError: the suffix is unknown, or ``template`` cannot become such a file. Nothing is written then.
@@ -128,10 +123,11 @@ def write_like(
             entries = {name: (*template.form(name), name) for name in first.values()}
             with temporary(out, ".safetensors") as mapped:
                 write_safetensors(mapped, entries, tensor_of, {}, prefetch=prefetch)
-                values = Source(mapped)
+                values = open_source(mapped)
                 tensors = {name: values.tensor(name) for name in entries}
                 state = {key: tensors[first_names[name]] for name, key in template.keys.items()}
-                write_torch(path, _contents(template, state | template.extra_entries, excluded_keys))
+                state |= template.extra_entries
+                write_torch(path, state if template.place is None else {**beside, template.place: state})
         _check_written(path, template)
 
 
@@ -143,21 +139,14 @@ def _check_target(out: Path, template: Source) -> None:
             f"{out}: {list(template.extra_entries)} are no tensors, but a safetensors file can hold nothing else. Use "
             ".pt."
         )
-    if out.suffix == ".ckpt" and "pytorch-lightning_version" not in template.checkpoint:
+    if out.suffix == ".ckpt" and not template.is_lightning:
         raise ValueError(
             f"{out}: {template.path} is no Lightning checkpoint, so none can be made of it. Use .safetensors or .pt."
         )
 
 
-def _contents(template: Source, state: dict[str, Any], excluded_keys: Collection[str]) -> dict[str, Any]:
-    if "state_dict" not in template.checkpoint:
-        return state
-    rest = {key: value for key, value in template.checkpoint.items() if key not in excluded_keys}
-    return {**rest, "state_dict": state}
-
-
 def _check_written(path: Path, template: Source) -> None:
-    written = Source(path)
+    written = open_source(path)
     if {name: written.form(name) for name in written.keys} != {name: template.form(name) for name in template.keys}:
         raise RuntimeError(
             f"{path} does not hold what was written to it, so it was not kept: check the disk for errors and for room."

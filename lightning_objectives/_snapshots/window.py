@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_objectives._files.merge import copies_sentence, merged_or_newest
-from lightning_objectives._files.reading import ODD_BUFFERS, Source, in_order
+from lightning_objectives._files.reading import in_order, open_source
+from lightning_objectives._files.source import ODD_BUFFERS
 from lightning_objectives._files.writing import replaced, write_safetensors
 from lightning_objectives._snapshots.background import Background
 from lightning_objectives._snapshots.rates import varying_rates
@@ -172,7 +173,7 @@ class Window:
 
 def _opens(file: str) -> bool:
     try:
-        Source(file)
+        open_source(file)
     except ValueError:
         return False
     return True

@@ -23,6 +23,7 @@ def merge(args: list[str]) -> None:
         help="sort the files by their training step, or take them as listed, oldest first (default: %(default)s)",
     )
     parser.add_argument("--method", choices=list(merges), default=next(iter(merges)), help="default: %(default)s")
+    parser.add_argument("--part", help="the entry of each checkpoint to merge, such as state_dict_ema")
     parser.add_argument(
         "--buffer",
         action="append",
@@ -40,7 +41,7 @@ def merge(args: list[str]) -> None:
     chosen = {name: options[name] for name in settings if options[name] is not None}
     _run(parser, lambda: merge_checkpoints(
         options["files"], _method(merges[options["method"]], chosen), options["out"], order=options["order"],
-        buffers=options["buffers"], verbose=True,
+        part=options["part"], buffers=options["buffers"], verbose=True,
     ))  # fmt: skip
 
 
