@@ -17,7 +17,6 @@ TESTS = {
     "_files/logit_cache.py": ["tests/callbacks/test_logit_cache.py", "tests/safety/test_cache_files.py"],
     "_files/*": [
         "tests/merging/test_*.py",
-        "tests/merging/test_parts.py",
         "tests/safety/test_merge_files.py",
         "tests/safety/test_export_files.py",
         "tests/safety/test_writers.py",
