@@ -9,11 +9,14 @@ _MERGES = ["tests/callbacks/test_merge_checkpoints.py", "tests/callbacks/test_me
 _STEP = [f"tests/callbacks/test_{name}.py" for name in ("step", "criterion", "frozen", "distill")]
 _EVALUATION = ["tests/callbacks/test_log_metrics.py", "tests/callbacks/test_calibrate.py"]
 _AVERAGES = ["tests/callbacks/test_average_weights.py", "tests/callbacks/test_exchange.py", *_EVALUATION[:1]]
+_TEACHERS = [f"tests/callbacks/test_{name}.py" for name in ("load_network", "teacher_weights")]
+_TEACHERS += ["tests/safety/test_teacher_files.py"]
 TESTS = {
     "metrics/*": ["tests/metrics/test_*.py", *_LAWS],
     "averaging/*": ["tests/averaging/test_*.py", *_LAWS],
     "merging/*": ["tests/merging/test_*.py", *_LAWS],
-    "_files/network.py": ["tests/callbacks/test_load_network.py", "tests/safety/test_teacher_files.py"],
+    "_files/network.py": _TEACHERS,
+    "_files/fitting.py": _TEACHERS,
     "_files/logit_cache.py": ["tests/callbacks/test_logit_cache.py", "tests/safety/test_cache_files.py"],
     "_files/*": [
         "tests/merging/test_*.py",

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,36 +11,44 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lightning_objectives._files.fitting import Weights
 from lightning_objectives._files.intact import check_permission, check_sums, hint
-from lightning_objectives._files.source import is_plain, number_kind
 
 
-def load_network(network: str | nn.Module, weights: str | Path | None = None) -> nn.Module:
+def load_network(
+    network: str | nn.Module, weights: str | Path | None = None, *, prefix: str | None = None
+) -> nn.Module:
     """Build a trained network that shares nothing with what you pass.
 
     Args:
-        network: a module, which is copied; a timm model's name, ``"timm:resnet18"`` or ``"resnet18"``; or the path of a
-            class, ``"package.module.Net"``, which is built with the hyperparameters in the file.
+        network: a module, which is copied; a timm model's name, ``"timm:resnet18"`` or ``"resnet18"``; the path of a
+            class, ``"package.module.Net"``, which is built with the hyperparameters in the file; or the path of a
+            function that returns a trained module.
         weights: a file of weights (``.safetensors``, ``.pt``, or a Lightning checkpoint), of all the network's keys,
-            possibly behind a common prefix. Without a file, timm's pretrained weights are used. A file is read as
-            data: one that would run code is refused.
+            possibly behind a common prefix, or under ``state_dict``, ``model``, ``net`` and the like. Without a file,
+            timm's pretrained weights are used. A file is read as data: one that would run code is refused.
+        prefix: what the names of the weights in the file begin with, if several networks in it fit.
 
     Raises:
         ValueError: the name is unknown, the weights would be random, or the file cannot be read, does not fit, or
             holds NaN or infinite parameters.
     """
     contents = None if weights is None else read_weights(weights)
-    state = None if contents is None else _state_dict(contents, weights)
+    of_file = None if contents is None else Weights(contents, weights, prefix)
+    if prefix is not None and contents is None:
+        raise ValueError(f"teacher_prefix={prefix!r} chooses among the weights of a file: give teacher_weights= too.")
     if isinstance(network, nn.Module):
         trained = copy.deepcopy(network)
     elif _names_timm_model(network):
         from lightning_objectives._files.timm_models import load_timm_model
 
-        trained = load_timm_model(network.removeprefix("timm:"), state)
+        trained = load_timm_model(network.removeprefix("timm:"), None if of_file is None else of_file.all)
     else:
-        trained = _from_class(network, contents, weights)
-    if state is not None:
-        _load(trained, state, weights)
+        trained = _from_path(network, contents, weights)
+    if of_file is not None:
+        state = of_file.of(trained)
+        _check_numbers(trained, state, weights)
+        trained.load_state_dict(state)
     return trained
 
 
@@ -74,20 +82,6 @@ def read_weights(file: str | Path) -> dict[str, Any]:
     return contents
 
 
-def _state_dict(contents: dict[str, Any], file: Any) -> dict[str, Tensor]:
-    parts = (contents[key] for key in ("state_dict", "model") if isinstance(contents.get(key), Mapping))
-    state = next(parts, contents)
-    if not state:
-        raise ValueError(f"The file of weights {str(file)!r} is no state dict: it is empty. Give the trained weights.")
-    odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor) and is_plain(v))]
-    if odd:
-        raise ValueError(
-            f"The file of weights {str(file)!r} is no state dict: {odd[:3]} are no tensors with names and values "
-            "(sparse, quantized and meta tensors do not count). Save module.state_dict()."
-        )
-    return dict(state)
-
-
 def _names_timm_model(network: str) -> bool:
     """Tell a name of timm, such as ``resnet18.a1_in1k``, from the path of a class."""
     if network.startswith("timm:") or "." not in network:
@@ -97,34 +91,52 @@ def _names_timm_model(network: str) -> bool:
     return timm.is_model(network)
 
 
-def _from_class(path: str, contents: dict[str, Any] | None, file: Any) -> nn.Module:
+def _from_path(path: str, contents: dict[str, Any] | None, file: Any) -> nn.Module:
+    target = _imported(path)
+    if not isinstance(target, type):
+        return copy.deepcopy(_returned(path, target))  # the function may return the same module again
     if contents is None:
-        raise ValueError(f"{path!r} would have random weights, which teach nothing: give a file of weights.")
-    cls = _imported(path)
+        raise ValueError(
+            f"{path!r} would have random weights, which teach nothing: give a file of weights, or the path of a "
+            "function that returns the trained network."
+        )
     settings = _hyperparameters(path, contents, file)
-    parameters = inspect.signature(cls).parameters
+    parameters = inspect.signature(target).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     try:
-        return cls(**{k: v for k, v in settings.items() if k in parameters or (takes_all and k[0] != "_")})
+        network: nn.Module = target(
+            **{k: v for k, v in settings.items() if k in parameters or (takes_all and k[0] != "_")}
+        )
     except Exception as error:  # the constructor is the user's
         raise ValueError(
             f"{path} could not be built with the hyperparameters {sorted(settings)} of {str(file)!r} "
             f"({type(error).__name__}: {error}). Build it yourself, and give the module with this file."
         ) from error
+    return network
 
 
-def _imported(path: str) -> type[nn.Module]:
+def _imported(path: str) -> type[nn.Module] | Callable[[], Any]:
     module, _, name = path.rpartition(".")
     try:
-        cls = getattr(import_module(module), name)
+        target = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"{path!r} is neither a timm model nor the path of a class: {error}. Give 'timm:name' or "
             "'package.module.Net'."
         ) from error
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ValueError(f"{path!r} is no class of modules: give the path of a subclass of torch.nn.Module.")
-    return cls
+    if not (issubclass(target, nn.Module) if isinstance(target, type) else callable(target)):
+        raise ValueError(
+            f"{path!r} is no class of modules: give the path of a subclass of torch.nn.Module, or of a function that "
+            "returns a trained module."
+        )
+    return target  # type: ignore[no-any-return]
+
+
+def _returned(path: str, function: Callable[[], Any]) -> nn.Module:
+    network = function()
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{path}() returned a {type(network).__name__}, but must return a trained torch.nn.Module.")
+    return network
 
 
 def _hyperparameters(path: str, contents: dict[str, Any], file: Any) -> Mapping[str, Any]:
@@ -137,35 +149,6 @@ def _hyperparameters(path: str, contents: dict[str, Any], file: Any) -> Mapping[
             f"{path} yourself, and give the module with this file."
         )
     return settings
-
-
-def _load(network: nn.Module, state: dict[str, Tensor], file: Any) -> None:
-    own = network.state_dict()
-    state, prefixes = _without_prefix(state, own)
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shared = {k: v for k, v in state.items() if k in own}
-    shapes = [f"{k} {tuple(v.shape)}" for k, v in shared.items() if v.shape != own[k].shape]
-    types = [f"{k} {v.dtype}" for k, v in shared.items() if number_kind(v.dtype) != number_kind(own[k].dtype)]
-    if missing or unexpected or shapes or types:
-        raise ValueError(
-            f"The file of weights {str(file)!r} does not fit {type(network).__name__}: {len(missing)} keys are missing "
-            f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}, {len(shapes)} have another shape "
-            f"{shapes[:3]}, {len(types)} another type {types[:3]}."
-            + (f" Several prefixes fit: {prefixes}." if len(prefixes) > 1 else "")
-            + " Give the weights of this network."
-        )
-    _check_numbers(network, state, file)
-    network.load_state_dict(state)
-
-
-def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the entries behind the prefix that gives the network's own keys, and all prefixes that give them."""
-    first = next(iter(own), "")
-    prefixes = {key.removesuffix(first) for key in state if key.endswith(first)} - {""}
-    fitting = sorted(p for p in prefixes if {k for k in state if k.startswith(p)} == {p + k for k in own})
-    if state.keys() != own.keys() and len(fitting) == 1:
-        state = {key: state[fitting[0] + key] for key in own}
-    return state, fitting
 
 
 def _check_numbers(network: nn.Module, state: dict[str, Tensor], file: Any) -> None:

@@ -26,7 +26,7 @@ def weights_key(checkpoint: Mapping[Any, Any], path: str | Path, part: str | Non
         >>> weights_key({"model": {"w": torch.ones(1)}, "model_ema": {"w": torch.ones(1)}, "epoch": 3}, "a.pth")
         'model'
     """
-    parts = [key for key, value in checkpoint.items() if isinstance(key, str) and _holds_tensors(value)]
+    parts = [key for key, value in checkpoint.items() if isinstance(key, str) and holds_tensors(value)]
     if part is not None:
         if part not in parts:
             raise ValueError(
@@ -50,7 +50,8 @@ def weights_key(checkpoint: Mapping[Any, Any], path: str | Path, part: str | Non
     return known[0] if known else None
 
 
-def _holds_tensors(value: Any) -> bool:
+def holds_tensors(value: Any) -> bool:
+    """Tell whether an entry of a checkpoint may be a state dict: it has names, and tensors behind some of them."""
     if not isinstance(value, Mapping):
         return False
     return all(isinstance(key, str) for key in value) and any(isinstance(entry, Tensor) for entry in value.values())
@@ -65,4 +66,4 @@ def usual_place(checkpoint: Mapping[Any, Any], part: str) -> str:
     """
     if part in WEIGHT_KEYS:
         return part
-    return next((key for key in WEIGHT_KEYS if _holds_tensors(checkpoint.get(key))), part)
+    return next((key for key in WEIGHT_KEYS if holds_tensors(checkpoint.get(key))), part)

@@ -57,6 +57,7 @@ def _sizes(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
         layer = layer[0] if isinstance(layer, (tuple, list)) else layer
         weights = [v for k, v in state.items() if k == f"{layer}.weight" or k.endswith(f".{layer}.weight")]
         # A tensor that is not contiguous may claim sizes that it does not hold.
-        if len(weights) == 1 and weights[0].dim() > dimension and weights[0].is_contiguous():
-            sizes[setting] = weights[0].shape[dimension]
+        known = {v.shape[dimension] for v in weights if v.dim() > dimension and v.is_contiguous()}
+        if len(known) == 1:
+            sizes[setting] = known.pop()
     return sizes

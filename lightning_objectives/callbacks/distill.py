@@ -16,6 +16,7 @@ from lightning_objectives._step.frozen import Answer, Frozen, Normalization
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients
 from lightning_objectives._step.pipeline import Pipeline
 from lightning_objectives._step.signals import Signals
+from lightning_objectives._trainer.configured import is_built_from_config
 from lightning_objectives._trainer.random import batch_seed, private_stream
 from lightning_objectives.kinds import Distillation
 from lightning_objectives.signals import signals_from, signals_of
@@ -39,11 +40,15 @@ class Distill(StepCallback):
     Args:
         distillation: the method, ``(logits, teacher_logits, ...) -> (N,)``; the term is the mean of its values.
         teacher: a trained module; a timm name (``"timm:resnet18"``), with its pretrained weights or those of a file;
-            the path of a class (``"package.module.Net"``) with a Lightning checkpoint; or a function that returns one
-            of these, called at the start of a fit. The callback calls the teacher with the inputs alone. The teacher
-            may return a tensor, a tuple that begins with one, or anything with ``logits``.
+            the path of a class (``"package.module.Net"``) with a Lightning checkpoint; the path of a function that
+            returns a trained module; or a function that returns one of these, called at the start of a fit. A module
+            that Lightning's command line builds from a configuration has random weights, so it needs a file. The
+            callback calls the teacher with the inputs alone. The teacher may return a tensor, a tuple that begins with
+            one, or anything with ``logits``.
         weight: the factor of the term; at 0 nothing changes.
         teacher_weights: a file of the teacher's weights: safetensors, a state dict, or a Lightning checkpoint.
+        teacher_prefix: what the names of the teacher's weights in that file begin with (``"teacher."``,
+            ``"model_ema.module."``), if several networks in it fit.
         teacher_head: path of the teacher's head, if the method asks for ``teacher_features`` and the head is not found.
         data_normalization: the (mean, std) by channel of your data, if the teacher was trained with another
             normalization: the callback then translates the inputs for the teacher.
@@ -67,6 +72,7 @@ class Distill(StepCallback):
     teacher: str | nn.Module | Callable[[], str | nn.Module]
     weight: float = 1.0
     teacher_weights: str | None = None
+    teacher_prefix: str | None = None
     teacher_head: str | None = None
     data_normalization: Normalization | None = None
     teacher_normalization: Normalization | None = None
@@ -83,6 +89,12 @@ class Distill(StepCallback):
             raise ValueError(
                 f"teacher={self.teacher!r} must be a trained module, a timm name, the path of a class, or a function "
                 "that returns one of them, because anything else has no weights."
+            )
+        if isinstance(self.teacher, nn.Module) and self.teacher_weights is None and is_built_from_config(self):
+            raise ValueError(
+                f"The teacher {type(self.teacher).__name__} of the configuration has random weights, which teach "
+                "nothing: give a file of its weights, teacher_weights=, or for teacher= the path of a function that "
+                "returns the trained network."
             )
         if self.teacher_normalization is not None and self.data_normalization is None:
             raise ValueError(
@@ -157,7 +169,7 @@ class Distill(StepCallback):
 
     def _load_teacher(self, pipeline: Pipeline) -> None:
         teacher = self.teacher if isinstance(self.teacher, (str, nn.Module)) else self.teacher()
-        network = load_network(teacher, self.teacher_weights)
+        network = load_network(teacher, self.teacher_weights, prefix=self.teacher_prefix)
         tap = any("teacher_features" in member.signals for member in pipeline.members)
         self._frozen = Frozen(network, head=self.teacher_head, tap=tap, translate=self._translation(network))
         if self.cache is not None:

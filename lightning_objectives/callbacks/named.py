@@ -245,6 +245,7 @@ class DualHeadKDCallback(Distill):
         stop_epoch: the epoch from which the teacher is not used any more; None never stops.
         weight: a factor on the teacher's term; at 0 nothing is touched.
         teacher_weights: a file of the teacher's weights.
+        teacher_prefix: what the names of its weights in that file begin with, if several networks in it fit.
         teacher_head: path of the teacher's head, if it is not found.
         data_normalization: the (mean, std) of the data, if the teacher was trained with others.
         teacher_normalization: the (mean, std) of the teacher; by default those that timm gives.
@@ -272,6 +273,7 @@ class DualHeadKDCallback(Distill):
         stop_epoch: int | None = None,
         weight: float = 1.0,
         teacher_weights: str | None = None,
+        teacher_prefix: str | None = None,
         teacher_head: str | None = None,
         data_normalization: Normalization | None = None,
         teacher_normalization: Normalization | None = None,
@@ -288,6 +290,7 @@ class DualHeadKDCallback(Distill):
             teacher=teacher,
             weight=weight,
             teacher_weights=teacher_weights,
+            teacher_prefix=teacher_prefix,
             teacher_head=teacher_head,
             data_normalization=data_normalization,
             teacher_normalization=teacher_normalization,

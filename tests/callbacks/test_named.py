@@ -135,6 +135,7 @@ OTHERS = {
     "teacher": TEACHER,
     "weight": 0.7,
     "teacher_weights": "teacher.pt",
+    "teacher_prefix": "teacher.",
     "teacher_head": "head",
     "data_normalization": ((0.0,), (1.0,)),
     "teacher_normalization": ((0.5,), (2.0,)),
