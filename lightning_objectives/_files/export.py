@@ -11,10 +11,16 @@ from lightning_objectives._files.names import plainly_named
 from lightning_objectives._files.reading import open_source
 from lightning_objectives._files.source import Source, is_plain
 from lightning_objectives._files.training_state import AVERAGING_KEYS, entries_beside_weights
-from lightning_objectives._files.writing import write_like
+from lightning_objectives._files.writing import refuse_inputs, write_like
 
 
-def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["raw", "average"] = "average") -> Path:
+def export_checkpoint(
+    file: str | Path,
+    out: str | Path,
+    *,
+    weights: Literal["raw", "average"] = "average",
+    force: bool = False,
+) -> Path:
     """Write the raw weights, or the average, of a training with an average as a plain checkpoint.
 
     Args:
@@ -23,12 +29,13 @@ def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["ra
             checkpoint without the average: with the raw weights, a training goes on from it as if there had never been
             an average; with the average, it holds nothing that belongs to the training.
         weights: which weights to write.
+        force: also write over ``file`` itself. Any other file at ``out`` is replaced in any case.
 
     Returns:
         the path of the written file.
 
     Raises:
-        ValueError: the file holds no average, or cannot be read; no file is written then.
+        ValueError: the file holds no average, or cannot be read, or is ``out``; no file is written then.
 
     Example:
         >>> import tempfile
@@ -42,6 +49,8 @@ def export_checkpoint(file: str | Path, out: str | Path, *, weights: Literal["ra
     """
     if weights not in ("raw", "average"):
         raise ValueError(f"weights={weights!r} must be 'raw' or 'average': a checkpoint holds no other weights.")
+    if not force:
+        refuse_inputs(Path(out), [Path(file)])
     source, out = open_source(file), Path(out)
     averages = _states_of_averages(source)
     raw = _raw_weights(source, averages)

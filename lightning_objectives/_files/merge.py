@@ -9,12 +9,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lightning_objectives._files.progress import Progress
 from lightning_objectives._files.reading import in_order
 from lightning_objectives._files.source import Source, first_names
 from lightning_objectives._files.training_state import entries_beside_weights
-from lightning_objectives._files.writing import write_like
+from lightning_objectives._files.writing import refuse_inputs, write_like
 from lightning_objectives.kinds import Merge
 
 _PIECE = 2**15
@@ -32,6 +32,7 @@ def merge_checkpoints(
     order: Literal["step", "given"] = "step",
     part: str | None = None,
     buffers: Collection[str] = (),
+    force: bool = False,
     verbose: bool = False,
 ) -> Path:
     r"""Write the merge :math:`\sum_j c_j \theta_j` of checkpoint files, which may be larger than the memory.
@@ -53,15 +54,18 @@ def merge_checkpoints(
         buffers: names of tensors that are buffers and not parameters, which no file tells. If the merge of one of them
             would not be finite (a threshold that is NaN until it is set, for example), the newest is copied, and you
             are told. The snapshots of ``MergeCheckpoints`` name such buffers themselves.
+        force: also write over a file that is an input. Any other file at ``out`` is replaced in any case, as
+            ``torch.save`` does; the command ``merge`` asks for ``--force`` there too.
         verbose: print file, step and coefficient of each first, and show a progress bar.
 
     Returns:
         the path of the written file.
 
     Raises:
-        ValueError: a file is truncated or damaged, of another network, of an unknown step, or could run code when
-            read; or a tensor is NaN, or infinite in some of the files only, and is not known to be a buffer; or
-            ``buffers`` names no tensor. In every case there is no output file, and one from before is untouched.
+        ValueError: ``out`` is an input; a file is truncated or damaged, of another network, of an unknown step, or
+            could run code when read; a tensor is NaN, or infinite in some of the files only, and is not known to be a
+            buffer; or ``buffers`` names no tensor. In every case there is no output file, and one from before is
+            untouched.
         OSError: the disk is full, for example; with the same promise.
 
     Floating tensors are added up in float32 (float64 tensors in float64), as differences to the newest, so that what is
@@ -82,8 +86,10 @@ def merge_checkpoints(
     """
     if order not in ("step", "given"):
         raise ValueError(f"order={order!r} must be 'step' or 'given': there is no other way to sort the files.")
-    out = Path(out)
-    sources, steps = in_order(files, as_listed=order == "given", part=part)
+    out, paths = Path(out), [Path(file) for file in files]
+    if not force:
+        refuse_inputs(out, paths)
+    sources, steps = in_order(paths, as_listed=order == "given", part=part)
     shares: list[float] = method.coefficients(steps).tolist()
     newest = sources[-1]
     unknown = sorted(set(buffers) - newest.keys.keys())
@@ -102,13 +108,9 @@ def merge_checkpoints(
     def storage_key(name: str) -> tuple[object, ...]:
         return tuple(source.storage_key(name) for source in sources)  # equal for names that are tied in every file
 
-    with (
-        tqdm(total=len(newest.keys), disable=not verbose, unit="tensor") as bar,
-        ThreadPoolExecutor(1) as reader,
-    ):
+    with Progress(visible=verbose) as progress, ThreadPoolExecutor(1) as reader:
 
         def tensor_of(name: str) -> Tensor:
-            bar.update()
             return merged_or_newest(name, sources, shares, buffers=known_buffers, copied=copied)
 
         def prefetch(name: str) -> None:
@@ -123,6 +125,7 @@ def merge_checkpoints(
             storage_key=storage_key,
             metadata={key: str(value) for key, value in metadata.items()},
             beside=beside,
+            progress=progress,
         )
     if copied:
         (print if verbose else warnings.warn)(copies_sentence(copied))

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from lightning_objectives._files.progress import Progress
 from lightning_objectives._files.reading import SUFFIXES, open_source
 from lightning_objectives._files.source import Source
 
@@ -24,6 +25,13 @@ _TYPE_CODES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
 }  # fmt: skip
 _CODE_OF = {getattr(torch, name): code for code, name in _TYPE_CODES.items() if hasattr(torch, name)}
+
+
+_NO_METADATA: Mapping[str, str] = {}
+
+
+def _ignore(what: Any) -> None:
+    """Read nothing ahead, and count nothing."""
 
 
 @contextmanager
@@ -64,26 +72,57 @@ def replaced(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def write_torch(path: Path, contents: Any) -> None:
+class _Counted:
+    """A file that tells how many bytes are written to it."""
+
+    def __init__(self, file: BinaryIO, written: Callable[[int], object]) -> None:
+        self._file = file
+        self._written = written
+
+    def write(self, data: bytes) -> int:
+        size = self._file.write(data)
+        self._written(size)
+        return size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write over a file that is read, or over a file in a folder that is read.
+
+    Raises:
+        ValueError: ``out`` is such a file.
+    """
+    for path in inputs:
+        folder = path.parent if path.name.endswith(".index.json") else path
+        inside = folder.is_dir() and out.resolve().is_relative_to(folder.resolve())
+        if out.is_file() and (inside or (path.exists() and out.samefile(path))):
+            raise ValueError(
+                f"{out} is an input, or lies in the folder of one, and would be lost: choose another name. If you want "
+                "to replace it, say force=True (--force)."
+            )
+
+
+def write_torch(path: Path, contents: Any, written: Callable[[int], object] = _ignore) -> None:
     """Write a file for ``torch.load``. An error leaves part of it: give a path of :func:`replaced`.
+
+    Args:
+        path: the file to write.
+        contents: what ``torch.save`` takes.
+        written: is called with the number of bytes after each of them.
 
     Raises:
         OSError: the disk is full, for example, which torch reports as a RuntimeError.
     """
     with path.open("wb") as file:
+        counted: Any = _Counted(file, written)
         try:
-            torch.save(contents, file)
+            torch.save(contents, counted)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
-
-
-_NO_METADATA: Mapping[str, str] = {}
-
-
-def _no_prefetch(name: str) -> None:
-    """Read nothing ahead."""
 
 
 def write_like(
@@ -91,10 +130,11 @@ def write_like(
     out: Path,
     tensor_of: Callable[[str], Tensor],
     *,
-    prefetch: Callable[[str], object] = _no_prefetch,
+    prefetch: Callable[[str], object] = _ignore,
     storage_key: Callable[[str], Hashable],
     metadata: Mapping[str, str] = _NO_METADATA,
     beside: Mapping[str, Any],
+    progress: Progress | None = None,
 ) -> None:
     """Write a file with the names, types and shapes of another, but other values, one tensor in memory at a time.
 
@@ -106,15 +146,20 @@ def write_like(
         storage_key: equal for tied names, whose values are asked for once; a safetensors file has them under each.
         metadata: texts for the header of a safetensors file.
         beside: what a file of torch gets beside the weights, if ``template`` is more than a state dict.
+        progress: is told how far the file is, and is full when it is on the disk.
 
     Raises:
         ValueError: the suffix is unknown, or ``template`` cannot become such a file. Nothing is written then.
     """
     _check_target(out, template)
+    progress = progress or Progress(visible=False)
+    plain = out.suffix == ".safetensors"
+    progress.begin(sum(_size(*template.form(name)) for name in template.keys), stages=2 if plain else 3)
+    progress.stage("merging")
     with replaced(out) as path:
-        if out.suffix == ".safetensors":
+        if plain:
             entries = {template.keys[name]: (*template.form(name), name) for name in template.keys}
-            write_safetensors(path, entries, tensor_of, metadata, prefetch=prefetch)
+            write_safetensors(path, entries, tensor_of, metadata, prefetch=prefetch, written=progress.add)
         else:
             # torch.save needs all tensors at once. They come from a mapped file, which the system drops from memory
             # as it needs to.
@@ -122,16 +167,28 @@ def write_like(
             first_names = {name: first.setdefault(storage_key(name), name) for name in template.keys}
             entries = {name: (*template.form(name), name) for name in first.values()}
             with temporary(out, ".safetensors") as mapped:
-                write_safetensors(mapped, entries, tensor_of, {}, prefetch=prefetch)
+                write_safetensors(mapped, entries, tensor_of, {}, prefetch=prefetch, written=progress.add)
+                progress.end_stage()
+                progress.stage("writing")
                 values = open_source(mapped)
                 tensors = {name: values.tensor(name) for name in entries}
                 state = {key: tensors[first_names[name]] for name, key in template.keys.items()}
                 state |= template.extra_entries
-                write_torch(path, state if template.place is None else {**beside, template.place: state})
+                contents = state if template.place is None else {**beside, template.place: state}
+                write_torch(path, contents, written=progress.add)
+        progress.end_stage()
+        progress.stage("flushing")
         _check_written(path, template)
+    progress.end_stage()
+
+
+def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * torch.Size(shape).numel()
 
 
 def _check_target(out: Path, template: Source) -> None:
+    if out.is_dir():
+        raise ValueError(f"{out} is a directory: give the path of the file to write.")
     if out.suffix not in SUFFIXES:
         raise ValueError(f"{out} must end in one of {', '.join(SUFFIXES)}: the suffix says which format to write.")
     if out.suffix == ".safetensors" and template.extra_entries:
@@ -159,7 +216,8 @@ def write_safetensors(
     tensor_of: Callable[[str], Tensor],
     metadata: Mapping[str, str],
     *,
-    prefetch: Callable[[str], object] = _no_prefetch,
+    prefetch: Callable[[str], object] = _ignore,
+    written: Callable[[int], object] = _ignore,
 ) -> None:
     """Write a safetensors file one tensor after the other, with only one of them in memory.
 
@@ -171,6 +229,7 @@ def write_safetensors(
         tensor_of: gives the values of a tensor.
         metadata: texts for the header.
         prefetch: is called with the name of the next tensor before ``tensor_of`` is asked for the current one.
+        written: is called with the number of bytes after each tensor.
 
     Raises:
         ValueError: the format does not have a type, or values are not of the type and shape of their entry.
@@ -188,6 +247,7 @@ def write_safetensors(
             if (values.dtype, tuple(values.shape)) != (dtype, shape):
                 raise ValueError(f"{name} is {values.dtype} {tuple(values.shape)}, but must be {dtype} {shape}.")
             file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            written(values.nbytes)
 
 
 def _header(names: Iterable[str], entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
@@ -197,7 +257,7 @@ def _header(names: Iterable[str], entries: Mapping[str, Entry], metadata: Mappin
         dtype, shape, _ = entries[name]
         if dtype not in _CODE_OF:
             raise ValueError(f"{name} is of {dtype}, which safetensors files do not have. Use .pt, or another type.")
-        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        start, end = end, end + _size(dtype, shape)
         header[name] = {"dtype": _CODE_OF[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     return text + b" " * (-len(text) % 8)

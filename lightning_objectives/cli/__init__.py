@@ -22,6 +22,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 """The function behind each command. It gets all the words from its own name on, and its docstring is its help."""
 
+INTERRUPTED = 130
+"""The status after Ctrl-C, as shells have it: 128 and the number of the signal."""
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command.
@@ -30,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words behind the program's name; by default those that the program was called with.
 
     Raises:
-        SystemExit: with the status 2 and a message, if a command or a setting is unknown.
+        SystemExit: with the status 2 and a message, if a command or a setting is unknown; with 130 after Ctrl-C.
 
     Example:
         >>> main(["methods", "EMA"])
@@ -43,7 +46,11 @@ def main(args: Sequence[str] | None = None) -> None:
     elif args[0] == "--version":
         print(f"lightning-objectives {lightning_objectives.__version__}")
     elif args[0] in COMMANDS:
-        COMMANDS[args[0]](args)
+        try:
+            COMMANDS[args[0]](args)
+        except KeyboardInterrupt:
+            print(f"\nlightning-objectives: {args[0]} was interrupted.", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
     else:
         stop(f"unknown command {args[0]!r}.", args[0], COMMANDS)
 

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -15,7 +16,7 @@ def merge(args: list[str]) -> None:
     merges = {cls.__name__: cls for _, cls in methods("merging")}
     parser = argparse.ArgumentParser("lightning-objectives merge", description=inspect.getdoc(merge))
     parser.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint: .ckpt, .pt or .safetensors")
-    parser.add_argument("-o", "--out", required=True, help="the file to write, of one of the same types")
+    _add_output(parser, "the file to write: .ckpt, .pt or .safetensors")
     parser.add_argument(
         "--order",
         choices=["step", "given"],
@@ -39,9 +40,10 @@ def merge(args: list[str]) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(setting.default), help=usage)
     options = vars(parser.parse_args(args[1:]))
     chosen = {name: options[name] for name in settings if options[name] is not None}
-    _run(parser, lambda: merge_checkpoints(
+    _run(parser, options["out"], options["force"], lambda: merge_checkpoints(
         options["files"], _method(merges[options["method"]], chosen), options["out"], order=options["order"],
-        part=options["part"], buffers=options["buffers"], verbose=True,
+        part=options["part"], buffers=options["buffers"], force=options["force"],
+        verbose=True,
     ))  # fmt: skip
 
 
@@ -51,10 +53,17 @@ def export(args: list[str]) -> None:
 
     parser = argparse.ArgumentParser("lightning-objectives export", description=inspect.getdoc(export))
     parser.add_argument("file", metavar="FILE", help="a checkpoint of a training with AverageWeights")
-    parser.add_argument("-o", "--out", required=True, help="the file to write: .ckpt, .pt or .safetensors")
+    _add_output(parser, "the file to write: .ckpt, .pt or .safetensors")
     parser.add_argument("--weights", choices=["raw", "average"], required=True, help="the weights to write")
     options = parser.parse_args(args[1:])
-    _run(parser, lambda: export_checkpoint(options.file, options.out, weights=options.weights))
+    _run(parser, options.out, options.force, lambda: export_checkpoint(
+        options.file, options.out, weights=options.weights, force=options.force
+    ))  # fmt: skip
+
+
+def _add_output(parser: argparse.ArgumentParser, usage: str) -> None:
+    parser.add_argument("-o", "--out", required=True, help=usage)
+    parser.add_argument("--force", action="store_true", help="replace a file that is there, even if it is an input")
 
 
 def _method(cls: type[Any], settings: dict[str, Any]) -> Any:
@@ -64,7 +73,9 @@ def _method(cls: type[Any], settings: dict[str, Any]) -> Any:
     return cls(**settings)
 
 
-def _run(parser: argparse.ArgumentParser, write: Callable[[], Any]) -> None:
+def _run(parser: argparse.ArgumentParser, out: str, force: bool, write: Callable[[], Any]) -> None:
+    if Path(out).is_file() and not force:
+        parser.error(f"{out} exists: choose another name, or say --force to replace it.")
     try:
         print(f"wrote {write()}")
     except (ValueError, OSError) as error:

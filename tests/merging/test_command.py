@@ -31,7 +31,7 @@ def test_merge(tmp_path, capsys):
         "step=15.pt step 15 coefficient 0.5556",
     ]
     assert printed.out.endswith("wrote out.pt\n")
-    assert "2/2" in printed.err, "a bar"
+    assert "100%" in printed.err, "a bar"
 
 
 def test_the_settings_and_the_order_are_those_of_the_words(tmp_path):
