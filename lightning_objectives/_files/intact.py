@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 _OTHER_FILES = {
     b"version https://git-lfs": "It is a pointer of Git LFS and not the file itself: run `git lfs pull`.",
@@ -21,18 +22,23 @@ def check_permission(path: Path) -> None:
     path.open("rb").close()
 
 
-def check_sums(path: Path) -> None:
+def check_sums(path: Path, contents: BinaryIO | None = None) -> None:
     """Compare the contents of a file of torch with the checksums in it, which ``torch.load`` does not read.
 
     Files from before torch 1.6, and files that were saved without checksums, have none and pass.
 
+    Args:
+        path: the file.
+        contents: the part of it to check; by default the whole file.
+
     Raises:
         ValueError: a checksum does not agree with the contents.
     """
-    if not zipfile.is_zipfile(path):
+    file = contents or path
+    if not zipfile.is_zipfile(file):
         return
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 if member.CRC == 0:  # empty, or saved under torch.serialization.set_crc32_options(False)
                     continue

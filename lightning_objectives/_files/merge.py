@@ -176,7 +176,8 @@ def merged_tensor(name: str, sources: Sequence[Source], shares: Sequence[float])
     if not (newest.is_floating_point() or newest.is_complex()):
         return newest
     merged = newest.clone()
-    columns: list[Sequence[Tensor]] = [[tensor] for tensor in (merged, *(source.tensor(name) for source in sources))]
+    older_tensors = (source.tensor(name) for source in sources[:-1])
+    columns: list[Sequence[Tensor]] = [[tensor] for tensor in (merged, *older_tensors, newest)]
     if all(tensor.is_contiguous() for (tensor,) in columns):
         columns = [torch.split(tensor.view(-1), _PIECE) for (tensor,) in columns]
     finite, spare = True, torch.empty_like(columns[0][0], dtype=_wide_dtype(newest))

@@ -1,10 +1,12 @@
 """Finds the weights in a checkpoint that holds other things beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from lightning_objectives._files.source import first_names
 
 WEIGHT_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "module", "params")
 """The entries under which training programs save the weights of a network, the first of Lightning and timm."""
@@ -27,27 +29,50 @@ def weights_key(checkpoint: Mapping[Any, Any], path: str | Path, part: str | Non
         'model'
     """
     parts = [key for key, value in checkpoint.items() if isinstance(key, str) and holds_tensors(value)]
+    if part is None and "state_dict" in checkpoint:
+        return "state_dict"
+    return choose_part(parts, path, part)
+
+
+def choose_part(parts: Sequence[str], path: str | Path, part: str | None) -> str | None:
+    """Choose the part with the weights among all parts of a checkpoint that hold tensors by name.
+
+    Args:
+        parts: their names.
+        path: where the checkpoint is from, for messages.
+        part: the one that the user chose.
+
+    Raises:
+        ValueError: there is no such part, or it is not clear which one is meant.
+    """
     if part is not None:
         if part not in parts:
             raise ValueError(
-                f"part={part!r}: {path} has no such part with tensors by name, but {parts}. Choose another."
+                f"part={part!r}: {path} has no such part with tensors by name, but {first_names(parts)}. Choose one."
             )
         return part
-    if "state_dict" in checkpoint:
-        return "state_dict"
-    if any(isinstance(value, Tensor) for value in checkpoint.values()) and not parts:
-        return None
     known = [key for key in WEIGHT_KEYS if key in parts]
-    if len(known) > 1:
+    if "state_dict" in known or len(known) == 1:
+        return known[0]
+    if not parts:
+        return None
+    if known:
         raise ValueError(
             f"{path} holds weights in several parts, {known}. Choose one with part={known[0]!r} (--part {known[0]})."
         )
-    if not known and parts:
-        raise ValueError(
-            f"{path} has no 'state_dict', but tensors in the parts {parts}, of which none has a name that programs use "
-            f"for weights. Choose one with part={parts[0]!r} (--part {parts[0]})."
-        )
-    return known[0] if known else None
+    raise ValueError(
+        f"{path} has no 'state_dict', but tensors in the parts {first_names(parts)}, of which none has a name that "
+        f"programs use for weights. Choose one with part={parts[0]!r} (--part {parts[0]})."
+    )
+
+
+def usual_part(parts: Iterable[str], part: str) -> str:
+    """Return the part in which a checkpoint like this one holds its weights, whichever part was read.
+
+    >>> usual_part(["state_dict", "state_dict_ema"], "state_dict_ema")
+    'state_dict'
+    """
+    return part if part in WEIGHT_KEYS else next((key for key in WEIGHT_KEYS if key in parts), part)
 
 
 def holds_tensors(value: Any) -> bool:
@@ -55,15 +80,3 @@ def holds_tensors(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
     return all(isinstance(key, str) for key in value) and any(isinstance(entry, Tensor) for entry in value.values())
-
-
-def usual_place(checkpoint: Mapping[Any, Any], part: str) -> str:
-    """Return the entry under which a checkpoint like this one holds its weights, whichever part was read.
-
-    >>> import torch
-    >>> usual_place({"state_dict": {"w": torch.ones(1)}, "state_dict_ema": {"w": torch.ones(1)}}, "state_dict_ema")
-    'state_dict'
-    """
-    if part in WEIGHT_KEYS:
-        return part
-    return next((key for key in WEIGHT_KEYS if holds_tensors(checkpoint.get(key))), part)

@@ -5,28 +5,44 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from lightning_objectives._files.folders import DISTRIBUTED, weights_in
 from lightning_objectives._files.safetensors_file import SafetensorsFile
+from lightning_objectives._files.sharded import Shards
 from lightning_objectives._files.source import Source, first_names, number_kind
 from lightning_objectives._files.torch_file import TorchFile
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+INDEX = ".index.json"
+"""How the name of an index of several files ends."""
 
 
 def open_source(path: str | Path, part: str | None = None) -> Source:
     """Open a checkpoint of any format to read its tensors one by one.
 
     Args:
-        path: a ``.safetensors`` file, or one that ``torch.save`` wrote: a Lightning checkpoint or a state dict.
+        path: a ``.safetensors`` file; one that ``torch.save`` wrote, such as a Lightning checkpoint or a state dict;
+            the ``.index.json`` of several such files; a folder of Hugging Face's ``save_pretrained``; or a folder of
+            ``torch.distributed.checkpoint``, such as FSDP2's checkpoints.
         part: the entry of the checkpoint to read, in place of that under which its weights usually are.
 
     Raises:
         ValueError: the file cannot be read as weights; the message says why.
     """
     path = Path(path)
+    if path.is_dir() and (path / DISTRIBUTED).is_file():
+        from lightning_objectives._files.distributed import DistributedFolder  # It imports torch.distributed.
+
+        return DistributedFolder(path, part)
+    if path.is_dir():
+        path = weights_in(path)
+    return Shards(path, part, _open_file) if path.name.endswith(INDEX) else _open_file(path, part)
+
+
+def _open_file(path: Path, part: str | None = None) -> Source:
     if not path.is_file():
-        reason = "is a directory" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {reason}: give a file of weights.")
+        reason = "is a directory: give a file in it" if path.is_dir() else "does not exist: give a file of weights"
+        raise ValueError(f"{path} {reason}.")
     if path.suffix == ".safetensors":
         return SafetensorsFile(path, part)
     if path.suffix in TORCH_SUFFIXES:

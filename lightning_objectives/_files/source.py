@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_objectives._files.folders import WEIGHTS, step_of
 from lightning_objectives._files.names import plain_name
 
 ODD_BUFFERS = "buffers that are not finite"
@@ -71,7 +72,7 @@ class Source(ABC):
 
     @property
     def step(self) -> int | None:
-        """The optimizer step: of the checkpoint, of the metadata, or ``step=N`` in the file's name."""
+        """The optimizer step: of the checkpoint, of the metadata, of a folder of Hugging Face's, or in the name."""
         for step in (
             self.checkpoint.get("global_step"),
             self.metadata.get("global_step"),
@@ -79,6 +80,8 @@ class Source(ABC):
         ):
             if isinstance(step, int) or (isinstance(step, str) and step.isdecimal()):
                 return int(step)
+        if self.path.name in WEIGHTS and step_of(self.path.parent) is not None:
+            return step_of(self.path.parent)
         match = re.search(r"step=(\d+)", self.path.name)
         return int(match[1]) if match else None
 

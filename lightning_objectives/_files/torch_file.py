@@ -1,13 +1,14 @@
 """Reads a file that ``torch.save`` wrote."""
 
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_objectives._files.intact import check_sums, hint
-from lightning_objectives._files.parts import usual_place, weights_key
+from lightning_objectives._files.parts import holds_tensors, usual_part, weights_key
 from lightning_objectives._files.source import Source, is_plain
 
 
@@ -16,7 +17,7 @@ class TorchFile(Source):
 
     def open(self) -> None:
         """Read all but the values of the tensors, after a look at the checksums."""
-        contents = load_as_data(self)
+        contents = load_as_data(self.path)
         key = weights_key(contents, self.path, self.part) if isinstance(contents, dict) else None
         state = contents if key is None else contents[key]
         if not isinstance(state, dict):
@@ -40,7 +41,7 @@ class TorchFile(Source):
             )
         if key is not None:
             self.checkpoint = contents
-            self.place = usual_place(contents, key)
+            self.place = usual_part([k for k, v in contents.items() if holds_tensors(v)], key)
 
     def form(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """Type and shape of a tensor, without reading it."""
@@ -57,13 +58,12 @@ class TorchFile(Source):
         return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
-def load_as_data(source: Source) -> Any:
+def load_as_data(path: Path) -> Any:
     """Load a file of torch, mapped, without running what it may hold.
 
     Raises:
         ValueError: it is damaged, or holds more than plain values.
     """
-    path = source.path
     try:
         check_sums(path)
         # Files from before torch 1.6 are no zip archives, and cannot be mapped.

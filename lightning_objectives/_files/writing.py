@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives._files.progress import Progress
-from lightning_objectives._files.reading import SUFFIXES, open_source
+from lightning_objectives._files.reading import INDEX, SUFFIXES, open_source
 from lightning_objectives._files.source import Source
 
 Entry = tuple[torch.dtype, tuple[int, ...], str]
@@ -95,7 +95,7 @@ def refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
         ValueError: ``out`` is such a file.
     """
     for path in inputs:
-        folder = path.parent if path.name.endswith(".index.json") else path
+        folder = path.parent if path.name.endswith(INDEX) else path
         inside = folder.is_dir() and out.resolve().is_relative_to(folder.resolve())
         if out.is_file() and (inside or (path.exists() and out.samefile(path))):
             raise ValueError(
@@ -159,6 +159,7 @@ def write_like(
     with replaced(out) as path:
         if plain:
             entries = {template.keys[name]: (*template.form(name), name) for name in template.keys}
+            metadata = {"format": "pt", **metadata}  # Hugging Face's from_pretrained refuses metadata without it.
             write_safetensors(path, entries, tensor_of, metadata, prefetch=prefetch, written=progress.add)
         else:
             # torch.save needs all tensors at once. They come from a mapped file, which the system drops from memory
