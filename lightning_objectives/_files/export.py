@@ -24,7 +24,8 @@ def export_checkpoint(
     """Write the raw weights, or the average, of a training with an average as a plain checkpoint.
 
     Args:
-        file: a full checkpoint that was saved with ``AverageWeights``, or Lightning's own ``WeightAveraging``.
+        file: a full checkpoint that was saved with ``AverageWeights``, or Lightning's own ``WeightAveraging``: a file,
+            or a folder, as FSDP2 saves it with ``save_distributed_checkpoint=True``.
         out: the file to write. A ``.safetensors`` file holds the weights alone. A ``.ckpt`` or ``.pt`` file holds the
             checkpoint without the average: with the raw weights, a training goes on from it as if there had never been
             an average; with the average, it holds nothing that belongs to the training.

@@ -38,16 +38,20 @@ def merge_checkpoints(
     r"""Write the merge :math:`\sum_j c_j \theta_j` of checkpoint files, which may be larger than the memory.
 
     Args:
-        files: ``.safetensors``, or ``.ckpt``, ``.pt``, ``.pth``, ``.bin`` of torch, of one network. If a checkpoint
-            holds an average in its ``state_dict``, the average is merged.
+        files: checkpoints of one network, each of which may be a ``.safetensors`` file; a ``.ckpt``, ``.pt``, ``.pth``
+            or ``.bin`` file of torch; the ``.index.json`` of weights in several files; a folder of Hugging Face's
+            ``save_pretrained`` or ``Trainer``; or a folder of ``torch.distributed.checkpoint``, as FSDP2 saves it. If
+            a checkpoint holds an average in its ``state_dict``, the average is merged.
         method: gives the coefficients from the steps.
-        out: the file to write; its suffix decides between a safetensors file and one of torch. A file of torch is the
-            newest checkpoint with the merged weights and without what belongs to one training: states of optimizers,
-            schedulers and scalers, a second set of weights (``state_dict_ema``), the epoch of timm's or torchvision's
-            files. For ``.ckpt`` the newest file must be a Lightning checkpoint, because ``load_from_checkpoint`` needs
-            one.
-        order: ``step`` sorts by ``global_step`` in the checkpoint or metadata, ``step`` in the metadata or ``step=N``
-            in the name; ``given`` takes the files as evenly spaced from the oldest to the newest.
+        out: the file to write, always a single one, also if the inputs are folders; its suffix decides between a
+            safetensors file and one of torch. A file of torch is the newest checkpoint with the merged weights and
+            without what belongs to one training: states of optimizers, schedulers and scalers, a second set of weights
+            (``state_dict_ema``), the epoch of timm's or torchvision's files. For ``.ckpt`` the newest must be a
+            checkpoint of Lightning, because ``load_from_checkpoint`` needs one. To open the merge of folders of Hugging
+            Face's, write ``model.safetensors`` into a new folder with a copy of ``config.json``.
+        order: ``step`` sorts by ``global_step`` in the checkpoint or metadata, ``step`` in the metadata, ``step=N`` in
+            the name, or the step of a folder of Hugging Face's (``checkpoint-N``); ``given`` takes the files as evenly
+            spaced from the oldest to the newest.
         part: the entry of each checkpoint that is merged, such as ``state_dict_ema``. The merged weights stand under
             the usual entry. By default the usual one is merged: ``state_dict``, or else ``model``,
             ``model_state_dict``, ``net`` and the like, if there is only one of these.
@@ -71,6 +75,9 @@ def merge_checkpoints(
     Floating tensors are added up in float32 (float64 tensors in float64), as differences to the newest, so that what is
     equal in all files stays equal to the bit; the others (integers, counters) are the newest's. The result has the
     newest's types and names. Tied tensors are merged once; a safetensors file holds them under each name.
+
+    Memory: one tensor, because files are mapped. Folders of ``torch.distributed.checkpoint`` hold tensors in pieces, so
+    that tensor of each folder is in memory.
 
     Example:
         >>> import tempfile

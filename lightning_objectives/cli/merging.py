@@ -15,7 +15,9 @@ def merge(args: list[str]) -> None:
 
     merges = {cls.__name__: cls for _, cls in methods("merging")}
     parser = argparse.ArgumentParser("lightning-objectives merge", description=inspect.getdoc(merge))
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint: .ckpt, .pt or .safetensors")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a checkpoint: .ckpt, .pt, .safetensors, .index.json, or a folder"
+    )
     _add_output(parser, "the file to write: .ckpt, .pt or .safetensors")
     parser.add_argument(
         "--order",
@@ -52,7 +54,7 @@ def export(args: list[str]) -> None:
     from lightning_objectives._files.export import export_checkpoint  # here, because it loads torch
 
     parser = argparse.ArgumentParser("lightning-objectives export", description=inspect.getdoc(export))
-    parser.add_argument("file", metavar="FILE", help="a checkpoint of a training with AverageWeights")
+    parser.add_argument("file", metavar="FILE", help="a checkpoint of a training with AverageWeights, file or folder")
     _add_output(parser, "the file to write: .ckpt, .pt or .safetensors")
     parser.add_argument("--weights", choices=["raw", "average"], required=True, help="the weights to write")
     options = parser.parse_args(args[1:])
