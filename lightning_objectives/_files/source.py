@@ -93,8 +93,11 @@ class Source(ABC):
     @property
     def odd_buffers(self) -> list[str]:
         """The buffers that the file itself says are not finite, as the snapshots of ``MergeCheckpoints`` do."""
-        names = json.loads(self.metadata.get(ODD_BUFFERS, "[]"))
-        return names if isinstance(names, list) else []
+        try:
+            names = json.loads(self.metadata.get(ODD_BUFFERS, "[]"))
+        except (ValueError, RecursionError):  # Somebody else's entry of this name, or a damaged one, tells nothing.
+            return []
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     def by_plain_name(self, keys: Iterable[str]) -> dict[str, str]:
         """Order the file's own names of the tensors by plain name.

@@ -5,6 +5,7 @@ import pytest
 import torch
 from averaging_nets import Net
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_objectives import cli
@@ -178,3 +179,12 @@ def test_a_buffer_of_plain_files_is_told(tmp_path, capsys):
     cli.main(["merge", *map(str, files), "-o", str(tmp_path / "m.pt"), "--buffer", "t"])
     assert "['t'] of the newest" in capsys.readouterr().out
     assert torch.load(tmp_path / "m.pt")["t"].isnan()
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "3", '{"w": 1}', "[[1], 2]", ""], ids=lambda text: text[:9])
+def test_a_snapshot_that_lists_no_buffers_tells_nothing(tmp_path, text):
+    for step in (1, 2):
+        file = tmp_path / f"step={step}.safetensors"
+        save_file({"w": torch.tensor([torch.nan])}, file, {"buffers that are not finite": text})
+    with pytest.raises(ValueError, match="w is NaN or infinite in"):
+        merge_checkpoints(tmp_path.iterdir(), WSM(), tmp_path / "m.pt")
