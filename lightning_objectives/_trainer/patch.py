@@ -1,5 +1,6 @@
 """Wraps a method of one instance, and removes the wrapping without a trace."""
 
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ class Patch:
     """Replaces ``owner.name`` by a call of ``around(inner, *args, **kwargs)``; ``inner`` is the method as it was.
 
     Patches of one method nest, and you can remove any of them at any time. A copy or a pickle of the owner is
-    unpatched. ``__wrapped__`` shows Lightning the user's own signature.
+    unpatched, and opens without this package. ``__wrapped__`` shows Lightning the user's own signature.
 
     >>> class Net:
     ...     def step(self, x):
@@ -61,17 +62,11 @@ class Patch:
             del vars(self.owner)[self.name]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        innermost = self.inner
-        while isinstance(innermost, Patch):
+        # Only functions of Python itself, so that the pickle opens where this package cannot be imported.
+        innermost = self
+        while isinstance(innermost.inner, Patch):
             innermost = innermost.inner
-        if isinstance(innermost, types.MethodType) and innermost.__self__ is self.owner:
-            return _bound, (innermost.__func__, self.owner)
-        return _identity, (innermost,)
-
-
-def _bound(function: Callable[..., Any], owner: object) -> types.MethodType:
-    return types.MethodType(function, owner)
-
-
-def _identity(value: Any) -> Any:
-    return value
+        method = innermost.inner
+        if not innermost.own and isinstance(method, types.MethodType) and method.__self__ is self.owner:
+            return getattr, (self.owner, self.name)
+        return operator.getitem, ((method,), 0)
