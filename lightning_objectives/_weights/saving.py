@@ -63,6 +63,7 @@ def load_state(shadows: Shadows, swap: Swap, state: Mapping[str, Any]) -> None:
         return
     names = set(next(iter(averages.values()))["slots"]["average"])
     sources = _sources(shadows, names, state["frozen"])
+    shadows.order = list(sources)
     with torch.inference_mode(False):
         for name, rule in shadows.rules.items():
             slots, expected = averages[name]["slots"], set(rule.init([torch.zeros(1)]).slots)

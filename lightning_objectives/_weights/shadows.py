@@ -1,5 +1,6 @@
 """Keeps the averages of a network's tensors, one for each rule, beside the tensors themselves."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -39,6 +40,8 @@ class Shadows:
         self.tensors = Tracked(network, buffers=buffers, device=device)
         self.states: dict[str, AverageState] = {}
         """By the name of the rule; empty until the averages begin."""
+        self.order: list[str] = []
+        """The names of the tensors, in the order of the slots."""
 
     @property
     def updates(self) -> int:
@@ -46,23 +49,52 @@ class Shadows:
         return max((state.updates for state in self.states.values()), default=0)
 
     def collect(self) -> None:
-        """Take in trainable parameters that are not averaged yet, as they are now."""
+        """Walk through the network, and take in what is new there as it is now."""
         self.journal.forget()
-        joining = self.tensors.collect()
-        if self.states:
-            self._join(joining)
+        earlier_names = self.tensors.collect()
+        self._arrange([earlier_names.get(name, name) for name in self.tensors.names])
+
+    def _arrange(self, earlier_names: Sequence[str]) -> None:
+        """Bring the shadows into the order of the tensors, and to where these are.
+
+        A tensor that is new, or has another shape, becomes its own average, as if it had been constant so far; this is
+        right for any rule.
+
+        Args:
+            earlier_names: for each tensor, the name that its shadow has had.
+        """
+        order, self.order = self.order, list(self.tensors.names)
+        for name in set(order).difference(earlier_names):
+            self.journal.held.pop(name, None)
+        for key, state in self.states.items():
+            old = {name: at for at, name in enumerate(order)}
+            shapes = [shadow.shape for shadow in state.slots["average"]]
+            places = [old.get(name, -1) for name in earlier_names]
+            for at, live in enumerate(self.tensors.live):
+                if places[at] >= 0 and shapes[places[at]] != live.shape:
+                    self._warn_of_shape(self.order[at], shapes[places[at]], live.shape)
+                    places[at] = -1
+            if places != [*range(len(order))]:
+                self._rebuild(state, self.rules[key], places)
         self._place()
 
-    def _join(self, names: Sequence[str]) -> None:
-        """Make weights that were constant so far their own average, which is right for any rule."""
-        inputs = self.tensors.inputs
-        positions = [self.tensors.names.index(name) for name in names]
-        for key, rule in self.rules.items():
-            slots = self.states[key].slots
-            fresh = rule.init([inputs[at] for at in positions]).slots
-            for slot, shadows in slots.items():
-                for at, shadow in zip(positions, fresh.get(slot) or [inputs[at].clone() for at in positions]):
-                    shadows.insert(at, shadow)
+    def _rebuild(self, state: AverageState, rule: Rule, places: Sequence[int]) -> None:
+        """Let each slot hold its earlier shadows of these places, and new ones where the place is -1."""
+        joining = {at: self.tensors.inputs[at] for at, place in enumerate(places) if place < 0}
+        fresh = rule.init(list(joining.values())).slots if joining else {}
+        for slot, shadows in state.slots.items():
+            new = dict(zip(joining, fresh.get(slot) or [tensor.clone() for tensor in joining.values()]))
+            state.slots[slot] = [new[at] if place < 0 else shadows[place] for at, place in enumerate(places)]
+
+    def _warn_of_shape(self, name: str, before: torch.Size, now: torch.Size) -> None:
+        self.journal.held.pop(name, None)
+        if name in self.tensors.parameters:
+            warnings.warn(
+                f"{name} changed its shape from {tuple(before)} to {tuple(now)} in the training, so its average begins "
+                "anew from its values of now; the averages of the other parameters go on. Resize parameters before "
+                "the training if you need an average over all of it.",
+                stacklevel=2,
+            )
 
     def _place(self) -> None:
         """Bring the shadows and the raw tensors to where the parameters are."""
@@ -76,15 +108,18 @@ class Shadows:
                     held[name] = held[name].to(live.device)
 
     def follow(self) -> None:
-        """Bind anew if a parameter was moved or cast, or a buffer replaced."""
+        """Find the tensors again if a parameter was replaced, moved, cast or resized, or a buffer replaced or added."""
         self.journal.finish()
-        if self.tensors.changed():
-            self._bind()
+        if self.tensors.changed() or self.tensors.laid_out_anew():
+            self._find_again()
 
-    def _bind(self) -> None:
+    def _find_again(self) -> None:
+        if not self.tensors.same_places():
+            self.collect()
+            return
         self.journal.forget()
         self.tensors.bind()
-        self._place()
+        self._arrange(self.tensors.names)
 
     def begin(self) -> None:
         """Begin the averages with the weights as they are now."""
@@ -92,6 +127,7 @@ class Shadows:
         self.tensors.fetch()
         with torch.inference_mode(False):
             self.states = {name: rule.init(self.tensors.inputs) for name, rule in self.rules.items()}
+        self.order = list(self.tensors.names)
 
     def update(self, step: int, start: int) -> None:
         """Take the weights after optimizer step ``step`` into the averages, which began at step ``start``.
@@ -100,8 +136,14 @@ class Shadows:
         """
         tensors = self.tensors
         if tensors.changed():
-            self._bind()
+            self._find_again()
         tensors.fetch()
+        if not tensors.inputs:
+            raise RuntimeError(
+                f"An optimizer took a step, but no parameter of {type(self.network).__name__} requires a gradient or "
+                "has one, so there is nothing to average. Let the parameters require gradients, or begin the average "
+                "later (start_step)."
+            )
         # On a GPU the start of a kernel costs more than reading the weights again.
         on_cpu = bool(tensors.inputs) and tensors.inputs[0].is_cpu
         if on_cpu and len(self.rules) > 1 and all(rule.by_tensor for rule in self.rules.values()):
@@ -109,6 +151,24 @@ class Shadows:
         else:
             for name, rule in self.rules.items():
                 rule.update(self.states[name], tensors.inputs, step=step, start=start)
+        if tensors.buffers:
+            self._keep_finite_buffers()
+
+    def _keep_finite_buffers(self) -> None:
+        """Let a buffer's newest value stand for an average that is not finite, as that of a mask of infinities."""
+        tensors = self.tensors
+        groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for at in range(len(tensors.parameters), len(tensors.names)):
+            groups.setdefault((tensors.inputs[at].dtype, tensors.inputs[at].device), []).append(at)
+        for group in groups.values():
+            inputs = [tensors.inputs[at] for at in group]
+            newest = torch.cat([tensor.flatten() for tensor in inputs])
+            for state in self.states.values():
+                averages = [state.slots["average"][at] for at in group]
+                values = torch.cat([tensor.flatten() for tensor in averages])
+                values = torch.where(values.isfinite(), values, newest)
+                flat = torch.split(values, [tensor.numel() for tensor in inputs])
+                torch._foreach_copy_(averages, [part.view(t.shape) for part, t in zip(flat, inputs)])
 
     def _update_by_parts(self, step: int, start: int) -> None:
         """Update all averages of a few weights, then of the next few, so that each weight is read from memory once."""

@@ -1,5 +1,6 @@
-"""Converts between a whole tensor and this rank's shard of it: a DTensor is averaged shard by shard."""
+"""Says which memory a tensor is in, and converts between a whole tensor and this rank's shard of a DTensor."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,28 @@ def address(tensor: Any) -> int:
     """Where the storage of a tensor, or of this rank's shard of it, begins."""
     pointer: int = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).data_ptr()
     return pointer
+
+
+def overlapping(tensors: Sequence[Tensor]) -> set[int]:
+    """Find the tensors that share memory with another one, by position.
+
+    >>> base = torch.zeros(4)
+    >>> sorted(overlapping([base[:2], torch.ones(1), base[1:3], base[3:]]))
+    [0, 2]
+    """
+    ends = {
+        at: t.data_ptr() + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride())))
+        for at, t in enumerate(tensors)
+        if t.numel()
+    }
+    shared: set[int] = set()
+    last = -1
+    for at in sorted(ends, key=lambda at: tensors[at].data_ptr()):
+        if last >= 0 and tensors[at].data_ptr() < ends[last] and tensors[at].device == tensors[last].device:
+            shared |= {last, at}
+        if last < 0 or ends[at] > ends[last]:
+            last = at
+    return shared
 
 
 def like(shard: Tensor, of: Any) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_objectives._files.names import plainly_named
 from lightning_objectives._weights.recalibrate import Passes, recalibrate, trained_norms
 from lightning_objectives._weights.shadows import Shadows
-from lightning_objectives._weights.shards import reshard
+from lightning_objectives._weights.shards import overlapping, reshard
 
 
 class Swap:
@@ -111,18 +111,19 @@ class Swap:
     def _owners(self, name: str, values: Sequence[Tensor]) -> dict[int, list[Tensor]]:
         """By position, the slots of the rule's state that hold the very tensors of an average, laid out as the weights.
 
-        Two kinds of tensors are copied instead: all of a rule that keeps more than its slots, because it could hold on
-        to such a tensor, and buffers, because forward passes write to them.
+        Three kinds of tensors are copied instead: all of a rule that keeps more than its slots, because it could hold
+        on to such a tensor; buffers, because forward passes write to them; and tensors that share memory (``a.data =
+        b.data``), because the second exchange would undo the first.
         """
         tensors, state = self.shadows.tensors, self.shadows.states[name]
         owners: dict[int, list[Tensor]] = {}
         if state.scratch:
             return owners
-        slots = list(state.slots.values())
+        slots, shared = list(state.slots.values()), overlapping(tensors.live)
         for at, (key, value, live) in enumerate(zip(tensors.names, values, tensors.live)):
             holders = [shadows for shadows in slots if shadows[at] is value]
             alike = value.stride() == live.stride() and value.dtype == live.dtype and value.device == live.device
-            if len(holders) == 1 and alike and key in tensors.parameters and live.numel():
+            if len(holders) == 1 and alike and at not in shared and key in tensors.parameters and live.numel():
                 owners[at] = holders[0]
         return owners
 

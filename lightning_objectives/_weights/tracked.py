@@ -1,8 +1,10 @@
 """Finds the tensors of a network that are averaged, and finds them again when they are new, moved or cast."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from lightning_objectives._files.names import plainly_named
 from lightning_objectives._weights.shards import address, local
@@ -23,6 +25,7 @@ class Tracked:
         self.buffers = buffers
         self.device = device
         self.parameters: dict[str, nn.Parameter] = {}
+        self.sharded = False
         self.waiting: list[nn.Parameter] = []
         """Parameters that are not trainable yet."""
         self.names: list[str] = []
@@ -31,22 +34,44 @@ class Tracked:
         self.inputs: list[Tensor] = []
         """The same values in the type and on the device of the averages."""
 
-    def collect(self) -> list[str]:
-        """Look for trainable parameters that are not known yet, and return their names."""
+    def collect(self) -> dict[str, str]:
+        """Walk through the network and list its parameters anew.
+
+        A parameter that is known stays in its place, also under another name, and so does one that replaces it under
+        its name. Those that are new come last; those that the network no longer has are dropped.
+
+        Returns:
+            For each parameter that was known, its name and the one that it had before.
+        """
+        lent = {id(p) for child in lent_children(self.network).values() for p in child.parameters()}
+        named = [(n, p) for n, p in plainly_named(self.network.named_parameters()) if id(p) not in lent]
+        names = {id(p): name for name, p in named}
         known = {id(p) for p in self.parameters.values()}
-        known |= {id(p) for child in lent_children(self.network).values() for p in child.parameters()}
-        self.waiting = []
-        joining = []
-        for name, parameter in plainly_named(self.network.named_parameters()):
-            if id(parameter) in known:
-                continue
-            if _is_averaged(parameter):
-                self.parameters[name] = parameter
-                joining.append(name)
-            else:
-                self.waiting.append(parameter)
+        unknown = {name: p for name, p in named if id(p) not in known}
+        before, self.parameters, earlier_names = self.parameters, {}, {}
+        for earlier, parameter in before.items():
+            name = names.get(id(parameter))
+            if name is None and earlier in unknown and not is_lazy(unknown[earlier]):
+                name, parameter = earlier, unknown.pop(earlier)
+            if name is not None:
+                name = earlier if name == f"{earlier}_orig" else name  # torch.nn.utils.prune adds it for a while.
+                self.parameters[name], earlier_names[name] = parameter, earlier
+        self.waiting = [p for p in unknown.values() if not _is_averaged(p)]
+        self.parameters |= {name: p for name, p in unknown.items() if _is_averaged(p)}
+        self._note_homes()
         self.bind()
-        return joining
+        return earlier_names
+
+    def _note_homes(self) -> None:
+        """Note where each parameter and each module lies, to see when another takes its place."""
+        places: list[tuple[dict[str, Any], str]] = []
+        tracked = {id(p) for p in self.parameters.values()}
+        for module in self.network.modules():
+            places += [(module._modules, key) for key in module._modules]
+            places += [(module._parameters, key) for key, p in module._parameters.items() if id(p) in tracked]
+        self._homes, self._keys = [home for home, _ in places], [key for _, key in places]
+        self._lying = [home[key] for home, key in places]  # Keeps them alive, so that none gets the id of another.
+        self._ids = [*map(id, self._lying)]
 
     def any_unfrozen(self) -> bool:
         """Whether a parameter that was waiting has become trainable."""
@@ -57,7 +82,8 @@ class Tracked:
         tensors: dict[str, Tensor] = dict(self.parameters)
         if self.buffers:
             # Modules often assign a new tensor to a buffer, so the buffers are looked up each time.
-            tensors |= {name: b for name, b in plainly_named(self.network.named_buffers()) if b.is_floating_point()}
+            buffers = plainly_named(self.network.named_buffers())
+            tensors |= {name: b for name, b in buffers if b.is_floating_point() and type(b) is not UninitializedBuffer}
         return tensors
 
     @torch.no_grad()
@@ -68,6 +94,7 @@ class Tracked:
             self.names = list(sources)
             self.live = [local(tensor) for tensor in sources.values()]
             self._addresses = [tensor.data_ptr() for tensor in self.live]
+            self._layouts = [(tensor.shape, tensor.stride()) for tensor in self.live]
             self.sharded = any(hasattr(tensor, "to_local") for tensor in sources.values())
             self._address = address if self.sharded else Tensor.data_ptr
             self.inputs, self._copies = [], []
@@ -81,10 +108,20 @@ class Tracked:
             self.fetch()
 
     def changed(self) -> bool:
-        """Whether a parameter was moved or cast, or a buffer replaced, since :meth:`bind`."""
+        """Whether a parameter was replaced, moved or cast, or a buffer replaced or added, since :meth:`bind`."""
         # `live` keeps the old storages alive, so a new storage never gets an old address.
         tensors = self.sources() if self.buffers else self.parameters
-        return [*map(self._address, tensors.values())] != self._addresses
+        places = self._ids if self.sharded else [*map(id, map(dict.get, self._homes, self._keys))]
+        return [*map(self._address, tensors.values())] != self._addresses or places != self._ids
+
+    def same_places(self) -> bool:
+        """Whether each parameter and each module lies where it lay at :meth:`collect`."""
+        # FSDP2 lets gathered weights lie in the place of its shards for a while.
+        return self.sharded or [*map(id, map(dict.get, self._homes, self._keys))] == self._ids
+
+    def laid_out_anew(self) -> bool:
+        """Whether a tensor has another shape or other strides than at :meth:`bind`, in the same memory."""
+        return [(t.shape, t.stride()) for t in map(local, self.sources().values())] != self._layouts
 
     def shadow(self, tensor: Tensor) -> tuple[torch.device, torch.dtype]:
         """The device and the type of a tensor's average."""
@@ -106,6 +143,7 @@ def _empty_copy(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Ten
 
 
 def _is_averaged(parameter: nn.Parameter) -> bool:
-    if not parameter.requires_grad or is_lazy(parameter):
+    # An optimizer also steps a parameter that needs no gradient, if the user gave it one.
+    if is_lazy(parameter) or not (parameter.requires_grad or parameter.grad is not None):
         return False
     return parameter.is_floating_point() or parameter.is_complex()
