@@ -1,5 +1,6 @@
 """Averages the weights of one network over time: all that a training loop needs, without Lightning."""
 
+import warnings
 from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -83,6 +84,9 @@ class Averages:
         self._swap = Swap(self._shadows, recalibrates=buffers == "recalibrate", passes=passes)
         self._optimizer_steps = OptimizerSteps(before=self._before_step)
         self._group_sizes: dict[int, int] = {}
+        self._saw_steps = False
+        self._norms: Tensor | None = None
+        """The norms of the weights when no step had been counted."""
         self._shadows.collect()
         self._begin()
 
@@ -129,7 +133,10 @@ class Averages:
         if steps is None:
             steps = self._optimizer_steps.take()
         if steps == 0:
+            if not self._saw_steps:
+                self._look_for_unseen_steps()
             return
+        self._saw_steps = True
         self.journal.finish()
         if self.journal.held:
             raise RuntimeError(
@@ -143,6 +150,23 @@ class Averages:
             self._shadows.update(self.steps, self.start)
         if self.buffers == "recalibrate":
             self._swap.note_norms()
+
+    def _look_for_unseen_steps(self) -> None:
+        """Warn if the weights change between two calls, but no step was counted."""
+        tensors = self._shadows.tensors
+        weights = tensors.live[: len(tensors.parameters)]
+        if self.journal.held or not weights:
+            return
+        norms = torch.stack([norm.double().cpu() for norm in torch._foreach_norm(weights)]).nan_to_num()
+        before, self._norms = self._norms, norms
+        if before is not None and before.shape == norms.shape and not before.equal(norms):
+            self._saw_steps = True  # It is said once.
+            warnings.warn(
+                f"The weights of {type(self.network).__name__} changed, but no optimizer that is watched took a step, "
+                "so the average does not begin. Return each optimizer from configure_optimizers and step it by "
+                "self.optimizers(); in a loop of your own, call watch([optimizer]), or update(1) after each step.",
+                stacklevel=2,
+            )
 
     def _begin(self) -> None:
         if self.steps >= self.start_step:

@@ -1,10 +1,12 @@
 """Counts the steps that optimizers really take, and notes their learning rates."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
+
+from lightning_objectives._trainer.patch import Patch
 
 Rates = dict[str, list[float]]
 """The least and the greatest learning rate of each parameter group, by the numbers of the optimizer and the group."""
@@ -12,6 +14,8 @@ Rates = dict[str, list[float]]
 
 class OptimizerSteps:
     """Watches optimizers and counts their steps; steps that a gradient scaler skips do not count.
+
+    Of an optimizer that wraps others, such as Lookahead, a step counts once if one of those took a step in it.
 
     Args:
         optimizers: the optimizers to watch.
@@ -40,22 +44,46 @@ class OptimizerSteps:
         self._before = before
         self._counts: dict[int, int] = {}
         self._numbers: dict[Optimizer, int] = {}
-        self._handles: list[RemovableHandle] = []
+        self._undo: list[Callable[[], None]] = []
+        self._wrappers: set[Any] = set()
+        self._worked: set[Any] = set()
+        """The wrappers whose inner optimizers have taken a step since the wrapper's last one."""
         self.watch(optimizers)
 
     def watch(self, optimizers: Iterable[Optimizer]) -> None:
         """Count the steps of these optimizers too."""
         for optimizer in optimizers:
             self._numbers.setdefault(optimizer, len(self._numbers))
+            for inner in _inner_optimizers(optimizer):
+                self._wrappers.add(optimizer)
+                handle = inner.register_step_post_hook(lambda *_, outer=optimizer: self._worked.add(outer))
+                self._undo.append(handle.remove)
+            if not _calls_hooks(optimizer):
+                patch = Patch(optimizer, "step", partial(self._step, optimizer))
+                # Schedulers look for the mark that they leave on the method.
+                vars(patch).update({**getattr(patch.inner, "__dict__", {}), **vars(patch)})
+                self._undo.append(patch.remove)
+                continue
             if self._before is not None:
-                self._handles.append(optimizer.register_step_pre_hook(self._before))
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+                self._undo.append(optimizer.register_step_pre_hook(self._before).remove)
+            self._undo.append(optimizer.register_step_post_hook(self._after_step).remove)
+
+    def _step(self, optimizer: Optimizer, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._before is not None:
+            self._before(optimizer)
+        result = step(*args, **kwargs)
+        self._after_step(optimizer)
+        return result
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         # A gradient scaler calls a fused optimizer even if the gradients overflowed; the optimizer then skips the step.
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and overflow.item():
             return
+        if optimizer in self._wrappers:
+            if optimizer not in self._worked:
+                return
+            self._worked.remove(optimizer)
         number = self._numbers[optimizer]
         self._counts[number] = self._counts.get(number, 0) + 1
         for i, group in enumerate(optimizer.param_groups if self._notes_rates else ()):
@@ -71,11 +99,38 @@ class OptimizerSteps:
 
     def remove(self) -> None:
         """Remove the hooks from the optimizers, and forget what was counted."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        while self._undo:
+            self._undo.pop()()
+        self._wrappers.clear()
+        self._worked.clear()
         self._numbers.clear()
         self._counts.clear()
+
+
+def _calls_hooks(optimizer: Any) -> bool:
+    """Whether a step calls hooks: a wrapper may be no Optimizer, not call its ``__init__``, or set ``step``."""
+    own = vars(optimizer).get("step")
+    return (
+        isinstance(optimizer, Optimizer)
+        and {"_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"} <= vars(optimizer).keys()
+        and getattr(type(optimizer).step, "hooked", False)
+        and (own is None or hasattr(own, "_wrapped_by_lr_sched"))
+    )
+
+
+def _inner_optimizers(optimizer: Any) -> list[Optimizer]:
+    """The optimizers that this one wraps: those in its attributes that have some of its parameters."""
+    inner: list[Any] = []
+    for name, value in vars(optimizer).items():
+        if isinstance(value, dict) and name != "state":
+            value = [*value.values()]
+        inner += value if isinstance(value, (list, tuple)) else [value]
+    inner = [v for v in inner if isinstance(v, Optimizer) and v is not optimizer and _calls_hooks(v)]
+    return [v for v in inner if not _parameters(optimizer).isdisjoint(_parameters(v))]
+
+
+def _parameters(optimizer: Any) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def steps_so_far(trainer: Any) -> int:

@@ -166,7 +166,8 @@ class AverageWeights(StatefulCallback):
             raise ValueError(f"name={name!r} must be one of {[*self.names, 'raw']}.")
         if self._averages is None:
             raise RuntimeError(
-                "There are no averages yet, because they begin with the training. Call trainer.fit() first."
+                "No training has begun with this AverageWeights object, so it has no averages. Call trainer.fit() "
+                "first. If you have, a framework has trained a copy of the callback, which you find in trainer.callbacks."
             )
         return self._averages
 

@@ -506,7 +506,7 @@ def test_applied_weights_and_averaged_state_dict():
         pass
     with pytest.raises(ValueError, match=r"name='swa' must be one of \['ema', 'bema', 'raw'\]"):
         averages.weights("swa")
-    with pytest.raises(RuntimeError, match="There are no averages yet"):
+    with pytest.raises(RuntimeError, match="No training has begun with this AverageWeights object"):
         AverageWeights(EMA()).weights("ema")
 
 

@@ -1,0 +1,75 @@
+"""Which steps, parameters and objects an average follows, and what it says if it cannot."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from averaging_nets import Net, NormNet, fit
+
+from lightning_objectives._weights.averages import Averages
+from lightning_objectives.averaging import EMA
+from lightning_objectives.callbacks.average_weights import AverageWeights
+
+pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*litlogger.*", "ignore:.*num_workers.*")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_an_object_whose_copy_was_trained_says_where_the_copy_is(copied):
+    mine = AverageWeights(EMA(decay=0.5))
+    _, runner = fit(copied(mine), epochs=1)
+    with pytest.raises(RuntimeError, match=r"trained a copy of the callback, which you find in trainer\.callbacks"):
+        mine.weights("ema")
+    assert next(c for c in runner.callbacks if isinstance(c, AverageWeights)).weights("ema")
+
+
+class Unseen(Net):
+    """Steps an optimizer of its own, which Lightning does not know."""
+
+    automatic_optimization = False
+    by_hand = False
+
+    def on_fit_start(self):
+        self.mine = torch.optim.SGD(self.parameters(), 0.1)
+
+    def training_step(self, batch, batch_idx):
+        self.path.append(batch_idx)
+        self.mine.zero_grad()
+        self(batch[0]).sum().backward()
+        if self.by_hand:
+            for p in self.parameters():
+                p.data -= 0.1 * p.grad
+        else:
+            self.mine.step()
+
+    def configure_optimizers(self):
+        return None
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers.* returned .None")
+def test_steps_that_are_not_seen_are_said_at_once(by_hand):
+    net = Unseen()
+    net.by_hand = by_hand
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        looks = []
+        net.on_train_batch_start = lambda *_: looks.append([str(w.message) for w in caught])
+        fit(AverageWeights(EMA(decay=0.5)), net=net, epochs=1)
+    said = "The weights of Unseen changed, but no optimizer that is watched took a step"
+    assert [any(said in text for text in look) for look in looks] == [False, False, True, True]
+    assert sum(said in str(w.message) for w in caught) == 1
+    assert any("never began: 0 optimizer steps" in str(w.message) for w in caught)
+
+
+def test_waiting_for_a_step_is_no_reason_to_warn():
+    fit(AverageWeights(EMA(decay=0.5)), epochs=1, accumulate_grad_batches=4, val=True, val_check_interval=1)
+    fit(AverageWeights(EMA(decay=0.5), buffers="average"), net=NormNet(), epochs=1, accumulate_grad_batches=4)
+    net = torch.nn.Linear(2, 1)
+    averages = Averages(net, {"ema": EMA(decay=0.5)})
+    for _ in range(3):
+        averages.update(0)
+    averages.update(1)
+    torch.nn.init.ones_(net.weight)
+    averages.update(0)
