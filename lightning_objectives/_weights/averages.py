@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, MutableMapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from lightning_objectives._weights.journal import Journal
 from lightning_objectives._weights.optimizer_steps import OptimizerSteps
 from lightning_objectives._weights.recalibrate import Passes
 from lightning_objectives._weights.shadows import Shadows
-from lightning_objectives._weights.shards import like
+from lightning_objectives._weights.shards import like, local
 from lightning_objectives._weights.swap import Swap
 from lightning_objectives.kinds import AverageState, Rule
 
@@ -84,6 +84,7 @@ class Averages:
         self._swap = Swap(self._shadows, recalibrates=buffers == "recalibrate", passes=passes)
         self._optimizer_steps = OptimizerSteps(before=self._before_step)
         self._group_sizes: dict[int, int] = {}
+        self._masks: dict[str, Tensor] = {}
         self._saw_steps = False
         self._norms: Tensor | None = None
         """The norms of the weights when no step had been counted."""
@@ -214,21 +215,58 @@ class Averages:
         """Let an average stand in the network within a ``with`` block; then put back what stood there, to the bit."""
         return self._swap.applied(name, self.steps)
 
+    def note_masks(self) -> None:
+        """Note what is pruned now, for :meth:`prune`; a callback may make the pruning permanent soon."""
+        self._masks = self._shadows.tensors.masks()
+
+    @torch.no_grad()
+    def prune(self) -> None:
+        """Prune the average that stands in the network as the raw weights were pruned for good."""
+        self._shadows.follow()
+        tensors = self._shadows.tensors
+        for name, mask in self._masks.items():
+            if name in tensors.parameters and name not in tensors.masks():
+                local(tensors.parameters[name]).mul_(mask)
+
     # Saving.
 
-    def fill(self, state_dict: MutableMapping[str, Any], name: str) -> None:
-        """Put an average in place of the raw weights in a state dict of the network, whose keys and types stay.
+    @property
+    def standing(self) -> str | None:
+        """The name of the average that stands in the network; None if the raw weights do."""
+        return self._swap.name
 
-        A tensor finds its entry by their storage, so that renamed keys are found too, and otherwise by its name.
-        """
-        if not self.updates:
-            return
+    def stand_in(self, name: str) -> AbstractContextManager[None]:
+        """Do what :meth:`applied` does, but re-estimate no statistics: those of the last time stand there."""
+        if self.standing == name or not self.updates:
+            return nullcontext()
+        return self._swap.applied(name, self.steps, estimate=False)
+
+    def is_plain(self, state_dict: Any) -> bool:
+        """Whether :meth:`fill` knows the entries of a state dict of the network."""
+        return saving.is_plain(state_dict, self.network)
+
+    def fill(self, state_dict: MutableMapping[str, Any], name: str) -> None:
+        """Put an average in place of the raw weights in a plain state dict of the network."""
+        if self.updates:
+            saving.fill(state_dict, self.network, *self._values(name))
+
+    def kept(self, value: Any, name: str) -> Any:
+        """Return a part of a checkpoint as it is while an average stands in the network, also for afterwards."""
+        return saving.kept(value, *self._values(name))
+
+    def first_raw(self, entries: Mapping[str, Tensor], name: str) -> str | None:
+        """The key of an entry of a state dict that equals raw weights instead of their average, if there is one."""
+        raw = dict(zip(self.names, self._shadows.raw()))
+        return saving.first_raw(entries, *self._values(name), raw)
+
+    def _values(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tensors of an average and those of the network in their place, by name, the statistics included."""
         values = dict(zip(self.names, self._shadows.read(name, self.steps)))
         sources = self._shadows.tensors.sources()
         if self._swap.statistics:
             values |= self._swap.statistics
             sources |= dict(plainly_named(self.network.named_buffers()))
-        saving.fill(state_dict, self.network, values, sources)
+        return values, sources
 
     def state_dict(self, *, raw: bool = True) -> dict[str, Any]:
         """All that is needed to go on: numbers and tensors by name, with whole tensors for sharded parameters.

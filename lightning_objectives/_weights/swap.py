@@ -39,8 +39,15 @@ class Swap:
         self.norms = trained_norms(self.shadows.network)
 
     @torch.no_grad()
-    def put_in(self, name: str, step: int, *, exchange: bool) -> None:
-        """Let an average, as it is after optimizer step ``step``, stand in the network."""
+    def put_in(self, name: str, step: int, *, exchange: bool, estimate: bool = True) -> None:
+        """Let an average, as it is after optimizer step ``step``, stand in the network.
+
+        Args:
+            name: the name of the average.
+            step: the optimizer step.
+            exchange: whether weights and average change places where they can.
+            estimate: whether the statistics are re-estimated; otherwise those of the last time stand there.
+        """
         values, tensors = self.shadows.read(name, step), self.shadows.tensors
         self._reshard()
         self._settle()
@@ -51,8 +58,13 @@ class Swap:
         self.journal.hold({tensors.names[at]: tensors.live[at] for at in copied})
         if copied:
             torch._foreach_copy_([tensors.live[at] for at in copied], [values[at] for at in copied])
-        if self.recalibrates:
+        if self.recalibrates and estimate:
             self._recalibrate(name, step)
+        elif self.statistics:
+            buffers = self.norm_buffers()
+            self.journal.hold(buffers)
+            for key, buffer in buffers.items():
+                buffer.copy_(self.statistics[key])
 
     @torch.no_grad()
     def take_out(self) -> None:
@@ -70,7 +82,7 @@ class Swap:
         self.name = None
 
     @contextmanager
-    def applied(self, name: str, step: int) -> Iterator[None]:
+    def applied(self, name: str, step: int, *, estimate: bool = True) -> Iterator[None]:
         """Let an average stand in the network within a ``with`` block; then put back what stood there, to the bit."""
         self.shadows.follow()
         targets = self._targets()
@@ -78,14 +90,15 @@ class Swap:
         before = {key: tensor.clone() for key, tensor in targets.items() if key in self.journal.held}
         outer = self.name
         try:
-            self.put_in(name, step, exchange=False)
+            self.put_in(name, step, exchange=False, estimate=estimate)
             yield
         finally:
             fresh = [key for key in targets if key not in before and key in self.journal.held]
             before |= {key: self.journal.held[key] for key in fresh}
             with torch.no_grad():
                 self._reshard()
-                torch._foreach_copy_([targets[key] for key in before], list(before.values()))
+                if before:
+                    torch._foreach_copy_([targets[key] for key in before], list(before.values()))
             self.journal.release(fresh)
             self.name = outer
 

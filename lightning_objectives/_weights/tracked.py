@@ -123,6 +123,17 @@ class Tracked:
         """Whether a tensor has another shape or other strides than at :meth:`bind`, in the same memory."""
         return [(t.shape, t.stride()) for t in map(local, self.sources().values())] != self._layouts
 
+    def masks(self) -> dict[str, Tensor]:
+        """The masks of the parameters that torch.nn.utils.prune prunes now, by the parameter's name before that."""
+        names = {id(p): name for name, p in self.parameters.items() if not name.endswith("_orig")}
+        masks = {}
+        for module in self.network.modules():
+            for key, parameter in module._parameters.items():
+                mask = module._buffers.get(f"{key.removesuffix('_orig')}_mask")
+                if mask is not None and id(parameter) in names:
+                    masks[names[id(parameter)]] = mask
+        return masks
+
     def shadow(self, tensor: Tensor) -> tuple[torch.device, torch.dtype]:
         """The device and the type of a tensor's average."""
         return self.device or tensor.device, torch.promote_types(tensor.dtype, torch.float32)

@@ -17,6 +17,7 @@ from lightning_objectives._trainer.names import numbered
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._trainer.training_pass import check_training_data, joint_pass
 from lightning_objectives._weights.averages import Averages, Buffers
+from lightning_objectives._weights.checkpoint_hooks import CheckpointHooks
 from lightning_objectives._weights.journal import Journal
 from lightning_objectives._weights.lightning_average import ONE_IS_LEFT, LightningAverage, refuse_lightning_averages
 from lightning_objectives._weights.optimizer_steps import steps_so_far
@@ -53,7 +54,9 @@ class AverageWeights(StatefulCallback):
 
     Checkpoints: ``state_dict`` has the keys of the plain module and holds the average (before the average begins: the
     trained weights), so the file loads without this package. The raw weights and the averages lie in the state of this
-    callback, and resuming goes on from them to the bit. A weights-only file holds the average alone.
+    callback, and resuming goes on from them to the bit. A weights-only file holds the average alone. The average stands
+    in the module while ``state_dict`` and the hooks ``on_save_checkpoint`` of the module and of callbacks run, so what
+    they rename, cast, prune or build anew holds it too. If a file would hold raw weights instead, saving is an error.
 
     When to use: see the rules. Cost: the rule's memory, and one pass over the weights per update. At validation,
     weights and average change places, so the memory holds no further copy. Two things need a copy: a rule that computes
@@ -109,7 +112,7 @@ class AverageWeights(StatefulCallback):
 
     def _clear(self) -> None:
         self._averages: Averages | None = None
-        self._saving: Patch | None = None
+        self._saving: CheckpointHooks | None = None
         """Lets the module's checkpoints hold the average."""
         self._lightning_average: LightningAverage | None = None
         self.pending = None
@@ -157,9 +160,9 @@ class AverageWeights(StatefulCallback):
     def averaged_state_dict(self, name: str | None = None) -> dict[str, Any]:
         """Copy the module's ``state_dict()`` with an average in it: the first, or the one named."""
         averages = self._averages_with(name or self.names[0])
-        state = dict(averages.network.state_dict())
-        averages.fill(state, name or self.names[0])
-        return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+        with averages.stand_in(name or self.names[0]):
+            state = averages.network.state_dict()
+            return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
     def _averages_with(self, name: str) -> Averages:
         if name not in (*self.names, "raw"):
@@ -167,7 +170,8 @@ class AverageWeights(StatefulCallback):
         if self._averages is None:
             raise RuntimeError(
                 "No training has begun with this AverageWeights object, so it has no averages. Call trainer.fit() "
-                "first. If you have, a framework has trained a copy of the callback, which you find in trainer.callbacks."
+                "first. If you have, a framework has trained a copy of the callback, which you find in "
+                "trainer.callbacks."
             )
         return self._averages
 
@@ -200,7 +204,7 @@ class AverageWeights(StatefulCallback):
         averages = self._build(trainer, pl_module)
         averages.watch(trainer.optimizers)
         if self.primary:
-            self._saving = Patch(pl_module, "on_save_checkpoint", self._save)
+            self._saving = CheckpointHooks(trainer, pl_module, averages, self.names[0], self.state_key)
 
     def _build(self, trainer: Any, pl_module: Any) -> Averages:
         if self.buffers == "recalibrate":
@@ -248,6 +252,11 @@ class AverageWeights(StatefulCallback):
         if self._averages is not None and self._fitting:
             self._averages.swap_out()
 
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Note which weights are pruned, before the end of the training makes that permanent."""
+        if self._averages is not None:
+            self._averages.note_masks()
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave the primary average in the module."""
         if self._averages is not None:
@@ -270,6 +279,7 @@ class AverageWeights(StatefulCallback):
             )
         elif self.primary:
             averages.swap_in(self.names[0])
+            averages.prune()
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Remove the hooks; after a fit this callback keeps the raw weights and the averages."""
@@ -317,12 +327,6 @@ class AverageWeights(StatefulCallback):
             return dict(self.pending or {})
         self._averages.update()  # A callback before this one may save at the end of a batch.
         return self._averages.state_dict(raw=self.primary)
-
-    def _save(self, inner: Any, checkpoint: dict[str, Any]) -> Any:
-        if self._averages is not None:
-            self._averages.update()
-            self._averages.fill(checkpoint["state_dict"], self.names[0])
-        return inner(checkpoint)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Put the raw weights into the module before a training goes on, because the checkpoint's hold the average."""

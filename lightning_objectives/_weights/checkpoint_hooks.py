@@ -1,0 +1,118 @@
+"""Lets an average stand in a module while its checkpoint is made, so that all hooks build the file from it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor
+
+from lightning_objectives._trainer.carried import CARRIED
+from lightning_objectives._trainer.patch import Patch
+from lightning_objectives._weights.averages import Averages
+
+_STATES = {"callbacks", "optimizer_states", "lr_schedulers", "loops"}
+"""The parts of a checkpoint that hold no weights of the module."""
+
+
+class CheckpointHooks:
+    """Puts an average into the checkpoints of a training, whatever the hooks of the module and of callbacks build.
+
+    The callbacks' states are made while the raw weights stand in the module. After that the average stands in it, if a
+    hook could build something from the weights. A plain ``state_dict`` needs no swap.
+
+    Args:
+        trainer: the trainer.
+        module: its module.
+        averages: the averages of the module.
+        name: the average that the checkpoints hold.
+        state_key: the key of the state, in a checkpoint, that holds the raw weights.
+    """
+
+    def __init__(self, trainer: Any, module: Any, averages: Averages, name: str, state_key: str) -> None:
+        self._trainer = trainer
+        self._module = module
+        self._averages = averages
+        self._name = name
+        self._keys = (state_key, CARRIED + state_key)
+        self._standing = ExitStack()
+        self._entered = self._stands = False
+        self._patches = [
+            Patch(trainer.precision_plugin, "on_save_checkpoint", self._after_states),
+            Patch(module, "on_save_checkpoint", self._last),
+        ]
+
+    def remove(self) -> None:
+        """Remove the patches; does nothing the second time."""
+        self._leave()
+        for patch in self._patches:
+            patch.remove()
+
+    def _after_states(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> Any:
+        self._leave()  # A hook may have failed at the last checkpoint.
+        result = inner(checkpoint)
+        self._enter(checkpoint)
+        return result
+
+    def _last(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> Any:
+        try:
+            self._enter(checkpoint)  # A checkpoint of weights alone comes here first.
+            result = inner(checkpoint)
+            if self._stands:
+                self._keep(checkpoint)
+            return result
+        finally:
+            self._leave()
+
+    def _enter(self, checkpoint: dict[str, Any]) -> None:
+        averages = self._averages
+        averages.update()
+        if self._entered or not averages.updates or averages.standing == self._name:
+            return
+        self._entered = True
+        plain = averages.is_plain(checkpoint.get("state_dict"))
+        if not plain or self._hooks():
+            self._standing.enter_context(averages.stand_in(self._name))
+            self._stands = True
+            for state in map(checkpoint.get("callbacks", {}).get, self._keys):
+                if state is not None:
+                    state["raw"] = averages.state_dict()["raw"]
+        if plain:
+            averages.fill(checkpoint["state_dict"], self._name)
+        else:
+            checkpoint["state_dict"] = self._trainer.strategy.lightning_module_state_dict()
+
+    def _leave(self) -> None:
+        self._entered = self._stands = False
+        self._standing.close()
+
+    def _hooks(self) -> bool:
+        """Whether the module or a callback has a hook of its own that may build weights into the checkpoint."""
+        owners = [getattr(callback, "carried", callback) for callback in self._trainer.callbacks]
+        if any("on_save_checkpoint" in vars(owner) for owner in owners):
+            return True
+        hooks = [type(owner).on_save_checkpoint for owner in owners] + [self._patches[-1].__wrapped__]
+        return any(not hook.__module__.endswith((".callbacks.callback", ".core.hooks")) for hook in hooks)
+
+    def _keep(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint keep the average after the raw weights are back."""
+        for key, value in checkpoint.items():
+            if key not in _STATES:
+                checkpoint[key] = self._averages.kept(value, self._name)
+        entries = checkpoint.get("state_dict")
+        raw = self._averages.first_raw(dict(_tensors(entries)), self._name)
+        if raw is not None:
+            raise RuntimeError(
+                f"The checkpoint would hold the raw weights {raw!r} in the place of the average, because "
+                f"{type(self._module).__name__} or a callback takes them from a copy that was made before. Take them "
+                "from the module's parameters in state_dict or on_save_checkpoint, or pass primary=False to "
+                "AverageWeights."
+            )
+
+
+def _tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested mappings, each with its keys."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{path}.{key}".lstrip("."))
