@@ -1,7 +1,7 @@
 """Averages the weights of one network over time: all that a training loop needs, without Lightning."""
 
 import warnings
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ class Averages:
         steps: optimizer steps taken before.
         journal: shared with the other averages of this network.
         passes: for ``recalibrate``, runs the network over the training data.
+        parameters: the patterns of the names of the parameters that are averaged; None takes all.
 
     Example:
         >>> from lightning_objectives.averaging import EMA
@@ -71,6 +72,7 @@ class Averages:
         steps: int = 0,
         journal: Journal | None = None,
         passes: Passes | None = None,
+        parameters: Sequence[str] | None = None,
     ) -> None:
         self.network = network
         self.start_step = start_step
@@ -80,7 +82,9 @@ class Averages:
         self.start = -1
         """The step at which the averages began; -1 before."""
         self.journal = journal or Journal()
-        self._shadows = Shadows(network, rules, buffers=buffers == "average", device=device, journal=self.journal)
+        self._shadows = Shadows(
+            network, rules, buffers=buffers == "average", device=device, journal=self.journal, patterns=parameters
+        )
         self._swap = Swap(self._shadows, recalibrates=buffers == "recalibrate", passes=passes)
         self._optimizer_steps = OptimizerSteps(before=self._before_step)
         self._group_sizes: dict[int, int] = {}

@@ -23,6 +23,7 @@ class Shadows:
         buffers: whether the floating buffers are averaged too.
         device: where the shadows are; beside each tensor by default.
         journal: holds the raw tensors while an average stands in the network.
+        patterns: the patterns of the names of the parameters that are averaged; None takes all.
     """
 
     def __init__(
@@ -33,11 +34,12 @@ class Shadows:
         buffers: bool,
         device: torch.device | None,
         journal: Journal,
+        patterns: Sequence[str] | None = None,
     ) -> None:
         self.network = network
         self.rules = dict(rules)
         self.journal = journal
-        self.tensors = Tracked(network, buffers=buffers, device=device)
+        self.tensors = Tracked(network, buffers=buffers, device=device, patterns=patterns)
         self.states: dict[str, AverageState] = {}
         """By the name of the rule; empty until the averages begin."""
         self.order: list[str] = []

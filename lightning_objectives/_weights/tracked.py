@@ -1,5 +1,7 @@
 """Finds the tensors of a network that are averaged, and finds them again when they are new, moved or cast."""
 
+import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +20,28 @@ class Tracked:
         network: the network that holds the parameters.
         buffers: whether the floating buffers of the network are averaged too.
         device: where the averages are; beside each tensor by default.
+        patterns: the patterns of the names of the parameters that are listed; None lists all.
+
+    Raises:
+        ValueError: a pattern that no name matches.
     """
 
-    def __init__(self, network: nn.Module, *, buffers: bool, device: torch.device | None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        buffers: bool,
+        device: torch.device | None,
+        patterns: Sequence[str] | None = None,
+    ) -> None:
+        names = [name for name, _ in plainly_named(network.named_parameters())]
+        for pattern in patterns or ():
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"parameters={pattern!r} matches no parameter of {type(network).__name__}, whose names are such as "
+                    f"{names[:5]}. Use a pattern in which * stands for anything, such as 'layers.*'."
+                )
+        self.patterns = patterns
         self.network = network
         self.buffers = buffers
         self.device = device
@@ -45,6 +66,7 @@ class Tracked:
         """
         lent = {id(p) for child in lent_children(self.network).values() for p in child.parameters()}
         named = [(n, p) for n, p in plainly_named(self.network.named_parameters()) if id(p) not in lent]
+        named = [(name, p) for name, p in named if self._is_chosen(name)]
         names = {id(p): name for name, p in named}
         known = {id(p) for p in self.parameters.values()}
         unknown = {name: p for name, p in named if id(p) not in known}
@@ -61,6 +83,10 @@ class Tracked:
         self._note_homes()
         self.bind()
         return earlier_names
+
+    def _is_chosen(self, name: str) -> bool:
+        name = name.removesuffix("_orig")  # torch.nn.utils.prune adds it for a while.
+        return self.patterns is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
 
     def _note_homes(self) -> None:
         """Note where each parameter and each module lies, to see when another takes its place."""

@@ -47,10 +47,13 @@ class AverageWeights(StatefulCallback):
             ``module(inputs)``.
         device: where the average is kept, for example ``"cpu"``; beside the parameters by default.
         primary: whether this average is validated, saved and left in the module.
+        parameters: the pattern, or several, of the names of the parameters that are averaged, in which ``*`` stands for
+            anything: ``"generator.*"``. The others stay raw everywhere. By default, all trainable ones are averaged.
 
     Raises:
         ValueError: a setting outside its range; at setup: a second primary callback, Lightning's own averages beside a
-            primary one, or a strategy whose shards cannot be averaged.
+            primary one, or a strategy whose shards cannot be averaged; when the training starts: a pattern of
+            ``parameters`` that matches none.
 
     Checkpoints: ``state_dict`` has the keys of the plain module and holds the average (before the average begins: the
     trained weights), so the file loads without this package. The raw weights and the averages lie in the state of this
@@ -86,6 +89,7 @@ class AverageWeights(StatefulCallback):
     buffers: Buffers = "copy"
     device: str | torch.device | None = None
     primary: bool = True
+    parameters: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         rules = self.methods()
@@ -97,6 +101,10 @@ class AverageWeights(StatefulCallback):
             raise ValueError(f"every_n_steps={self.every_n_steps} must be >= 1.")
         if self.buffers not in ("copy", "average", "recalibrate"):
             raise ValueError(f"buffers={self.buffers!r} must be 'copy', 'average' or 'recalibrate'.")
+        if self.parameters is not None and not self.parameters:
+            raise ValueError(
+                f"parameters={self.parameters!r} averages nothing. Use a pattern such as 'layers.*', or None."
+            )
         if self.buffers == "recalibrate" and not self.primary:
             raise ValueError(
                 "buffers='recalibrate' is for the average that is validated, but primary=False. Use buffers='copy'."
@@ -220,6 +228,7 @@ class AverageWeights(StatefulCallback):
             steps=steps_so_far(trainer),
             journal=next((other.journal for other in others if other is not None), Journal()),
             passes=partial(joint_pass, trainer, pl_module),
+            parameters=[self.parameters] if isinstance(self.parameters, str) else self.parameters,
         )
         state, lightning_average = self.take_pending(), self._lightning_average
         if state is not None:
@@ -319,6 +328,8 @@ class AverageWeights(StatefulCallback):
         """Made of the settings, so that the states of several callbacks stay apart."""
         settings = {"rule": list(self._rules.values()), "start_step": self.start_step}
         settings |= {"every_n_steps": self.every_n_steps, "buffers": self.buffers, "primary": self.primary}
+        if self.parameters is not None:  # Otherwise the key stays that of earlier versions.
+            settings["parameters"] = self.parameters
         return f"{_STATE}{settings!r}"
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from averaging_nets import Net, NormNet, fit
+from averaging_nets import Net, NormNet, equal, fit
 
 from lightning_objectives._weights.averages import Averages
 from lightning_objectives.averaging import EMA
@@ -73,3 +73,34 @@ def test_waiting_for_a_step_is_no_reason_to_warn():
     averages.update(1)
     torch.nn.init.ones_(net.weight)
     averages.update(0)
+
+
+def test_only_the_chosen_parameters_are_averaged(tmp_path):
+    plain, _ = fit()
+    whole = AverageWeights(EMA(decay=0.5))
+    fit(whole)
+    for pattern in ("layers.0.*", ["layers.0.weight", "*.0.bias"]):
+        averages = AverageWeights(EMA(decay=0.5), parameters=pattern)
+        net, runner = fit(averages)
+        assert averages._averages.names == ["layers.0.weight", "layers.0.bias"]
+        for name, p in net.named_parameters():
+            expected = whole.weights("ema")[name] if name.startswith("layers.0") else plain.get_parameter(name)
+            assert torch.equal(p, expected)
+        runner.save_checkpoint(tmp_path / "x.ckpt")
+        assert equal(dict(torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]), dict(net.state_dict()))
+        resumed, _ = fit(AverageWeights(EMA(decay=0.5), parameters=pattern), epochs=4, ckpt_path=tmp_path / "x.ckpt")
+        longer, _ = fit(AverageWeights(EMA(decay=0.5), parameters=pattern), epochs=4)
+        assert equal(resumed, longer)
+
+
+def test_the_key_of_the_state_names_the_parameters_only_if_they_are_chosen():
+    assert "parameters" not in AverageWeights(EMA()).state_key
+    assert AverageWeights(EMA(), parameters="a.*").state_key.endswith("'primary': True, 'parameters': 'a.*'}")
+
+
+def test_patterns_that_choose_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"parameters='head\.\*' matches no parameter of Net, .*'layers\.0\.weight'"):
+        fit(AverageWeights(EMA(), parameters=["layers.*", "head.*"]))
+    for nothing in ("", []):
+        with pytest.raises(ValueError, match="averages nothing"):
+            AverageWeights(EMA(), parameters=nothing)
