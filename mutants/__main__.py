@@ -14,9 +14,9 @@ from pathlib import Path
 
 from mutants.equivalent import EQUIVALENT
 from mutants.faults import Mutant, mutants, planted
-from mutants.sandbox import PACKAGE, ROOT, Sandbox
-from mutants.table import SCOPE, patterns_for
-from mutants.touched import CACHE, Chosen, Touched
+from mutants.sandbox import PACKAGE, ROOT, SLOW, Sandbox
+from mutants.table import SCOPE, patterns_for, slow_tests_for
+from mutants.touched import CACHE, Chosen, First, Touched
 
 LEAST = 0.95
 """The share of the faults that must be seen."""
@@ -56,15 +56,18 @@ def suite_of(file: str) -> list[str]:
 def outcome(mutant: Mutant, sandbox: Sandbox, touched: Touched) -> str:
     """``killed``, ``timeout``, ``survived``, or ``not called`` where no test calls the function; and by which test."""
     tests = touched.tests_of(mutant.file, mutant.function, suite_of(mutant.file))
-    if not tests:
-        return "not called"
     files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+    slow = slow_tests_for(mutant.file.removeprefix(f"{PACKAGE}/"))
     sandbox.write(mutant.file, planted(sandbox.sources[mutant.file], mutant.number))
+    how, by = "not called", None
     try:
-        how, by = sandbox.run(lambda: Chosen(list(tests)), files, "-x", cpu=3 * sum(tests.values()) + 60)
+        if tests:
+            how, by = sandbox.run(lambda: Chosen(tests), files, "-x", cpu=3 * sum(tests.values()) + 60)
+        if slow and how in ("not called", "passed"):
+            how, by = sandbox.run(First, slow, "-x", cpu=900, marks=SLOW)
     finally:
         sandbox.restore(mutant.file)
-    if how == "timeout":
+    if how in ("not called", "timeout"):
         return how
     return "survived" if how == "passed" else f"killed by {by or how}"
 

@@ -21,10 +21,10 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int=1) -> None:",
     ): _START,
     (
-        "lightning_objectives/metrics/_plain.py",
-        "plain_cells",
-        "if _max(bits.ravel().take(at)) > INFINITY:",
-        "if _max(bits.ravel().take(at)) >= INFINITY:",
+        "lightning_objectives/metrics/_numpy_cells.py",
+        "numpy_cells",
+        "if _max(bits.ravel().take(positions)) > INFINITY:",
+        "if _max(bits.ravel().take(positions)) >= INFINITY:",
     ): "a softmax has no infinity, and a row of probabilities with one has no sum of 1, for which it is left to the "
     "general way two lines below",
 }

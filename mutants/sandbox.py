@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "lightning_objectives"
 COPIED = (PACKAGE, "tests", "docs", "examples", "benchmarks", "compat", "mutants", "*.md", "*.toml")
 QUICK = "not slow and not processes"
+SLOW = "slow or processes"
 
 
 class Sandbox:
@@ -53,7 +54,9 @@ class Sandbox:
         """Put back the file without a fault."""
         self.write(file, self.sources[file])
 
-    def run(self, make: Callable[[], Any], files: list[str], *words: str, cpu: float) -> tuple[str, Any]:
+    def run(
+        self, make: Callable[[], Any], files: list[str], *words: str, cpu: float, marks: str = QUICK
+    ) -> tuple[str, Any]:
         """Run pytest on files with the plug-in that is made; how it ended, and the plug-in's ``result``.
 
         Args:
@@ -61,6 +64,8 @@ class Sandbox:
             files: the tests.
             words: for pytest.
             cpu: seconds of the processor that it may take; on a busy machine they are no seconds of a clock.
+
+            marks: of the tests that it runs, as pytest's ``-m``.
 
         Returns:
             ``passed``, ``failed``, ``timeout`` or ``crashed``.
@@ -74,7 +79,7 @@ class Sandbox:
             with (self.folder / "output.txt").open("wb") as output:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
-            code, result = self._pytest(make, files, words)
+            code, result = self._pytest(make, files, ("-m", marks, *words))
             answer.write_text(json.dumps([code, result]))
             os._exit(0)
 
@@ -99,7 +104,7 @@ class Sandbox:
         sys.path.insert(0, str(self.folder))
         os.environ |= {"PYTHONPATH": str(self.folder), "HYPOTHESIS_STORAGE_DIRECTORY": str(self.folder / "hypothesis")}
         plugin = make()
-        settings = ["-p", "no:xdist", "-m", QUICK, "--hypothesis-seed=0", "--tb=short"]
+        settings = ["-p", "no:xdist", "--hypothesis-seed=0", "--tb=short"]
         settings += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what this process has imported
         code = pytest.main([*settings, f"--basetemp={self.folder / 'tmp'}", *words, *files], plugins=[plugin])
         return int(code), plugin.result

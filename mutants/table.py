@@ -6,11 +6,15 @@ SCOPE = ("_step", "_weights", "averaging", "_files", "_snapshots", "merging", "m
 """The parts of the library in which faults are planted where no others are named."""
 _LAWS = ["tests/test_conformance.py"]
 _MERGES = ["tests/callbacks/test_merge_checkpoints.py", "tests/callbacks/test_merge_sum.py"]
-_STEP = [f"tests/callbacks/test_{name}.py" for name in ("step", "criterion", "frozen", "distill")]
+_STEP = [
+    *(f"tests/callbacks/test_{name}.py" for name in ("step", "criterion", "frozen", "distill", "transform_gradients")),
+    "tests/combination/test_gradient_alignment.py",
+]
 _EVALUATION = ["tests/callbacks/test_log_metrics.py", "tests/callbacks/test_calibrate.py"]
 _AVERAGES = ["tests/callbacks/test_average_weights.py", "tests/callbacks/test_exchange.py", *_EVALUATION[:1]]
 _TEACHERS = [f"tests/callbacks/test_{name}.py" for name in ("load_network", "teacher_weights")]
 _TEACHERS += ["tests/safety/test_teacher_files.py"]
+_RESUMED = ["tests/callbacks/test_earlier_files.py", "tests/safety/test_resume_files.py"]
 TESTS = {
     "metrics/*": ["tests/metrics/test_*.py", *_LAWS],
     "averaging/*": ["tests/averaging/test_*.py", *_LAWS],
@@ -25,29 +29,39 @@ TESTS = {
         "tests/safety/test_writers.py",
         "tests/callbacks/test_load_network.py",
     ],
-    "_snapshots/*": [*_MERGES, "tests/safety/test_resume_files.py"],
-    "_weights/*": ["tests/averaging/test_*.py", *_AVERAGES, *_MERGES],
-    "_step/*": [*_STEP, *_EVALUATION, "tests/test_strangers.py"],
+    "_snapshots/*": [*_MERGES, *_RESUMED],
+    "_weights/*": ["tests/averaging/test_*.py", *_AVERAGES, *_MERGES, *_RESUMED],
+    "_step/*": [*_STEP, *_EVALUATION, "tests/test_signals.py", "tests/test_strangers.py"],
     "_trainer/*": [
         "tests/callbacks/test_patch.py",
         "tests/callbacks/test_restore_random_state.py",
-        "tests/safety/test_resume_files.py",
         "tests/test_mixins.py",
+        "tests/test_random.py",
+        *_RESUMED,
         *_AVERAGES,
         *_STEP,
         *_EVALUATION,
     ],
-    "callbacks/average_weights.py": _AVERAGES,
-    "callbacks/merge_checkpoints.py": _MERGES,
+    "callbacks/average_weights.py": [*_AVERAGES, *_RESUMED],
+    "callbacks/merge_checkpoints.py": [*_MERGES, *_RESUMED],
     "callbacks/*": [
         "tests/callbacks/test_{stem}.py",
         "tests/callbacks/test_named.py",
-        "tests/safety/test_resume_files.py",
+        "tests/test_mixins.py",
+        "tests/test_random.py",
+        *_RESUMED,
         *_STEP,
     ],
     "*": ["tests/*/test_{stem}.py", "tests/test_{stem}.py"],
 }
 """Patterns of test files for patterns of files of the library; the first that fits. ``{stem}`` is the file's name."""
+
+SLOW_TESTS = {
+    "_trainer/lightning.py": ["tests/test_other_name.py"],
+    "_trainer/ranks.py": ["tests/callbacks/test_averaging_processes.py", "tests/test_step_processes.py"],
+    "_weights/shards.py": ["tests/callbacks/test_sharded_processes.py"],
+}
+"""Files of slow tests, for what no quick test reaches; they are shown only the faults that the quick ones miss."""
 
 
 def patterns_for(file: str) -> list[str]:
@@ -56,3 +70,8 @@ def patterns_for(file: str) -> list[str]:
     return [
         test.format(stem=stem) for test in next(tests for pattern, tests in TESTS.items() if fnmatch(file, pattern))
     ]
+
+
+def slow_tests_for(file: str) -> list[str]:
+    """The files of slow tests for a file of the library; none for most."""
+    return next((tests for pattern, tests in SLOW_TESTS.items() if fnmatch(file, pattern)), [])

@@ -4,7 +4,8 @@ import ast
 import builtins
 import hashlib
 import json
-from collections.abc import Iterator
+import resource
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class Touched:
             failed = [name for name, test in record["tests"].items() if not test["passed"]]
             if failed:
                 # Compiled code is another where it says what is called: such a test may see any fault.
-                how, _ = self.sandbox.run(lambda names=failed: Chosen(names), [file], cpu=900)
+                how, _ = self.sandbox.run(lambda names=failed: Chosen(dict.fromkeys(names, 300.0)), [file], cpu=900)
                 if how != "passed":
                     raise RuntimeError(f"{file} fails without a fault:\n{self.sandbox.output()}")
             self.records[file] = {**record, "key": keys[file]}
@@ -134,21 +135,41 @@ class Touched:
         return marked(file, self.sandbox.sources[file])
 
 
-class Chosen:
-    """A plug-in of pytest that runs tests of these names only, in this order, and keeps the first that failed."""
+class First:
+    """A plug-in of pytest that keeps the first test that failed."""
 
-    def __init__(self, names: list[str]) -> None:
-        self.place = {name: place for place, name in enumerate(names)}
+    def __init__(self) -> None:
         self.result: str | None = None
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Choose and sort."""
-        items[:] = sorted((item for item in items if item.nodeid in self.place), key=lambda i: self.place[i.nodeid])
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Keep the first failure."""
         if report.failed:
             self.result = self.result or report.nodeid
+
+
+class Chosen(First):
+    """A plug-in of pytest that runs chosen tests in their order, and keeps the first that failed.
+
+    Args:
+        seconds: how long each test usually takes, by its name. One that takes three times as long, and half a minute
+            of the processor more, ends the process, because it hangs.
+    """
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.place = {name: place for place, name in enumerate(seconds)}
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Limit the time of the next test."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        limit = usage.ru_utime + usage.ru_stime + 3 * self.seconds[nodeid] + 30
+        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (min(int(limit), most), most))
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Choose and sort."""
+        items[:] = sorted((item for item in items if item.nodeid in self.place), key=lambda i: self.place[i.nodeid])
 
 
 def _digest(paths: list[Path]) -> str:
