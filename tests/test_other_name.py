@@ -46,6 +46,10 @@ import lightning_objectives as lo
 before, data = lo.EMACallback(decay=0.5), lo.DigitsDataModule(batch_size=400)
 assert len({"lightning", "pytorch_lightning"} & set(sys.modules)) == 1, "the first that is installed is enough"
 assert find_spec("pytorch_lightning"), "to look for it is not to import it"
+finders, sys.meta_path = sys.meta_path, [finder for finder in sys.meta_path if "lightning" in repr(finder).lower()]
+assert len(sys.meta_path) == 1
+assert find_spec("pytorch_lightning") is None, "it may not be installed"
+sys.meta_path = finders
 import pytorch_lightning as pl
 """
 OTHER_FIRST = """

@@ -169,6 +169,13 @@ def test_dense_elements_and_their_denominator():
     assert torch.equal(call.rows(z)[7], z[1, :, 2])
 
 
+def test_torchs_old_arguments_are_read_without_a_second_warning():
+    """Torch warns of them when the user's own call is made; a warning of ours would be an error here."""
+    z, y = torch.randn(2, 3), torch.tensor([0, 2])
+    for old, reduction in (({"size_average": False}, "sum"), ({"reduce": False}, "none"), ({"reduce": True}, "mean")):
+        assert parse(F.cross_entropy, (z, y), old).reduction == reduction
+
+
 def test_mixed_targets_under_a_criterion_that_takes_classes_alone():
     """Label smoothing is linear in the target: torch's own, which takes probabilities, is the independent number."""
 

@@ -177,7 +177,8 @@ def test_hooks_of_parameters_act_once_on_the_combined_gradient():
     close(fit(*combined(), net=Hooked)[0], fit(*combined())[0])
 
 
-def test_what_is_reached_beside_parameters_gets_the_combined_gradient_and_what_is_not_gets_none():
+@pytest.mark.parametrize("scaled", [False, True])
+def test_what_is_reached_beside_parameters_gets_the_combined_gradient_and_what_is_not_gets_none(scaled):
     class Adversarial(Net):
         def __init__(self):
             super().__init__()
@@ -198,7 +199,10 @@ def test_what_is_reached_beside_parameters_gets_the_combined_gradient_and_what_i
         def on_fit_start(self):
             self.fc.bias.register_hook(lambda gradient: gradient)
 
-    handed, passed = (fit(*combined(), net=net)[0] for net in (Adversarial, Hooked))
+    def run(net):
+        return fit(*combined(), net=net, plugins=[Scaled()] if scaled else [])[0]
+
+    handed, passed = run(Adversarial), run(Hooked)
     assert handed.found
     for mine, other in zip(handed.found, passed.found, strict=True):
         torch.testing.assert_close(mine, other)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Net, data, equal, fit, loader, trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
@@ -309,6 +310,10 @@ def twice(self, x, y):
     return F.cross_entropy(self(x) + self.fc(self.backbone(-x)), y)
 
 
+def short(losses):
+    return losses.new_ones(3)
+
+
 REFUSED = {
     "no criterion": (lambda self, x, y: self(x).logsumexp(1).mean(), ReweightSamples(ones), "No criterion was seen"),
     "no criterion, head": (lambda self, x, y: self(x).square().mean(), WrapHead(MultiSampleDropout()), "No criterion"),
@@ -334,7 +339,17 @@ REFUSED = {
     "wrong head": (None, WrapHead(MultiSampleDropout(), head="backbone.0"), "'relu' *, which cannot be repeated"),
     "wrong head, features": (None, AddRegularizer(lambda features: features, head="backbone.0"), "does not come from"),
     "unknown criterion": (None, ReweightSamples(ones, criterion="loss"), "criterion='loss' names nothing callable"),
-    "bad shape": (None, ReweightSamples(lambda losses: losses.new_ones(3)), r"shape \(3,\) for 8 losses"),
+    "bad shape": (None, ReweightSamples(short), r"shape \(3,\) for 8 losses.* say which=1, 2"),
+    "bad shape of the call that is named": (
+        None,
+        ReweightSamples(short, which=0),
+        r"shape \(3,\) for 8 losses(?!.*another criterion)",
+    ),
+    "losses before the criterion": (
+        None,
+        ReplaceLoss(lambda logits, target, losses: losses),
+        "asks for the signal 'losses' before the step has called its criterion",
+    ),
     "input": (None, AddRegularizer(lambda inputs: inputs, input="image"), "input='image'"),
 }
 
@@ -382,6 +397,21 @@ def test_manual_optimization_is_refused():
         fit(ReweightSamples(ones), net=net)
 
 
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+def test_a_step_that_draws_its_batches_itself_is_refused():
+    class Draws(Net):
+        def training_step(self, dataloader_iter):
+            return super().training_step(next(dataloader_iter)[0], 0)
+
+    with pytest.raises(ValueError, match="ReweightSamples needs the batch of a step, but Draws's has none"):
+        fit(ReweightSamples(ones), net=Draws)
+
+
+def test_progress_of_a_training_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="length of the training is unknown, so 'progress' is too"):
+        fit(AddRegularizer(lambda progress: progress), max_epochs=-1)
+
+
 def test_one_place_one_callback_and_options_agree():
     with pytest.raises(ValueError, match="both take the place 'weighting'"):
         fit(ReweightSamples(ones), ReweightSamples(LossBasedReweighting()))
@@ -410,6 +440,37 @@ def test_every_signal_has_what_it_says():
     assert (seen["step"], seen["epoch"]) == (5, 1)
     assert seen["progress"] == pytest.approx(5 / 6)
     assert probe.pipeline.steps == 6
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_dense_predictions_have_one_row_for_each_comparison(soft):
+    """Two positions a sample, the classes along dimension 1."""
+    seen = {}
+
+    def body(self, x, y):
+        self.logits, self.target = torch.stack([self(x), self(-x)], 2), torch.stack([y, 2 - y], 1)
+        if soft:
+            self.target = F.one_hot(self.target, 3).movedim(2, 1).float()
+        return F.cross_entropy(self.logits, self.target)
+
+    def look(logits, target):
+        seen.update(logits=logits, target=target)
+        return logits.sum() * 0
+
+    net, _ = fit(AddRegularizer(look), net=own(body), max_steps=1)
+    assert torch.equal(seen["logits"], net.logits.movedim(1, 2).reshape(16, 3))
+    assert torch.equal(seen["target"], net.target.movedim(1, 2).reshape(16, 3) if soft else net.target.reshape(16))
+
+
+def test_the_logits_of_probabilities():
+    seen = []
+
+    def body(self, x, y):
+        self.logits = self(x)
+        return F.binary_cross_entropy(self.logits.sigmoid(), F.one_hot(y, 3).float())
+
+    net, _ = fit(AddRegularizer(lambda logits: (seen.append(logits), logits.sum() * 0)[1]), net=own(body), max_steps=1)
+    torch.testing.assert_close(seen[0], net.logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -495,6 +556,11 @@ def test_what_a_step_may_look_like(form, calls):
     reference, _ = fit(net=Reference)
     for a, b in zip(added.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_step_that_forgets_its_loss_is_lightnings_error_as_without_callbacks():
+    with pytest.raises(MisconfigurationException, match="the 'loss' key needs to be present"):
+        fit(ReweightSamples(ones), net=own(lambda self, x, y: {"logits": self(x)}))
 
 
 def test_token_losses_fold_into_sequences():
