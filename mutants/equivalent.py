@@ -15,6 +15,18 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "pass",
     ): "every way of opening a file sets it, and the line is there for its type and its description",
     (
+        "lightning_objectives/_step/stacks.py",
+        "Stacks.__init__",
+        "self.head = ''",
+        "pass",
+    ): "an error message alone reads it, when stacks are followed; the pipeline has set it before",
+    (
+        "lightning_objectives/_weights/swap.py",
+        "Swap.__init__",
+        "self.statistics_step = -1",
+        "self.statistics_step = -2",
+    ): "any number that is no step says that there are no statistics yet",
+    (
         "lightning_objectives/averaging/swa.py",
         "SWA.update",
         "def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int=0) -> None:",
@@ -27,5 +39,17 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "if _max(bits.ravel().take(positions)) >= INFINITY:",
     ): "a softmax has no infinity, and a row of probabilities with one has no sum of 1, for which it is left to the "
     "general way two lines below",
+    (
+        "lightning_objectives/callbacks/distill.py",
+        "Distill.__post_init__",
+        "self._epoch = 0",
+        "self._epoch = 1",
+    ): "the start of the first epoch sets it before a step reads it",
+    (
+        "lightning_objectives/callbacks/restore_random_state.py",
+        "RestoreRandomState.__post_init__",
+        "self._resumed = False",
+        "pass",
+    ): "`setup` sets it before a hook reads it",
 }
 """By file, function, and the statement before and after."""

@@ -31,9 +31,15 @@ TESTS = {
     ],
     "_snapshots/*": [*_MERGES, *_RESUMED],
     "_weights/*": ["tests/averaging/test_*.py", *_AVERAGES, *_MERGES, *_RESUMED],
-    "_step/*": [*_STEP, *_EVALUATION, "tests/test_signals.py", "tests/test_strangers.py"],
+    "_step/*": [
+        "tests/callbacks/test_{stem}.py",
+        *_STEP,
+        *_EVALUATION,
+        "tests/test_signals.py",
+        "tests/test_strangers.py",
+    ],
     "_trainer/*": [
-        "tests/callbacks/test_patch.py",
+        "tests/callbacks/test_{stem}.py",
         "tests/callbacks/test_restore_random_state.py",
         "tests/test_mixins.py",
         "tests/test_random.py",

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from lightning_objectives._weights import tracked as module
+from lightning_objectives._weights.averages import Averages
+from lightning_objectives.averaging import EMA
 
 
 def test_copies_to_the_cpu_wait_once_for_all_of_them(monkeypatch):
@@ -26,3 +28,20 @@ def test_they_go_to_pinned_memory(monkeypatch):
     for name, to in (("cuda", "cpu"), ("cpu", "cpu"), ("cuda", "cuda")):
         module._empty_copy(SimpleNamespace(device=torch.device(name)), torch.device(to), torch.float32)
     assert asked == [True, False, False]
+
+
+def test_shadows_and_raw_weights_move_with_the_module():
+    """To the meta device, which every machine has; with tensors that are exchanged, as a move to a GPU leaves them."""
+    net = nn.Linear(2, 2)
+    averages = Averages(net, {"ema": EMA(decay=0.5)})
+    averages.update(1)
+    averages.swap_in("ema")
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        net.to("meta")
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert all(value.is_meta for name in ("raw", "ema") for value in averages.weights(name).values())
+    assert averages.journal.held.keys() == {"weight", "bias"}
+    assert all(value.is_meta for value in averages.journal.held.values())
+    assert all(shadow.is_meta for shadow in averages.states["ema"].slots["average"])

@@ -5,6 +5,7 @@ from torch import nn
 
 from lightning_objectives._weights import shadows
 from lightning_objectives._weights.averages import Averages
+from lightning_objectives._weights.journal import parts as parts_of
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.kinds import Rule
 
@@ -39,3 +40,9 @@ def test_parts_make_no_difference(monkeypatch):
             assert parts.states[name].updates == at_once.states[name].updates == 4
             for mine, other in zip(parts.weights(name).values(), at_once.weights(name).values(), strict=True):
                 assert torch.equal(mine, other)
+
+
+def test_a_part_is_as_large_as_allowed():
+    sizes = (2, 2, 2, 2, 5, 0, 1)
+    groups = parts_of([torch.empty(size) for size in sizes], 4)
+    assert [sizes[group] for group in groups] == [(2, 2), (2, 2), (5,), (0, 1)]

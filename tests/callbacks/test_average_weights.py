@@ -598,6 +598,25 @@ def test_recalibrate_leaves_random_states_and_modes(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_statistics_that_are_re_estimated_are_those_that_were_trained_last(trained):
+    x, reached = torch.randn(16, 2), []
+
+    def passes(norms):
+        reached.append(list(norms))
+        net(x)
+
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    net[1].train(not trained)
+    averages = Averages(net, {"ema": EMA(decay=0.5)}, buffers="recalibrate", passes=passes)
+    net[1].train(trained)
+    averages.update(1)
+    net.eval()
+    averages.swap_in("ema")
+    assert reached == [[net[1]] if trained else []]
+    torch.testing.assert_close(net[1].running_mean, net[0](x).detach().mean(0) if trained else torch.zeros(2))
+
+
 def test_recalibrated_statistics_are_in_the_checkpoint_and_resume_is_exact(tmp_path):
     def run(epochs, ckpt_path=None, name="a"):
         averages = AverageWeights([EMA(decay=0.9), BEMA()], buffers="recalibrate")

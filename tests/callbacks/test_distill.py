@@ -117,6 +117,16 @@ def test_combined_terms_are_the_aligned_gradients():
     assert runner.callback_metrics["train/weight_1"] == 1
 
 
+def halved(step):
+    """A combination that asks for no gradients."""
+    return torch.tensor([1.0, 0.5])
+
+
+def test_a_combination_without_gradients_is_the_weighted_sum():
+    combined, _ = fit(Distill(BinaryKL(), teacher=teacher()), CombineTerms(halved))
+    close(combined, fit(Distill(BinaryKL(), teacher=teacher(), weight=0.5))[0], 1e-7)
+
+
 @pytest.mark.parametrize(
     ("callbacks", "passes"),
     [
@@ -131,6 +141,7 @@ def test_combined_terms_are_the_aligned_gradients():
             3,
         ),
         (lambda: [Distill(VanillaKD(), teacher=teacher())], 1),
+        (lambda: [Distill(VanillaKD(), teacher=teacher()), CombineTerms(halved)], 1),
     ],
 )
 def test_the_backbone_is_gone_through_once_a_term(callbacks, passes):

@@ -147,3 +147,20 @@ def test_another_average_on_top_of_one_that_changed_places():
     averages.swap_out()
     assert torch.equal(net.weight, raw)
     assert torch.equal(averages.weights("ema")["weight"], ema)
+
+
+def test_each_average_changes_places_by_a_plan_of_its_own():
+    net = nn.Linear(3, 2)
+    averages = Averages(net, {"slow": EMA(decay=0.9), "fast": EMA(decay=0.1)})
+    for _ in range(2):
+        with torch.no_grad():
+            net.weight += 1
+        averages.update(1)
+    raw = net.weight.detach().clone()
+    slow, fast = (averages.weights(name)["weight"].clone() for name in ("slow", "fast"))
+    assert not torch.equal(slow, fast)
+    for name, average in (("slow", slow), ("fast", fast), ("slow", slow)):
+        averages.swap_in(name, exchange=True)
+        assert torch.equal(net.weight, average)
+        averages.swap_out()
+        assert torch.equal(net.weight, raw)

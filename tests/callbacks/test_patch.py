@@ -18,9 +18,15 @@ def test_nested_patches_come_off_in_any_order():
         net = Net()
         patches = [Patch(net, "training_step", lambda inner, *a, k=k: [k, inner(*a)]) for k in range(3)]
         assert net.training_step(1, 0) == [2, [1, [0, {"loss": 1, "idx": 0}]]]
+        left = [0, 1, 2]
         for i in order:
             patches[i].remove()
             patches[i].remove()
+            left.remove(i)
+            value = {"loss": 1, "idx": 0}
+            for k in left:
+                value = [k, value]
+            assert net.training_step(1, 0) == value
         assert "training_step" not in vars(net)
         assert net.training_step(1, 0) == {"loss": 1, "idx": 0}
 
