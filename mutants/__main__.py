@@ -58,6 +58,8 @@ def outcome(mutant: Mutant, sandbox: Sandbox, touched: Touched) -> str:
     tests = touched.tests_of(mutant.file, mutant.function, suite_of(mutant.file))
     files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
     slow = slow_tests_for(mutant.file.removeprefix(f"{PACKAGE}/"))
+    if slow:
+        touched.check_slow(tuple(slow))
     sandbox.write(mutant.file, planted(sandbox.sources[mutant.file], mutant.number))
     how, by = "not called", None
     try:

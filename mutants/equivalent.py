@@ -9,6 +9,18 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "_CHUNK = 1 << 19",
     ): "the checksum of a file is that of its pieces, whatever their size",
     (
+        "lightning_objectives/_files/merge.py",
+        "merge_checkpoints.prefetch",
+        "if torch.Size(newest.form(name)[1]).numel() >= _LARGE:",
+        "if True:",
+    ): "reading ahead changes when the disk works, and nothing that is written",
+    (
+        "lightning_objectives/_files/merge.py",
+        "merged_tensor",
+        "finite, spare = (True, torch.empty_like(columns[0][0], dtype=_wide_dtype(newest)))",
+        "finite, spare = (False, torch.empty_like(columns[0][0], dtype=_wide_dtype(newest)))",
+    ): "the exact check follows where the fast one is in doubt; to make it always is only slower",
+    (
         "lightning_objectives/_files/source.py",
         "Source.__init__",
         "self.keys: dict[str, str] = {}",
@@ -20,6 +32,12 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "self.head = ''",
         "pass",
     ): "an error message alone reads it, when stacks are followed; the pipeline has set it before",
+    (
+        "lightning_objectives/_snapshots/running_sum.py",
+        "RunningSum.take",
+        "if hasattr(tensor, 'to_local'):",
+        "if True:",
+    ): "of a plain tensor, the whole of its local part is the tensor",
     (
         "lightning_objectives/_weights/swap.py",
         "Swap.__init__",

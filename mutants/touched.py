@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mutants.sandbox import PACKAGE, ROOT, Sandbox
+from mutants.sandbox import PACKAGE, ROOT, SLOW, Sandbox
 
 CACHE = ROOT / "build" / "mutants.json"
 
@@ -112,6 +112,13 @@ class Touched:
             print(f"{file}: {len(record['tests'])} tests, {seconds:.0f} s", flush=True)
             CACHE.parent.mkdir(exist_ok=True)
             CACHE.write_text(json.dumps(self.records))
+
+    @cache  # noqa: B019  # it lives as long as the process
+    def check_slow(self, files: tuple[str, ...]) -> None:
+        """Raise an error if the slow tests of these files fail without a fault."""
+        how, _ = self.sandbox.run(First, [*files], cpu=900, marks=SLOW)
+        if how != "passed":
+            raise RuntimeError(f"{files} {how} without a fault:\n{self.sandbox.output()}")
 
     def tests_of(self, file: str, function: str, among: list[str]) -> dict[str, float]:
         """The tests that call a function, or any that call something of its file where it is none; and their times."""

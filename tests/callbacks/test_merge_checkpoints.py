@@ -313,6 +313,20 @@ def test_snapshots_stay_while_the_two_newest_checkpoints_need_them(tmp_path):
     assert files("merge") == [15, 16, 19, 20], "those of the newest checkpoint stay, what it left behind goes"
 
 
+def test_a_process_that_does_not_write_deletes_nothing_either(tmp_path):
+    module = nn.Linear(1, 1)
+    writer, other = (window.Window(tmp_path, module, WSM(), last=1, writes=writes) for writes in (True, False))
+    writer.take(1, {})
+    writer.finish()
+    for step in (1, 2):
+        other.take(step, {})
+    other.finish()
+    assert other.steps == [2]
+    assert [path.name for path in tmp_path.iterdir()] == ["step=1.safetensors"]
+    writer.close()
+    other.close()
+
+
 def test_snapshots_that_are_gone_are_told(tmp_path):
     saver = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
     fit(MergeCheckpoints(WSM(), last=3, every_n_steps=2), saver, epochs=2)

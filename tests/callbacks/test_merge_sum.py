@@ -374,11 +374,21 @@ def test_negative_shares(tmp_path):
         fit(MergeCheckpoints(Extrapolation(), last=3, every_n_steps=1, keep="sum"))
 
 
-def test_shares_that_are_zero_at_first(tmp_path):
-    class Newest(Merge):
-        def coefficients(self, steps):
-            return torch.eye(len(steps), dtype=torch.float64)[-1]
+class Newest(Merge):
+    def coefficients(self, steps):
+        return torch.eye(len(steps), dtype=torch.float64)[-1]
 
+
+def test_as_long_as_the_shares_are_zero_the_sum_is_the_newest_snapshot(tmp_path):
+    module = nn.Linear(1, 1, bias=False)
+    total = RunningSum(tmp_path, module, Newest(), [1, 2, 3], every_n_steps=1, after=0, writes=True)
+    for step, value in enumerate((5.0, 7.0, 11.0), 1):
+        nn.init.constant_(module.weight, value)
+        total.take(step, {})
+        assert total.merge()["weight"].item() == value
+
+
+def test_shares_that_are_zero_at_first(tmp_path):
     callback = MergeCheckpoints(Newest(), last=3, every_n_steps=2, keep="sum")
     net, _ = fit(callback)
     assert torch.equal(merged(callback, net), flat(net))

@@ -49,6 +49,13 @@ def test_order_and_batches_do_not_matter(cls, soft):
 
 
 @each
+def test_what_torchmetrics_fixes_stays_fixed(cls):
+    metric = cls()
+    with pytest.raises(RuntimeError, match="Can't change const `higher_is_better`"):
+        metric.higher_is_better = not metric.higher_is_better
+
+
+@each
 def test_one_hot_targets_equal_class_indices(cls):
     logits, target = data()
     one_hot = torch.nn.functional.one_hot(target, 7).float()

@@ -93,12 +93,16 @@ def test_a_bit_of_a_weight(tmp_path, suffix):
     refused(paths, "its checksums do not agree", suffix=suffix)
 
 
+HINTS = {"empty": "It is empty", "web_page": "It is a web page", "pointer": "It is a pointer of Git LFS"}
+
+
 @pytest.mark.parametrize("kind", REPLACED)
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_something_else_in_its_place(tmp_path, suffix, kind):
     paths = write(tmp_path, suffix)
     REPLACED[kind](paths[1])
-    refused(paths, suffix=suffix)
+    other = "It is a zip archive" if suffix == ".safetensors" else "It is a safetensors file"
+    refused(paths, (HINTS | {"other_format": other}).get(kind, ""), suffix=suffix)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

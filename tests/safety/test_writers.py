@@ -8,14 +8,18 @@ from pathlib import Path
 
 import processes
 import pytest
+import torch
 from corruptions import EXAMPLES, contents, drawn
 from helpers import Net, fit, loader
 from hypothesis import strategies as st
 from kills import WRITERS, read, sources
+from safetensors.torch import save_file
 
+from lightning_objectives._files import writing
+from lightning_objectives._files.writing import replaced, write_torch
 from lightning_objectives.callbacks import MergeCheckpoints
 from lightning_objectives.cli import main
-from lightning_objectives.merging import WSM
+from lightning_objectives.merging import WSM, merge_checkpoints
 
 KILLS = 8
 
@@ -92,6 +96,28 @@ def test_a_file_of_before_is_replaced_whole(tmp_path):
         WRITERS[path.name](tmp_path / "mine", 1, path)
         (tmp_path / "old.safetensors").write_bytes(file.read())
     assert (read(tmp_path / "old.safetensors"), read(path)) == (0, 1)
+
+
+def test_missing_folders_are_made_and_go_again_after_an_error(tmp_path):
+    path = tmp_path / "new" / "newer" / "file.pt"
+    with pytest.raises(AttributeError), replaced(path) as partial:
+        write_torch(partial, lambda: "a function that no pickle holds")
+    assert not list(tmp_path.iterdir())
+    with replaced(path) as partial:
+        write_torch(partial, 1)
+    assert list(path.parent.iterdir()) == [path]
+    assert torch.load(path) == 1
+
+
+def test_a_disk_that_keeps_something_else_is_noticed(tmp_path, monkeypatch):
+    files = [tmp_path / f"step={step}.safetensors" for step in (1, 2)]
+    for file in files:
+        save_file({"w": torch.ones(2), "b": torch.ones(1)}, file)
+    held = contents(tmp_path)
+    monkeypatch.setattr(writing, "write_safetensors", lambda path, *_, **__: save_file({"w": torch.ones(2)}, path))
+    with pytest.raises(RuntimeError, match="does not hold what was written to it"):
+        merge_checkpoints(files, WSM(), tmp_path / "merged.safetensors")
+    assert contents(tmp_path) == held
 
 
 @pytest.mark.processes
