@@ -597,7 +597,6 @@ def test_recalibrate_leaves_random_states_and_modes(tmp_path):
     assert [m.training for m in net.modules()] == [m.training for m in reference.modules()]
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_statistics_that_are_re_estimated_are_those_that_were_trained_last(trained):
     x, reached = torch.randn(16, 2), []
@@ -617,6 +616,7 @@ def test_the_statistics_that_are_re_estimated_are_those_that_were_trained_last(t
     torch.testing.assert_close(net[1].running_mean, net[0](x).detach().mean(0) if trained else torch.zeros(2))
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_recalibrated_statistics_are_in_the_checkpoint_and_resume_is_exact(tmp_path):
     def run(epochs, ckpt_path=None, name="a"):
         averages = AverageWeights([EMA(decay=0.9), BEMA()], buffers="recalibrate")
