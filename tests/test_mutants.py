@@ -8,6 +8,8 @@ import pytest
 from mutants.__main__ import drawn, files_of, suite_of
 from mutants.equivalent import EQUIVALENT
 from mutants.faults import mutants, planted
+from mutants.sandbox import PACKAGE, ROOT
+from mutants.table import SLOW_TESTS, slow_tests_for
 from mutants.touched import marked
 
 SOURCE = textwrap.dedent(
@@ -85,10 +87,15 @@ def test_each_file_has_its_share_of_the_draw_and_an_edit_elsewhere_does_not_chan
 
 def test_what_cannot_be_seen_has_a_reason():
     assert all(len(key) == 4 and key[2] != key[3] and reason for key, reason in EQUIVALENT.items())
+    assert all((ROOT / key[0]).exists() for key in EQUIVALENT)
 
 
 def test_parts_of_the_library_have_tests():
     assert files_of(["metrics/_rows.py"]) == ["lightning_objectives/metrics/_rows.py"]
     assert "tests/metrics/test_all_metrics.py" in suite_of("lightning_objectives/metrics/_rows.py")
+    assert slow_tests_for("_weights/shards.py") == ["tests/callbacks/test_sharded_processes.py"]
+    assert slow_tests_for("metrics/_rows.py") == []
+    assert all((ROOT / PACKAGE / pattern).exists() for pattern in SLOW_TESTS)
+    assert all((ROOT / test).exists() for tests in SLOW_TESTS.values() for test in tests)
     with pytest.raises(SystemExit, match="metric is no file or folder of lightning_objectives"):
         files_of(["metric"])
