@@ -159,6 +159,26 @@ def test_a_named_criterion_that_mixes_rows_is_refused():
         fit(ReweightSamples(lambda losses: torch.ones_like(losses), criterion="loss_fn"), net=Own)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda criterion, z, y: criterion(z, target=y), r"with 1 positional arguments and the keywords \['target'\]"),
+        (lambda criterion, z, y: criterion(z, y, None), r"with 3 positional arguments and the keywords \[\]"),
+    ],
+)
+def test_a_named_criterion_that_does_not_get_two_tensors_is_refused(call, message):
+    class Own(Net):
+        def __init__(self):
+            super().__init__()
+            self.loss_fn = lambda z, target, more=None: F.cross_entropy(z, target)
+
+        def criterion(self, logits, y):
+            return call(self.loss_fn, logits, y)
+
+    with pytest.raises(ValueError, match=message):
+        fit(ReweightSamples(lambda losses: torch.ones_like(losses), criterion="loss_fn"), net=Own)
+
+
 def test_dense_elements_and_their_denominator():
     z, y = torch.randn(2, 3, 5), torch.randint(3, (2, 5))
     y[0, :2] = -100

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Net, data, equal, fit, loader, trainer, weights
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
@@ -234,6 +235,14 @@ def test_a_combination_with_other_weights_is_refused():
         fit(Distill(BinaryKL(), teacher=teacher()), CombineTerms(lambda gradients: torch.ones(3)))
     with pytest.raises(ValueError, match="combines its term with the model's own loss itself"):
         fit(Distill(DualHead(align=True), teacher=teacher()), CombineTerms(GradientAlignment()))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
+def test_lightnings_own_average_beside_a_head_is_refused(first):
+    callbacks = [Distill(DualHead(), teacher=teacher()), WeightAveraging()]
+    with pytest.raises(ValueError, match="would add parameters, but Lightning's WeightAveraging copies the module"):
+        fit(*(callbacks if first else callbacks[::-1]))
 
 
 class Scaled(MixedPrecision):

@@ -170,6 +170,11 @@ class Scaled(Net):
         F.cross_entropy(self(batch[0]) / 3, batch[1])
 
 
+class WithoutNetwork(Net):
+    def validation_step(self, batch, batch_idx):
+        F.cross_entropy(batch[0][:, :3], batch[1])
+
+
 class Nothing(Net):
     def validation_step(self, batch, batch_idx):
         pass
@@ -190,6 +195,7 @@ class Predicts(Net):
         (Predicts, LogMetrics(target="label"), "target='label'"),
         (Predicts, LogMetrics(head="model.fc"), "head='model.fc' does not exist"),
         (Scaled, LogMetrics(weights=["average"]), "cannot be repeated"),
+        (WithoutNetwork, LogMetrics(weights=["average"]), "forward, but the evaluation step did not call it"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(net, callback, message):

@@ -380,6 +380,16 @@ def test_a_module_without_a_head_is_refused():
     assert not equal(named, fit(net=Convolution)[0])
 
 
+def test_a_head_that_is_no_part_of_the_module_is_refused():
+    class Foreign(Net):
+        @property
+        def objective_head(self):
+            return nn.Linear(6, 3)
+
+    with pytest.raises(ValueError, match="The head Linear is no part of Foreign"):
+        fit(WrapHead(Fixed()), net=Foreign)
+
+
 def test_a_head_with_batch_norm_is_refused():
     class Normed(Net):
         def __init__(self):
@@ -817,6 +827,11 @@ def test_resuming_with_without_and_with_a_newly_added_plug_in(configure, tmp_pat
     added = Learned()
     run("added", AddRegularizer(added), ckpt=tmp_path / "plain-0.ckpt")
     assert added.scale != 1.0
+
+    file["objective_modules"] = [dict.fromkeys(file["objective_modules"][0], 3)]
+    torch.save(file, tmp_path / "damaged.ckpt")
+    with pytest.raises(ValueError, match="has the state 3, which is no state of an optimizer"):
+        run("damaged", AddRegularizer(Learned()), ckpt=tmp_path / "damaged.ckpt")
 
 
 def test_an_inactive_methods_parameters_stay_exactly():
