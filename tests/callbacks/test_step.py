@@ -345,6 +345,16 @@ REFUSED = {
         ReweightSamples(short, which=0),
         r"shape \(3,\) for 8 losses(?!.*another criterion)",
     ),
+    "no batch dimension": (
+        lambda self, x, y: F.cross_entropy(self(x)[0], y[0]),
+        ReweightSamples(ones),
+        "one sample without a batch dimension",
+    ),
+    "other rows": (
+        lambda self, x, y: F.cross_entropy(torch.stack([self(x), self(-x)], 2), torch.stack([y, y], 1)),
+        ReweightSamples(lambda losses, inputs: ones(losses), unit="element"),
+        "'inputs' has 8 rows, but there are 16 losses",
+    ),
     "losses before the criterion": (
         None,
         ReplaceLoss(lambda logits, target, losses: losses),
