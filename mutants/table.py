@@ -50,6 +50,12 @@ TESTS = {
     ],
     "callbacks/average_weights.py": [*_AVERAGES, *_RESUMED],
     "callbacks/merge_checkpoints.py": [*_MERGES, *_RESUMED],
+    "callbacks/distill.py": [
+        *_STEP,
+        "tests/callbacks/test_logit_cache.py",
+        "tests/callbacks/test_named.py",
+        "tests/test_random.py",
+    ],
     "callbacks/*": [
         "tests/callbacks/test_{stem}.py",
         "tests/callbacks/test_named.py",
