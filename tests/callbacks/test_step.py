@@ -622,6 +622,11 @@ def test_token_losses_fold_into_sequences():
         fit(ReweightSamples(ones), net=Masked, train=batches, max_steps=1)
 
 
+def test_another_unit_is_refused():
+    with pytest.raises(ValueError, match="unit='token' must be 'sample' or 'element'"):
+        ReweightSamples(ones, unit="token")
+
+
 def test_a_sequence_without_a_token_that_counts_is_no_sample():
     tokens = torch.randint(3, (4, 5), generator=torch.Generator().manual_seed(0))
     tokens[1] = -100
