@@ -17,6 +17,7 @@ from torch.optim.swa_utils import update_bn
 
 from lightning_objectives._snapshots import window
 from lightning_objectives._snapshots.background import Background
+from lightning_objectives._snapshots.rates import varying_rates
 from lightning_objectives.averaging import EMA
 from lightning_objectives.callbacks import (
     AverageWeights,
@@ -253,6 +254,16 @@ def test_a_learning_rate_that_varied_in_the_window_warns():
             net=net,
             # the steps 3 and 6: the warm-up was before, the decay came later
         )
+
+
+def test_the_least_and_the_greatest_rate_are_those_of_all_intervals():
+    intervals = [
+        {"0.0": [0.1, 0.4], "0.1": [1.0, 1.0], "1.0": [0.3, 0.3]},
+        {"0.0": [0.2, 0.2], "0.1": [1.0, 1.005], "1.0": [0.1, 0.2]},
+    ]
+    assert varying_rates(intervals) == {"0.0": [0.1, 0.4], "1.0": [0.1, 0.3]}
+    assert varying_rates(intervals, tolerance=0.001).keys() == {"0.0", "0.1", "1.0"}
+    assert varying_rates(intervals[:1]) == {"0.0": [0.1, 0.4]}
 
 
 # Going on

@@ -160,7 +160,7 @@ def test_resume_is_the_uninterrupted_training_to_the_bit(tmp_path):
     damaged["callbacks"][again.state_key]["states"][0]["velocity"][0] = torch.zeros(1)
     torch.save(damaged, tmp_path / "damaged.ckpt")
     with pytest.raises(ValueError, match="its states do not have the form of new ones"):
-        trainer(callbacks()).fit(Net(), loader(), ckpt_path=tmp_path / "damaged.ckpt", weights_only=True)
+        trainer(callbacks(), max_epochs=4).fit(Net(), loader(), ckpt_path=tmp_path / "damaged.ckpt", weights_only=True)
 
     class Other(Net):
         def __init__(self):
