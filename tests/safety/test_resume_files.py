@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from corruptions import DRAWN, EXAMPLES, HIDDEN, REPLACED, contents, drawn, trace, unless_refused, with_a_bit_changed
-from helpers import Net, equal, loader
+from helpers import Net, equal, loader, trainer
 from hypothesis import strategies as st
 from resume_runs import MADE, checkpoint, run
 from safetensors.torch import load_file, save_file
@@ -97,6 +97,16 @@ def test_a_bit_of_a_weight(saved, name):
 def test_something_else_in_its_place(saved, name, kind):
     REPLACED[kind](saved)
     assert resumed(name, saved, lightning=(OSError,)) is None
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 and no end", b"<html>not found</html>"])
+def test_a_file_without_an_end_says_so(tmp_path, content):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(content)
+    sentence = f"is cut off, or is no checkpoint: its {len(content)} bytes"
+    with pytest.raises(ValueError, match=sentence) as caught:
+        trainer(callbacks.RestoreRandomState()).fit(Net(), loader(), ckpt_path=path)
+    assert ("It is a web page" in str(caught.value)) == content.startswith(b"<")
 
 
 @pytest.mark.parametrize("where", HIDDEN)
