@@ -77,9 +77,22 @@ assert isinstance(pickle.loads(pickle.dumps(before)), pl.Callback)
 """
 
 
+NEITHER = """
+import sys
+sys.modules["lightning"] = sys.modules["pytorch_lightning"] = None
+import lightning_objectives as lo
+try:
+    lo.AverageWeights
+except ModuleNotFoundError as error:
+    assert "Callbacks need Lightning: pip install lightning" in str(error)
+else:
+    raise AssertionError("there is none")
+"""
+
+
 @pytest.mark.processes
-@pytest.mark.parametrize("code", [OURS_FIRST + BOTH, OTHER_FIRST + BOTH])
-def test_both_names_in_either_order(code, tmp_path):
+@pytest.mark.parametrize("code", [OURS_FIRST + BOTH, OTHER_FIRST + BOTH, NEITHER])
+def test_both_names_in_either_order_and_neither(code, tmp_path):
     path = os.pathsep.join([str(Path(other_name_runs.__file__).parent), os.environ.get("PYTHONPATH", "")])
     words = [sys.executable, "-W", "ignore", "-c", code]
     run = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)

@@ -632,6 +632,16 @@ def test_recalibrated_statistics_are_in_the_checkpoint_and_resume_is_exact(tmp_p
     assert equal(dict(saved["state_dict"]), dict(whole.state_dict()))
 
 
+def test_recalibrate_refuses_batches_in_which_it_finds_no_inputs():
+    class Named(NormNet):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+    named = torch.utils.data.DataLoader([{"x": x, "y": y} for x, y in loader().dataset], 4)
+    with pytest.raises(ValueError, match="its first element, which must be a tensor, but got dict"):
+        fit(AverageWeights(EMA(), buffers="recalibrate"), net=Named(), data=named)
+
+
 def test_recalibrate_refuses_what_it_cannot_run():
     with pytest.raises(ValueError, match="runs through the training dataloader again, but it is list"):
         fit(AverageWeights(EMA(), buffers="recalibrate"), net=NormNet(), data=[loader(), loader()])

@@ -622,6 +622,18 @@ def test_token_losses_fold_into_sequences():
         fit(ReweightSamples(ones), net=Masked, train=batches, max_steps=1)
 
 
+def test_the_rows_of_a_signal_under_a_criterion_that_ignores_nothing():
+    seen = []
+
+    def weighting(losses, inputs):
+        seen.append(inputs)
+        return ones(losses)
+
+    body = own(lambda self, x, y: F.mse_loss(self(x), F.one_hot(y, 3).float()))
+    fit(ReweightSamples(weighting), net=body, max_steps=1)
+    assert torch.equal(seen[0], next(iter(loader()))[0])
+
+
 def test_another_unit_is_refused():
     with pytest.raises(ValueError, match="unit='token' must be 'sample' or 'element'"):
         ReweightSamples(ones, unit="token")
