@@ -22,6 +22,7 @@ from torch.optim.swa_utils import update_bn
 
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._weights.averages import Averages
+from lightning_objectives._weights.saving import restore_raw
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.callbacks.average_weights import AverageWeights
 
@@ -632,6 +633,14 @@ def test_recalibrated_statistics_are_in_the_checkpoint_and_resume_is_exact(tmp_p
     assert equal(dict(saved["state_dict"]), dict(whole.state_dict()))
 
 
+def test_recalibrate_refuses_passes_that_reach_no_norm():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    averages = Averages(net, {"ema": EMA()}, buffers="recalibrate", passes=lambda norms: None)
+    averages.update(1)
+    with pytest.raises(RuntimeError, match="no training batch passed through a BatchNorm layer"):
+        averages.swap_in("ema")
+
+
 def test_recalibrate_refuses_batches_in_which_it_finds_no_inputs():
     class Named(NormNet):
         def training_step(self, batch, batch_idx):
@@ -808,6 +817,38 @@ def test_a_state_of_another_network_is_refused(tmp_path, fault):
         slot["layers.0.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"does not match the network|is \(1,\) in the checkpoint, but \(3, 4\)"):
         averages._averages.load_state_dict(state)
+
+
+def other_rules(state):
+    state["averages"]["other"] = state["averages"].pop("ema")
+
+
+def more_slots(state):
+    slots = state["averages"]["ema"]["slots"]
+    slots["more"] = slots["average"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_rules, r"holds the averages \['other'\], but the rules are \['ema'\]"),
+        (more_slots, r"has the slots \['average', 'more'\], not \['average'\]"),
+    ],
+)
+def test_a_state_of_other_rules_is_refused(change, message):
+    fit(averages := AverageWeights(EMA()))
+    state = copy.deepcopy(averages.state_dict())
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        averages._averages.load_state_dict(state)
+
+
+def test_a_state_with_averages_of_weights_that_are_not_raw_in_it_is_refused():
+    net, _ = fit(averages := AverageWeights(EMA()))
+    state = copy.deepcopy(averages.state_dict())
+    del state["raw"]["layers.0.weight"]
+    with pytest.raises(ValueError, match=r"there are averages of \['layers.0.weight'\], but no raw weights"):
+        restore_raw(net, state)
 
 
 class Renamed(Net):
