@@ -633,6 +633,13 @@ def test_recalibrated_statistics_are_in_the_checkpoint_and_resume_is_exact(tmp_p
     assert equal(dict(saved["state_dict"]), dict(whole.state_dict()))
 
 
+def test_recalibrate_without_passes_is_refused():
+    averages = Averages(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), {"ema": EMA()}, buffers="recalibrate")
+    averages.update(1)
+    with pytest.raises(RuntimeError, match="nothing runs the network over the training data"):
+        averages.swap_in("ema")
+
+
 def test_recalibrate_refuses_passes_that_reach_no_norm():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     averages = Averages(net, {"ema": EMA()}, buffers="recalibrate", passes=lambda norms: None)
@@ -848,6 +855,14 @@ def test_a_state_with_averages_of_weights_that_are_not_raw_in_it_is_refused():
     state = copy.deepcopy(averages.state_dict())
     del state["raw"]["layers.0.weight"]
     with pytest.raises(ValueError, match=r"there are averages of \['layers.0.weight'\], but no raw weights"):
+        restore_raw(net, state)
+
+
+def test_raw_weights_that_the_network_does_not_have_are_refused():
+    net, _ = fit(averages := AverageWeights(EMA()))
+    state = copy.deepcopy(averages.state_dict())
+    state["raw"]["other"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"raw weights that the network does not have: \['other'\]"):
         restore_raw(net, state)
 
 

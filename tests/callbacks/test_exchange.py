@@ -164,3 +164,15 @@ def test_each_average_changes_places_by_a_plan_of_its_own():
         assert torch.equal(net.weight, average)
         averages.swap_out()
         assert torch.equal(net.weight, raw)
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+def test_a_step_while_an_average_stands_in_the_network_is_an_error(exchange):
+    averages = Averages(nn.Linear(3, 2), {"ema": EMA(decay=0.5)})
+    averages.update(1)
+    averages.swap_in("ema", exchange=exchange)
+    with pytest.raises(RuntimeError, match="so it changed the average instead of the raw weights"):
+        averages.update(1)
+    averages.swap_out()
+    averages.update(1)
+    assert averages.steps == 2
