@@ -6,12 +6,10 @@ SCOPE = ("_step", "_weights", "averaging", "_files", "_snapshots", "merging", "m
 """The parts of the library in which faults are planted where no others are named."""
 _LAWS = ["tests/test_conformance.py"]
 _MERGES = ["tests/callbacks/test_merge_checkpoints.py", "tests/callbacks/test_merge_sum.py"]
-_STEP = [
-    *(f"tests/callbacks/test_{name}.py" for name in ("step", "criterion", "frozen", "distill", "transform_gradients")),
-    "tests/combination/test_gradient_alignment.py",
-]
+_OF_STEP = ("step", "criterion", "frozen", "distill", "transform_gradients", "logits_signal", "one_sample", "strength")
+_STEP = [*(f"tests/callbacks/test_{name}.py" for name in _OF_STEP), "tests/combination/test_gradient_alignment.py"]
 _EVALUATION = ["tests/callbacks/test_log_metrics.py", "tests/callbacks/test_calibrate.py"]
-_AVERAGES = ["tests/callbacks/test_average_weights.py", "tests/callbacks/test_exchange.py", *_EVALUATION[:1]]
+_AVERAGES = ["tests/callbacks/test_average_*.py", "tests/callbacks/test_exchange.py", *_EVALUATION[:1]]
 _TEACHERS = [f"tests/callbacks/test_{name}.py" for name in ("load_network", "teacher_weights")]
 _TEACHERS += ["tests/safety/test_teacher_files.py"]
 _RESUMED = ["tests/callbacks/test_earlier_files.py", "tests/safety/test_resume_files.py"]
@@ -26,6 +24,7 @@ TESTS = {
         "tests/merging/test_*.py",
         "tests/safety/test_merge_files.py",
         "tests/safety/test_export_files.py",
+        "tests/safety/test_folder_files.py",
         "tests/safety/test_writers.py",
         "tests/callbacks/test_load_network.py",
     ],

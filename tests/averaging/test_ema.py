@@ -47,14 +47,14 @@ def test_it_agrees_with_torchs_averaged_model():
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("power", [2 / 3, 1.0])
-def test_the_warm_up_agrees_with_timms(power):
+@pytest.mark.parametrize(("mine", "timms"), [({}, {}), ({"power": 1.0}, {"warmup_power": 1.0})])
+def test_the_warm_up_agrees_with_timms(mine, timms):
     theirs = Reference(
-        lambda net: ModelEmaV3(net, decay=0.9, use_warmup=True, warmup_power=power),
+        lambda net: ModelEmaV3(net, decay=0.9, use_warmup=True, **timms),
         lambda average, net, step: average.update(net, step=step),
     )
-    mine, _ = walk(EMA(decay=0.9, warmup=True, power=power), 60, [theirs])
-    for a, b in zip(mine, theirs.average.module.parameters(), strict=True):
+    average, _ = walk(EMA(decay=0.9, warmup=True, **mine), 60, [theirs])
+    for a, b in zip(average, theirs.average.module.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
