@@ -57,6 +57,12 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int=1) -> None:",
     ): _START,
     (
+        "lightning_objectives/metrics/negative_log_likelihood.py",
+        "negative_log_likelihood",
+        "logs = preds.log_softmax(1) if from_logits else preds.log() + 0 * preds.sum(1, keepdim=True)",
+        "logs = preds.log_softmax(1) if from_logits else preds.log() - 0 * preds.sum(1, keepdim=True)",
+    ): "zero or NaN is added, and taking it away gives the same",
+    (
         "lightning_objectives/metrics/_numpy_cells.py",
         "numpy_cells",
         "if _max(bits.ravel().take(positions)) > INFINITY:",
