@@ -4,7 +4,7 @@ Each takes the settings of both. See the method for what its settings do to the 
 costs, and the callback for where it acts and what it writes to a checkpoint.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,7 @@ class EMACallback(AverageWeights):
         buffers: the buffers that the average is evaluated with: ``copy``, ``average`` or ``recalibrate``.
         device: where the average is kept; beside the parameters by default.
         primary: whether this average is validated, saved and left in the module.
+        parameters: pattern, or patterns, of the names of the parameters that are averaged; None averages all.
 
     Example:
         >>> EMACallback(decay=0.99, start_step=100).rule
@@ -58,6 +59,7 @@ class EMACallback(AverageWeights):
         buffers: Buffers = "copy",
         device: str | torch.device | None = None,
         primary: bool = True,
+        parameters: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             EMA(decay=decay, warmup=warmup, power=power),
@@ -66,6 +68,7 @@ class EMACallback(AverageWeights):
             buffers=buffers,
             device=device,
             primary=primary,
+            parameters=parameters,
         )
 
 
@@ -84,6 +87,7 @@ class BEMACallback(AverageWeights):
             networks with BatchNorm need here.
         device: where the average is kept; beside the parameters by default.
         primary: whether this average is validated, saved and left in the module.
+        parameters: pattern, or patterns, of the names of the parameters that are averaged; None averages all.
 
     Example:
         >>> BEMACallback(lag=20, buffers="recalibrate").rule
@@ -103,6 +107,7 @@ class BEMACallback(AverageWeights):
         buffers: Buffers = "copy",
         device: str | torch.device | None = None,
         primary: bool = True,
+        parameters: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             BEMA(ema_power=ema_power, bias_power=bias_power, lag=lag, multiplier=multiplier, min_ema=min_ema),
@@ -111,6 +116,7 @@ class BEMACallback(AverageWeights):
             buffers=buffers,
             device=device,
             primary=primary,
+            parameters=parameters,
         )
 
 
