@@ -140,6 +140,7 @@ OTHERS = {
     "data_normalization": ((0.0,), (1.0,)),
     "teacher_normalization": ((0.5,), (2.0,)),
     "cache": "logits",
+    "parameters": "layers.*",
     "cache_top_k": 2,
     "seed": 9,
 }
