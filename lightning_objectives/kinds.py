@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lightning_objectives.shapes import check_tensors
 from lightning_objectives.signals import SIGNALS as SIGNALS
 from lightning_objectives.signals import signals_among
 from lightning_objectives.signals import signals_of as signals_of
@@ -220,6 +221,8 @@ class AverageState:
     slots: dict[str, list[Tensor]]
     updates: int = 0
     scratch: dict[str, Any] = field(default_factory=dict, repr=False)
+    checked: Sequence[Tensor] | None = field(default=None, repr=False, compare=False)
+    """The list of parameters whose shapes were checked last, see :meth:`Rule.check`."""
 
 
 class Rule(Method):
@@ -234,6 +237,17 @@ class Rule(Method):
     room, callback = "averaging", "AverageWeights"
     by_tensor: ClassVar[bool] = False
     """Whether ``update`` writes each tensor in place and reads no other, so that a call may pass a part of them."""
+
+    @staticmethod
+    def check(state: AverageState, params: Sequence[Tensor]) -> None:
+        """Refuse parameters whose shapes are not those of the average. The same list is checked only once.
+
+        Raises:
+            ValueError: with the position and the shapes.
+        """
+        if params is not state.checked:
+            check_tensors(params, average=state.slots["average"])
+            state.checked = params
 
     def init(self, params: Sequence[Tensor]) -> AverageState:
         """The state before the first update: a copy of the weights under the slot ``average``."""

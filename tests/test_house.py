@@ -16,7 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {kind.room for kind in kinds.KINDS} | {"schedules", "metrics"}
 LAYERS = (
     {"signals"},
-    {"shapes", "kinds"},
+    {"shapes"},
+    {"kinds"},
     {"_files"},
     ROOMS,
     {"discovery"},

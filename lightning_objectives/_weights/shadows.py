@@ -147,8 +147,8 @@ class Shadows:
                 "later (start_step)."
             )
         # On a GPU the start of a kernel costs more than reading the weights again.
-        on_cpu = bool(tensors.inputs) and tensors.inputs[0].is_cpu
-        if on_cpu and len(self.rules) > 1 and all(rule.by_tensor for rule in self.rules.values()):
+        several = len(self.rules) > 1 and tensors.inputs[0].is_cpu
+        if several and all(rule.by_tensor for rule in self.rules.values()):
             self._update_by_parts(step, start)
         else:
             for name, rule in self.rules.items():
@@ -176,10 +176,12 @@ class Shadows:
         """Update all averages of a few weights, then of the next few, so that each weight is read from memory once."""
         states, inputs = {}, self.tensors.inputs
         for part in parts(inputs, _PART):
+            weights = inputs[part]
             for name, rule in self.rules.items():
                 state = self.states[name]
-                states[name] = AverageState({s: shadows[part] for s, shadows in state.slots.items()}, state.updates)
-                rule.update(states[name], inputs[part], step=step, start=start)
+                slots = {slot: shadows[part] for slot, shadows in state.slots.items()}
+                states[name] = AverageState(slots, state.updates, checked=weights)
+                rule.update(states[name], weights, step=step, start=start)
         for name, state in states.items():
             self.states[name].updates = state.updates
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import AverageState, Rule
-from lightning_objectives.shapes import check_tensors
 
 
 def bema_ema_weight(
@@ -114,7 +113,7 @@ class BEMA(Rule):
 
     def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
         """Add the weights after optimizer step ``step`` to the average, in place."""
-        check_tensors(params, average=state.slots["average"])
+        self.check(state, params)
         beta = bema_ema_weight(
             step, power=self.ema_power, lag=self.lag, multiplier=self.multiplier, minimum=self.min_ema
         )
@@ -123,7 +122,7 @@ class BEMA(Rule):
 
     def read(self, state: AverageState, params: Sequence[Tensor], *, step: int) -> list[Tensor]:
         """Compute the corrected weights at ``step``, as new tensors; ``params`` are the raw weights."""
-        check_tensors(params, average=state.slots["average"])
+        self.check(state, params)
         alpha = bema_bias_weight(step, power=self.bias_power, lag=self.lag, multiplier=self.multiplier)
         corrected = torch._foreach_sub(list(params), state.slots["anchor"])
         torch._foreach_mul_(corrected, alpha)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import AverageState, Rule
-from lightning_objectives.shapes import check_tensors
 
 
 def ema_decay(elapsed: int, *, decay: float = 0.999, warmup: bool = False, power: float = 2 / 3) -> float:
@@ -65,7 +64,7 @@ class EMA(Rule):
 
     def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
         """Add the weights after optimizer step ``step`` to the average, in place."""
-        check_tensors(params, average=state.slots["average"])
+        self.check(state, params)
         decay = ema_decay(step - start, decay=self.decay, warmup=self.warmup, power=self.power)
         if state.updates == 0:
             decay = 0.0

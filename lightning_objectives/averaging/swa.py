@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import AverageState, Rule
-from lightning_objectives.shapes import check_tensors
 
 
 def swa_weight(updates: int) -> float:
@@ -49,6 +48,6 @@ class SWA(Rule):
 
     def update(self, state: AverageState, params: Sequence[Tensor], *, step: int, start: int = 0) -> None:
         """Add the weights after optimizer step ``step`` to the mean, in place."""
-        check_tensors(params, average=state.slots["average"])
+        self.check(state, params)
         torch._foreach_lerp_(state.slots["average"], list(params), swa_weight(state.updates))
         state.updates += 1
