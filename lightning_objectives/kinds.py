@@ -170,7 +170,7 @@ class Distillation(Method, nn.Module):
 
 
 class Regularizer(Method, nn.Module):
-    """Adds a term to the loss: ``(signals) -> (N,)``, of which the callback takes the mean, or a scalar.
+    """Adds a term to the loss: ``(signals) -> (N,)``, which the callback averages, or a scalar.
 
     Laws: a declared minimiser is stationary; the gradient agrees with finite differences.
     """

@@ -1,4 +1,4 @@
-"""The gradient alignment of dual-head distillation: how many times the backbone is gone through backwards.
+"""Gradient alignment in dual-head distillation: backward passes through the backbone.
 
 The released code asks for the gradients of both losses, projects, and goes backwards once more for the sum: three. Ours
 asks for both, and its loss carries their weighted sum to the parameters by a function of autograd whose gradient is

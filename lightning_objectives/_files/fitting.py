@@ -12,7 +12,7 @@ from lightning_objectives._files.source import first_names, is_plain, number_kin
 
 
 class Weights:
-    """The sets of weights in a file, one of which is that of a network.
+    """Lists the sets of weights in a file, to find the one that belongs to a network.
 
     Args:
         contents: what the file holds: a state dict, or a dictionary with state dicts in it.

@@ -95,7 +95,7 @@ class LogitCache:
         return {"values": values, "classes": classes.int(), "rest": others}
 
     def _insert(self, index: Tensor, size: int, rows: dict[str, Tensor]) -> None:
-        """Put rows at their indices, all of which are below ``size``."""
+        """Put rows at their indices, which are all below ``size``."""
         for name, values in {**rows, "known": torch.ones(len(index), dtype=torch.bool, device="cpu")}.items():
             table = self._rows.get(name, values[:0])
             if len(table) < size:  # A table doubles its length, so that growing is rare.

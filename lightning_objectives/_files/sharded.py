@@ -12,7 +12,7 @@ from lightning_objectives._files.source import Source, first_names
 
 
 class Shards(Source):
-    """The files that a ``.index.json`` names, each of which is read tensor by tensor.
+    """Reads the files that a ``.index.json`` names, tensor by tensor.
 
     Args:
         path: the index.

@@ -16,7 +16,7 @@ class AddRegularizer(StepCallback):
     """Adds ``strength`` times a term to the loss that the model's step returns, and logs it as ``train/<name>``.
 
     Args:
-        regularizer: the method, from any signals to a scalar, or to (N,) values, of which the callback takes the mean.
+        regularizer: the method, from any signals to a scalar, or to (N,) values, which the callback averages.
         strength: the factor of the term; at 0 nothing changes. None takes the method's
             ``default_strength``: the paper's, or 1 if the paper sets none or the method is a function.
     """

@@ -53,7 +53,7 @@ class Memory:
 
 
 class Unknown(Exception):  # noqa: N818  # it is no error of a caller
-    """A value of which nobody knows whether it equals another."""
+    """Raised for a value that cannot be compared with another."""
 
 
 def identity(value: Any) -> Hashable:
