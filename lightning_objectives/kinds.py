@@ -26,7 +26,7 @@ features and M of stacks. Every method refuses other shapes, because broadcastin
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -34,6 +34,10 @@ from lightning_objectives.shapes import check_tensors
 from lightning_objectives.signals import SIGNALS as SIGNALS
 from lightning_objectives.signals import signals_among
 from lightning_objectives.signals import signals_of as signals_of
+
+Problem = Literal["classes", "binary", "labels", "regression", "distribution"]
+"""What a criterion compares: one class of several, one of two classes by one logit, several labels that may hold
+together, numbers, or two distributions."""
 
 
 class Method:
@@ -56,6 +60,11 @@ class Method:
     unsupported: ClassVar[Mapping[str, str]] = {}
     """Conditions of ``testing.conformance`` that the method cannot work under, and why. Its callback refuses them."""
 
+    problems: ClassVar[tuple[Problem, ...]] = ()
+    """The problems that the method is for; its callback refuses others at the first batch. Empty for all of them.
+
+    A method for ``classes`` gets the logits of a binary problem as two columns, (0, z).
+    """
     by_process: ClassVar[str] = ""
     """Why several processes differ from one process with the joined batch; empty if they do not differ."""
 

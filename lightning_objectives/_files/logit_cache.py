@@ -51,7 +51,7 @@ class LogitCache:
         Args:
             index: (N,) indices of the samples.
             inputs: (N, ...) their inputs.
-            teacher_logits: computes the logits of the inputs that the cache does not know yet.
+            teacher_logits: computes the logits of the rows that the cache does not know yet, from their mask (N,).
 
         Raises:
             ValueError: the inputs of a sample are not those of the first time, or there is not one row a sample.
@@ -62,7 +62,7 @@ class LogitCache:
         within = index < len(self._rows["known"])
         known[within] = self._rows["known"][index[within]]
         if not known.all():
-            logits = teacher_logits(inputs[(~known).to(device)]).detach().float().cpu()
+            logits = teacher_logits((~known).to(device)).detach().float().cpu()
             self._insert(index[~known], size, {"sums": sums[~known], **self._compressed(logits)})
             self._changed = True
         changed = (self._rows["sums"][index] != sums).nonzero().flatten()

@@ -1,26 +1,64 @@
-"""Reads a user's batch: its inputs, its size, and the index that with_index added."""
+"""Reads a user's batch: its inputs, its tensors, and the index that with_index added."""
 
-from collections.abc import Callable, Mapping
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from lightning_objectives.data.with_index import Indexed
 
-_INPUT_KEYS = ("inputs", "input", "x", "image", "images", "img", "pixel_values", "input_ids", "data")
+_DEPTH = 8
+"""How deep the parts of a batch are searched: objects may refer to each other in circles."""
+_INPUT_NAMES = ("inputs", "input", "x", "image", "images", "img", "pixel_values", "input_ids", "data")
 
 
-def part_of(batch: Any, key: str | int | None) -> Any:
-    """Take the part of a batch under ``key``, such as one of several loaders' batches; without a key, the batch."""
-    if key is None or isinstance(batch, Tensor):
+def part_of(batch: Any, path: str | int | None) -> Any:
+    """Take the part of a batch under a path; without a path, the batch. None if there is nothing under it.
+
+    A path is a position, or names with dots between them. Each name is a key, a position or an attribute.
+
+    >>> part_of(({"encoder_cont": 1}, 2), "0.encoder_cont"), part_of({"a.b": 3}, "a.b"), part_of([4], "x")
+    (1, 3, None)
+    """
+    if path is None or isinstance(batch, Tensor):
         return batch
+    if isinstance(batch, Mapping) and path in batch:
+        return batch[path]
+    for name in str(path).split("."):
+        batch = _child(batch, name)
+    return batch
+
+
+def _child(batch: Any, name: str) -> Any:
     if isinstance(batch, Mapping):
-        return batch.get(key)
-    return batch[key] if isinstance(key, int) and isinstance(batch, (tuple, list)) else None
+        return batch.get(name, batch.get(int(name)) if name.lstrip("-").isdecimal() else None)
+    if isinstance(batch, (tuple, list)) and name.lstrip("-").isdecimal():
+        position = int(name)
+        return batch[position] if -len(batch) <= position < len(batch) else None
+    return None if batch is None or isinstance(batch, Tensor) else getattr(batch, name, None)
 
 
-def inputs_of(batch: Any, key: str | int | None) -> Tensor:
-    """Find the network's inputs in a batch: under ``key``, first in a sequence, or under a usual name.
+def _children(batch: Any) -> dict[Any, Any]:
+    """The parts of a batch, by key, position or attribute; empty for a tensor and for anything else."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if isinstance(batch, (tuple, list)):
+        return dict(enumerate(batch))
+    if isinstance(batch, (Tensor, str, bytes, type)) or callable(batch):
+        return {}
+    if dataclasses.is_dataclass(batch):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    attributes = dict(getattr(batch, "__dict__", {}))
+    keys = getattr(batch, "keys", None)
+    if callable(keys):  # Graphs of torch_geometric keep their tensors elsewhere, and list their names.
+        attributes |= {key: getattr(batch, key) for key in keys() if isinstance(key, str) and hasattr(batch, key)}
+    return attributes
+
+
+def inputs_of(batch: Any, path: str | int | None) -> Tensor:
+    """Find the network's inputs in a batch: under ``path``, first in a sequence, or under a usual name.
 
     If that part is itself a batch, as several loaders give them, the search goes on in it.
 
@@ -31,58 +69,97 @@ def inputs_of(batch: Any, key: str | int | None) -> Tensor:
     >>> inputs_of([(torch.zeros(1), 2), {"image": torch.ones(1)}], 1)
     tensor([1.])
     """
-    part = part_of(batch, key)
+    part = part_of(batch, path)
     while not isinstance(part, Tensor):
-        if isinstance(part, Mapping):
-            part = next((part[name] for name in _INPUT_KEYS if name in part), None)
-        elif isinstance(part, (tuple, list)) and part:
-            part = part[0]
-        else:
+        children = _children(part)
+        names = [0] if isinstance(part, (tuple, list)) else [name for name in _INPUT_NAMES if name in children]
+        if not names or names[0] not in children:
             break
+        part = children[names[0]]
     if not isinstance(part, Tensor):
-        keys = f"the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        paths = list(_paths(batch))
+        tensors = f"Its tensors are at {', '.join(map(repr, paths[:8]))}. " if paths else ""
         raise ValueError(
-            f"There is no tensor of inputs at input={key!r} in a batch with {keys}. Say input='key' or input=position, "
-            "or answer `objective_inputs(batch)` with the mixin."
+            f"There is no tensor of inputs at input={path!r} in a batch that is a {type(batch).__name__}. {tensors}"
+            "Say input='path.to.it', a path of "
+            "keys, positions and attributes ('0.encoder_cont'), or answer `objective_inputs(batch)` with the mixin."
         )
     return part
 
 
-def with_inputs(batch: Any, key: str | int | None, inputs: Tensor) -> Any:
-    """Copy the batch with other inputs; the user's own batch stays as it is."""
-    old = inputs_of(batch, key)
-    return _changed(batch, lambda value: inputs if value is old else value)
+def _paths(batch: Any, prefix: str = "", depth: int = _DEPTH) -> Iterator[str]:
+    """The paths of the tensors in a batch."""
+    for name, child in _children(batch).items() if depth else ():
+        if isinstance(child, Tensor):
+            yield f"{prefix}{name}"
+        else:
+            yield from _paths(child, f"{prefix}{name}.", depth - 1)
 
 
-def _changed(batch: Any, change: Callable[[Any], Any]) -> Any:
+def with_tensor(batch: Any, old: Tensor, new: Tensor) -> Any:
+    """Copy the batch with another tensor in place of one of its own; the user's own batch stays as it is.
+
+    Raises:
+        ValueError: the tensor is not in the batch.
+    """
+    changed = _changed(batch, lambda value: new if value is old else value)
+    if changed is batch:
+        raise ValueError(
+            f"The inputs of shape {tuple(old.shape)} are not a tensor of the batch itself, so other inputs cannot be "
+            "put in their place. Let `objective_inputs(batch)` return a tensor that lies in the batch, or say input=."
+        )
+    return changed
+
+
+def _changed(batch: Any, change: Callable[[Any], Any], depth: int = _DEPTH) -> Any:
     """Change each part of a batch, from the outside in; a part in which nothing changes is the same object."""
     changed = change(batch)
-    if changed is not batch:
+    if changed is not batch or not depth:
         return changed
+    children = _children(batch)
+    new = {key: _changed(value, change, depth - 1) for key, value in children.items()}
+    new = {key: value for key, value in new.items() if value is not children[key]}
+    if not new:
+        return batch
     if isinstance(batch, Mapping):
-        parts = {key: _changed(value, change) for key, value in batch.items()}
-        same = all(parts[key] is value for key, value in batch.items())
-        return batch if same else type(batch)(parts)  # type: ignore[call-arg]  # dict-like
+        return type(batch)({**batch, **new})  # type: ignore[call-arg]  # dict-like
     if isinstance(batch, (tuple, list)):
-        items = [_changed(value, change) for value in batch]
-        if all(new is old for new, old in zip(items, batch)):
-            return batch
+        items = (children | new).values()
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    return batch
+    other = copy.copy(batch)
+    for name, value in new.items():
+        (object.__setattr__ if _is_frozen(other) else setattr)(other, name, value)
+    return other
+
+
+def _is_frozen(batch: Any) -> bool:
+    return bool(getattr(getattr(batch, "__dataclass_params__", None), "frozen", False))
+
+
+def tensors_of(batch: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
+    """All tensors in a batch that have a dimension, in their order.
+
+    >>> import torch
+    >>> [len(tensor) for tensor in tensors_of({"a": torch.zeros(2), "b": [torch.ones(3), torch.tensor(1)]})]
+    [2, 3]
+    """
+    if isinstance(batch, Tensor):
+        if batch.dim():
+            yield batch
+    elif depth:
+        for child in _children(batch).values():
+            yield from tensors_of(child, depth - 1)
 
 
 def batch_size_of(batch: Any) -> int | None:
     """The length of the first tensor in a batch; None if there is no tensor."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else None
-    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    return next((size for size in map(batch_size_of, items) if size is not None), None)
+    return next((len(tensor) for tensor in tensors_of(batch)), None)
 
 
-def unwrap(batch: Any, key: str | int | None = None) -> tuple[Any, Tensor | None]:
+def unwrap(batch: Any, path: str | int | None = None) -> tuple[Any, Tensor | None]:
     """Split the batch into what the user's step expects and the index that `with_index` added.
 
-    If several loaders give a batch each, the index is that of the batch under ``key``, or of the first that has one.
+    If several loaders give a batch each, the index is that of the batch under ``path``, or of the first that has one.
     """
     if isinstance(batch, Indexed):
         return batch.item, batch.index
@@ -94,6 +171,6 @@ def unwrap(batch: Any, key: str | int | None = None) -> tuple[Any, Tensor | None
         indices.append(value.index)
         return value.item
 
-    if key is not None:
-        _changed(part_of(batch, key), item_of)
+    if path is not None:
+        _changed(part_of(batch, path), item_of)
     return _changed(batch, item_of), next(iter(indices), None)

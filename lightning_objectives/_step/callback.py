@@ -1,32 +1,52 @@
 """The base class of the callbacks that act in the training step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
-from lightning_objectives._step.pipeline import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Pipeline
+from lightning_objectives._step.calls import Call
+from lightning_objectives._step.member import Member
+from lightning_objectives._step.plan import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Plan
+from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
-from lightning_objectives.kinds import Method, signals_of
+from lightning_objectives.kinds import Method, Problem, signals_of
+from lightning_objectives.signals import signals_from
 
+_COLUMNS = ("logits", "target", "teacher_logits")
+_OF_CRITERION = signals_from("criterion") - {"losses"}
+_REPLACED_BY = {"binary": "classes", "distribution": "classes"}
+"""Problems that methods for another problem can work on."""
+_WORDS = {
+    "classes": "one class of several",
+    "binary": "two classes with one logit",
+    "labels": "several labels that may hold together",
+    "regression": "numbers (a regression)",
+    "distribution": "distributions",
+}
 _UNSHARDED = {
     "fsdp2": "it adds parameters, which would not be sharded, so that the ranks would diverge; use DDPStrategy"
 }
 
 
 @dataclass(eq=False, kw_only=True)
-class StepCallback(StatefulCallback):
+class StepCallback(StatefulCallback, Member):
     """Places one method of its kind in the training step.
 
     Args:
         criterion: path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses.
         which: number of the criterion's call, from 0, if a step makes several calls that need a gradient.
         head: path of the network's head (``"model.fc"``), if the callback does not find it, or finds another module.
-        input: key or position of the network's inputs in the batch. If several loaders give a batch each, key or
-            position of the batch that holds the inputs.
+        input: path of the network's inputs in the batch: keys, positions and attributes with dots between them
+            (``"0.encoder_cont"``). If several loaders give a batch each, the path may end at the batch that holds the
+            inputs.
+        batch_size: the number of samples in each batch, or its path in the batch (``"num_graphs"``), if it is not the
+            length of the batch's tensors.
+        sample_dim: the dimension of the criterion's input that counts the samples, if the callback does not find it.
     """
 
     place: ClassVar[str]
@@ -36,6 +56,8 @@ class StepCallback(StatefulCallback):
     which: int | None = None
     head: str | None = None
     input: str | int | None = None
+    batch_size: int | str | None = None
+    sample_dim: int | None = None
 
     @property
     def method(self) -> Callable[..., Any]:
@@ -68,17 +90,53 @@ class StepCallback(StatefulCallback):
         return isinstance(self.method, nn.Module) and next(self.method.parameters(), None) is not None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Register with the pipeline of the module."""
+        """Register with the plan of the fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            Pipeline.of(trainer, pl_module).add(self)
+            Plan.of(trainer, pl_module).add(self)
 
-    def build(self, pipeline: Pipeline, head: nn.Module | None) -> None:
-        """Build what depends on the network's head, before the pipeline adds the extra modules."""
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The problems that the method is for; empty for all."""
+        problems: tuple[Problem, ...] = getattr(self.method, "problems", ())
+        return problems
+
+    def check(self, call: Call) -> None:
+        """Refuse a criterion of another problem than the method is for.
+
+        Raises:
+            ValueError: with the problem, and the way out.
+        """
+        method, problem, problems = self.method, call.problem, self.problems
+        if not problems or problem is None or {problem, _REPLACED_BY.get(problem)} & set(problems):
+            return
+        if _OF_CRITERION.isdisjoint(signals_of(method)):
+            return
+        meant = " or ".join(_WORDS[name] for name in problems)
+        raise ValueError(
+            f"{type(self).__name__}: {method} is for {meant}, but the model's criterion, {call.name} of "
+            f"{tuple(call.input.shape)}, is one for {_WORDS[problem]}, where its values would mean nothing. Use a "
+            f"method for that, or, if you mean it, pass a function in place of the method: lambda "
+            f"{', '.join(signals_of(method))}: ..."
+        )
+
+    def arguments(self, step: Step, names: Iterable[str]) -> dict[str, Any]:
+        """The signals of this step, in the form that the method takes."""
+        return {name: self.adapted(name, step.get(name), step.call) for name in names}
+
+    def adapted(self, name: str, value: Any, call: Call | None) -> Any:
+        """A signal in the form that the method takes: one logit z becomes two columns (0, z) for a method for classes.
+
+        With one logit t is the probability of the second class, so the target becomes (1 - t, t).
+        """
+        is_adapted = name in _COLUMNS and self.problems and "binary" not in self.problems
+        if call is None or call.problem != "binary" or not is_adapted:
+            return value
+        return torch.cat([1 - value if name == "target" else torch.zeros_like(value), value], 1)
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the module back as it was."""
-        Pipeline.detach_from(pl_module)
+        Plan.detach_from(pl_module)
         super().release(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,5 +146,5 @@ class StepCallback(StatefulCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of the method."""
         if isinstance(self.method, nn.Module):
-            with taking(self.state_key, Pipeline.trainer_of(self)):
+            with taking(self.state_key, Plan.trainer_of(self)):
                 self.method.load_state_dict(state_dict)

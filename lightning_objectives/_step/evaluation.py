@@ -1,28 +1,24 @@
-"""Finds the logits and the target that an unedited validation or test step compares."""
+"""Finds what an unedited validation or test step compares: predictions and targets."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_objectives._step.batch import unwrap
+from lightning_objectives._step.batch import part_of, tensors_of, unwrap
+from lightning_objectives._step.calls import Call
+from lightning_objectives._step.capture import Capture, NetworkCall
+from lightning_objectives._step.compared import Compared
 from lightning_objectives._step.compiled import lies_in_compiled
-from lightning_objectives._step.criterion import Call, CriterionMode, Named, locate
 from lightning_objectives._step.head import network_of, resolve
 from lightning_objectives._trainer.patch import Patch
-
-NO_CHOICE = "which is no choice of one class"
-"""Why a step cannot be measured as a classification."""
-_NOT_CLASSES = (F.mse_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 
 
 @dataclass(kw_only=True)
 class Where:
-    """Says where the logits and the target of an evaluation step are, if they are not found without help."""
+    """Says where predictions and target of an evaluation step are, if they are not found without help."""
 
     criterion: str | None = None
     """Path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses."""
@@ -31,69 +27,41 @@ class Where:
     head: str | None = None
     """Path of the network's head, if a step has no criterion and the head is not found."""
     target: str | int | None = None
-    """Key or position of the target in the batch, if a step has no criterion; by default the last element."""
-
-
-class _Hook:
-    """A forward hook that does nothing in a copy or a pickle of the module."""
-
-    def __init__(self, call: Callable[..., None]) -> None:
-        self.call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self.call(*args, **kwargs)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, (_nothing,)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    pass
+    """Path of the target in the batch, if a step has no criterion; by default the last element."""
 
 
 class EvaluationSteps:
-    """Patches a module's validation and test steps, and calls ``on_batch(loader, logits, target)`` after each of them.
+    """Patches a module's validation and test steps, and calls ``on_batch(loader, compared)`` after each of them.
 
-    The logits and the target are the arguments of the step's criterion. If a step has no criterion, they are the head's
-    output and the target in the batch.
+    What a step compares are the arguments of its criterion. If a step has no criterion, they are the head's output and
+    the target in the batch. A batch without a criterion is left out if other batches have one, and so is a batch that
+    has no target.
 
     Args:
         module: the LightningModule.
-        on_batch: called after each step with the number of the data loader, the logits and the target.
+        on_batch: called after each step with the number of the data loader and what the step compared.
         where: what the user says about the step.
-        otherwise: the way out for the error message if the criterion does not compare with one class per row; None if
-            that is no error.
         repeat: whether to keep the arguments of the network's forward for :meth:`repeated`.
     """
 
-    _repeating: ClassVar[bool] = False
-    """Whether some network runs a second time; no hook may take that for the step's own run."""
-
     def __init__(
-        self,
-        module: Any,
-        on_batch: Callable[[int, Tensor, Tensor], None],
-        where: Where,
-        *,
-        otherwise: str | None = None,
-        repeat: bool = False,
+        self, module: Any, on_batch: Callable[[int, Compared], None], where: Where, *, repeat: bool = False
     ) -> None:
         self.module = module
         self.on_batch = on_batch
         self.where = where
-        self.otherwise = otherwise
-        self.ignore_index: int | None = None
-        """The target value that marks what does not count, in the latest batch; None if there is none."""
         self.repeat = repeat
-        self._running = self._checked = False
-        self._call: Call | None = None
-        self._calls = 0
-        self._output: Tensor | None = None
-        self._forward: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
+        self._capture = Capture(module)
         self._network: nn.Module | None = None
+        self._running = self._built = self._proved = self._saw_criterion = False
+        self._calls: list[Call] = []
+        self._output: Tensor | None = None
+        self._forward: NetworkCall | None = None
+        self._nothing = ""
+        """Why the latest batch without anything to compare had nothing; empty if something was compared."""
         self._undo = [Patch(module, name, self._step).remove for name in ("validation_step", "test_step")]
         self._undo.append(Patch(module, "configure_model", self._configure_model, visible=True).remove)
-        self._mode = None if where.criterion else CriterionMode(torch.compiler.disable(self._caught))  # type: ignore[no-untyped-call]  # torch
+        self._undo.append(self._capture.remove)
 
     def restore(self) -> None:
         """Remove the patches; does nothing the second time."""
@@ -102,13 +70,11 @@ class EvaluationSteps:
 
     def _configure_model(self, inner: Callable[[], Any]) -> None:
         inner()
-        if self._network is not None:
+        if self._built:
             return
+        self._built = True
         module = self.module
-        if self.where.criterion is not None:
-            owner, name = locate(module, self.where.criterion)
-            self._named = Named(self.where.criterion)
-            self._undo.append(Patch(owner, name, self._caught_named).remove)
+        self._capture.criterion(self.where.criterion, mode=False)
         try:
             path, head = resolve(module, self.where.head or getattr(module, "objective_head", None))
         except ValueError:
@@ -117,122 +83,145 @@ class EvaluationSteps:
             return  # The criterion is enough.
         self._network = network_of(module, path)
         if not lies_in_compiled(module, path):
-            self._undo.append(head.register_forward_hook(_Hook(self._head_hook)).remove)
+            self._capture.head(head)
         if self.repeat:
-            hook = _Hook(self._network_hook)
-            self._undo.append(self._network.register_forward_hook(hook, with_kwargs=True).remove)
+            self._capture.network(self._network)
 
     # -- one batch -----------------------------------------------------------------------------------------------------
 
     def _step(self, inner: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         batch, _ = unwrap(batch)
-        self._call, self._calls, self._output, self._forward = None, 0, None, None
-        self._running = True
+        if self._running:  # The user's test_step calls the validation_step.
+            return inner(batch, *args, **kwargs)
+        self._calls, self._output, self._running = [], None, True
         try:
-            with self._mode or nullcontext():
+            with self._capture.listening(self):
                 result = inner(batch, *args, **kwargs)
+            self._forward = next(iter(self._capture.network_calls[-1:]), None)
         finally:
             self._running = False
-        loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
-        self.on_batch(loader, *self._compared(batch))
+            self._capture.forget()
+        compared = self._compared(batch)
+        if compared is not None:
+            loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
+            self.on_batch(loader, compared)
         return result
 
-    @property
-    def _live(self) -> bool:
-        return self._running and not EvaluationSteps._repeating
-
-    def _caught(self, call: Call) -> Tensor:
-        if self._live:
-            if self._calls == (self.where.which or 0):
-                self._call = call
-            self._calls += 1
+    def on_call(self, call: Call) -> Tensor:
+        """Note a call of a criterion."""
+        self._calls.append(call)
         return call.value()
 
-    def _caught_named(self, inner: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return self._caught(self._named.parse(inner, args, kwargs)) if self._live else inner(*args, **kwargs)
+    def on_head(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note the head's output."""
+        output = inner(*args, **kwargs)
+        self._output = output if isinstance(output, Tensor) else self._output
+        return output
 
-    def _head_hook(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._live and isinstance(output, Tensor):
-            self._output = output
+    def check_something(self) -> None:
+        """Refuse an evaluation in which no batch had anything to compare.
 
-    def _network_hook(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if self._live:
-            self._forward = args, kwargs, output
+        Raises:
+            ValueError: with the reason.
+        """
+        reason, self._nothing = self._nothing, ""
+        if reason:
+            raise ValueError(reason)
 
-    def _compared(self, batch: Any) -> tuple[Tensor, Tensor]:
-        user, which = type(self.module).__name__, self.where.which
-        if self._calls > 1 and which is None:
-            raise ValueError(
-                f"{user}'s evaluation step calls {self._calls} criteria; say which=0, 1, ... is the one to read."
+    def _compared(self, batch: Any) -> Compared | None:
+        call = self._call()
+        compared: Compared | None = None
+        if call is not None:
+            self._saw_criterion = True
+            compared = Compared.of_call(call)
+        elif not self._saw_criterion and self._output is not None:
+            target = self._target(batch)
+            compared = None if target is None else Compared.of_head(self._output, target)
+        elif self._output is None:
+            self._nothing = self._nothing or (
+                f"In {type(self.module).__name__}'s evaluation step no criterion and no head was seen, so there are no "
+                "logits. Name the head with head='path.to.it', or the criterion with criterion='path.to.it'."
             )
-        if self._call is not None:
-            if self.otherwise is not None and self._call.function in _NOT_CLASSES and self._call.input.dim() > 1:
-                raise ValueError(
-                    f"{user} is evaluated by {self._call.function.__name__} on {tuple(self._call.input.shape)}, "
-                    f"{NO_CHOICE}; {self.otherwise}."
-                )
-            self.ignore_index = self._call.options.get("ignore_index")
-            return self._call.input.detach(), self._call.target
-        if self._calls:
-            raise ValueError(
-                f"which={which}, but {user}'s evaluation step calls {self._calls} criteria; choose a smaller number."
-            )
-        if self._output is None:
-            raise ValueError(
-                f"In {user}'s evaluation step no criterion and no head was seen, so there are no logits. Name the head "
-                "with head='path.to.it'."
-            )
-        return self._output.detach(), self._target(batch)
+        return compared
 
-    def _target(self, batch: Any) -> Tensor:
+    def _call(self) -> Call | None:
+        """The criterion's call of this batch that is to be read; None if there is none."""
+        user, which, calls = type(self.module).__name__, self.where.which, self._calls
+        first = calls[0] if calls else None
+        if first is not None and which is None and any(not _compare_alike(first, call) for call in calls):
+            names = ", ".join(f"{i}: {call.name} of {tuple(call.input.shape)}" for i, call in enumerate(calls))
+            raise ValueError(
+                f"{user}'s evaluation step calls {len(calls)} criteria ({names}); say which=0, 1, ... is the one to "
+                "read."
+            )
+        if calls and (which or 0) >= len(calls):
+            raise ValueError(
+                f"which={which}, but {user}'s evaluation step calls {len(calls)} criteria; choose a smaller number."
+            )
+        return calls[which or 0] if calls else None
+
+    def _target(self, batch: Any) -> Tensor | None:
         answer = getattr(self.module, "objective_target", None)
         value = answer(batch) if answer is not None else None
-        target = self.where.target
-        if value is None:
-            items = list(batch.values()) if isinstance(batch, Mapping) else batch
-            key = target if target is not None else -1
-            value = batch.get(key) if isinstance(batch, Mapping) and target is not None else None
-            if value is None and isinstance(items, (tuple, list)) and isinstance(key, int) and -len(items) <= key:
-                value = items[key] if key < len(items) else None
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"There is no tensor of targets at target={target!r} in a batch that is a {type(batch).__name__}. Say "
-                "target='key' or target=position, or answer `objective_target(batch)` with the mixin."
-            )
-        return value
+        path = self.where.target
+        if value is None and path is not None:
+            value = part_of(batch, path)
+        elif value is None and isinstance(batch, (tuple, list)) and len(batch) > 1:
+            value = batch[-1]
+        if isinstance(value, Tensor):
+            return value
+        reason = (
+            f"There is no tensor of targets at target={path!r} in a batch that is a {type(batch).__name__}. Say "
+            "target='path.to.it', a path of keys, positions and attributes, or answer `objective_target(batch)` with "
+            "the mixin."
+        )
+        if path is not None or (isinstance(batch, Mapping) and len(list(tensors_of(batch))) > 1):
+            raise ValueError(reason)
+        self._nothing = self._nothing or reason
+        return None
 
     # -- other weights -------------------------------------------------------------------------------------------------
 
-    def repeated(self, weights: dict[str, Tensor], logits: Tensor) -> Tensor:
-        """Compute the logits of the latest step with other weights.
+    def repeated(self, weights: dict[str, Tensor], compared: Compared) -> Compared:
+        """What the latest step would have compared with other weights.
 
         Raises:
-            ValueError: the logits are not what the network returns.
+            ValueError: the predictions are not what the network returns.
         """
         if self._network is None or self._forward is None:
             raise ValueError(
                 "weights= repeats the network's own forward, but the evaluation step did not call it. Remove weights=, "
                 "or call the network in the step."
             )
-        args, kwargs, output = self._forward
-        if not self._checked:
-            shaped = _in_shape_of(logits, output)
-            if shaped is None or not torch.allclose(shaped.softmax(1), logits.softmax(1), atol=1e-5):
+        call = self._forward
+        if not self._proved:
+            shaped = _in_shape_of(compared.input, call.output)
+            if shaped is None or not _agree(shaped, compared.input):
                 raise ValueError(
                     f"weights=: the logits are not what {type(self._network).__name__} returns, so its forward "
                     "cannot be repeated with other weights. Name the network with the mixin's `objective_network`."
                 )
-            self._checked = True
+            self._proved = True
         prefix = next(path for path, child in self.module.named_modules() if child is self._network)
         prefix = f"{prefix}." if prefix else ""
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        EvaluationSteps._repeating = True
-        try:
-            repeated = _in_shape_of(logits, torch.func.functional_call(self._network, own, args, kwargs))
-        finally:
-            EvaluationSteps._repeating = False
+        with Capture.closed():
+            output = torch.func.functional_call(self._network, own, call.args, call.kwargs)
+        repeated = _in_shape_of(compared.input, output)
         assert repeated is not None  # The first batch proved it.
-        return repeated
+        return compared.with_input(repeated)
+
+
+def _compare_alike(first: Call, other: Call) -> bool:
+    """Whether two criteria compare the same two tensors, as a loss and a metric of the same predictions do."""
+    return first is other or (first.input is other.input and first.target is other.target)
+
+
+def _agree(output: Tensor, input: Tensor) -> bool:
+    """Whether the network's output is what the criterion compared: equal, or equal logits up to a constant a row."""
+    if torch.allclose(output, input, atol=1e-5):
+        return True
+    return input.dim() > 1 and input.shape[1] > 1 and torch.allclose(output.softmax(1), input.softmax(1), atol=1e-5)
 
 
 def _in_shape_of(logits: Tensor, output: Any) -> Tensor | None:
@@ -244,4 +233,6 @@ def _in_shape_of(logits: Tensor, output: Any) -> Tensor | None:
     if not isinstance(output, Tensor) or output.shape == logits.shape:
         return output if isinstance(output, Tensor) else None
     flat = output.flatten(0, -2) if output.dim() > 2 else output
-    return flat if flat.shape == logits.shape else None
+    if flat.shape == logits.shape:
+        return flat
+    return output.reshape(logits.shape) if output.squeeze().shape == logits.squeeze().shape else None

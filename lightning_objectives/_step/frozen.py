@@ -1,11 +1,12 @@
 """Asks a network that never changes, such as a teacher, for its logits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_objectives._step.head import resolve
 
@@ -53,27 +54,67 @@ class Frozen:
     def _keep(self, head: nn.Module, args: tuple[Any, ...]) -> None:
         self._features = args[0]
 
-    def __call__(self, inputs: Tensor, dtype: torch.dtype) -> Answer:
-        """Run the network; ``dtype`` is that of the user's module."""
-        dtype = inputs.dtype if inputs.is_floating_point() else dtype
-        if any(p.device != inputs.device or (p.is_floating_point() and p.dtype != dtype) for p in self._tensors()):
-            self.network.to(device=inputs.device, dtype=dtype)
+    def __call__(self, *args: Any, dtype: torch.dtype, **kwargs: Any) -> Answer:
+        """Call the network; ``dtype`` is that of the user's module. The first tensor is its inputs.
+
+        Raises:
+            ValueError: the network cannot be called so; the message says what to do.
+        """
+        leaves, spec = tree_flatten((args, kwargs))
+        first = next((i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)), None)
+        inputs = None if first is None else leaves[first]
+        if first is not None and self.translation is not None:
+            leaves[first] = self._translated(leaves[first], dtype)
+        args, kwargs = tree_unflatten(leaves, spec)
+        return self.answer(lambda network: network(*args, **kwargs), inputs, dtype)
+
+    def answer(self, call: Callable[[nn.Module], Any], inputs: Tensor | None, dtype: torch.dtype) -> Answer:
+        """Let ``call`` call the network, which goes to the device and the type of the inputs first.
+
+        Raises:
+            ValueError: the call fails, or returns no logits.
+        """
+        if inputs is not None:
+            dtype = inputs.dtype if inputs.is_floating_point() else dtype
+            if any(p.device != inputs.device or (p.is_floating_point() and p.dtype != dtype) for p in self._tensors()):
+                self.network.to(device=inputs.device, dtype=dtype)
         self.network.eval()
         try:
             with torch.inference_mode():
-                logits = logits_of(self.network(self._translated(inputs)))
+                logits = logits_of(self._called(call, inputs))
             features = self._features
         finally:
             self._features = None
         return Answer(_plain(logits), None if features is None else _plain(features))
 
+    def _called(self, call: Callable[[nn.Module], Any], inputs: Tensor | None) -> Any:
+        try:
+            return call(self.network)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+            got = "" if inputs is None else f" with {inputs.dtype} inputs of shape {tuple(inputs.shape)}"
+            whole = inputs is not None and not inputs.is_floating_point()
+            raise ValueError(
+                f"The teacher {type(self.network).__name__} failed when it was called{got}: {type(error).__name__}: "
+                f"{error}. "
+                + (
+                    "If it needs scaled inputs, give data_normalization= and teacher_normalization=, for example "
+                    "data_normalization=([0] * 3, [1 / 255] * 3) for bytes that become numbers in [0, 1]. "
+                    if whole
+                    else ""
+                )
+                + "It is called as the network of your step is; if it takes something else, say how to call it: "
+                "teacher_call=lambda teacher, batch: teacher(batch[0])."
+            ) from error
+
     def _tensors(self) -> list[Tensor]:
         return [*self.network.parameters(), *self.network.buffers()]
 
-    def _translated(self, inputs: Tensor) -> Tensor:
-        if self.translation is None:
-            return inputs
+    def _translated(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+        assert self.translation is not None
         factor, shift = self.translation
+        inputs = inputs if inputs.is_floating_point() else inputs.to(dtype)  # Bytes are numbers from 0 to 255.
         if inputs.dim() < 2 or inputs.shape[1] != len(factor):
             raise ValueError(
                 f"The normalization has {len(factor)} channels, the inputs are {tuple(inputs.shape)}, whose channels "

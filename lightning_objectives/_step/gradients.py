@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.ranks import world_size
 
 WHOLE_GRADIENTS = "it compares whole gradients, of which a rank holds only a shard; use DDPStrategy"
@@ -23,22 +23,22 @@ class Gradients:
 
     Args:
         terms: K scalars.
-        pipeline: the pipeline of the module whose trained parameters count.
+        step: the running step, whose module has the trained parameters that count.
     """
 
     rows: Tensor
     """(K, P) for all P trained parameters, float32 at least, the mean over the ranks; 0 for those out of reach."""
 
-    def __init__(self, terms: Sequence[Tensor], pipeline: Pipeline) -> None:
+    def __init__(self, terms: Sequence[Tensor], step: Step) -> None:
         self.terms = terms
         reached = {id(leaf): leaf for leaf in leaves_of(terms)}
-        trained = [parameter for parameter in pipeline.module.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in step.module.parameters() if parameter.requires_grad]
         self._sizes = [parameter.numel() for parameter in trained]
         self._trained = [reached.pop(id(parameter), None) for parameter in trained]
         self._others = list(reached.values())
         """The other leaves that the terms reach, such as an input that needs a gradient."""
         self._leaves = [*(leaf for leaf in self._trained if leaf is not None), *self._others]
-        scaler = getattr(pipeline.trainer.precision_plugin, "scaler", None)
+        scaler = getattr(step.trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
         rows, self._of_others = [], []
         for term in terms:

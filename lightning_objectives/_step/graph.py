@@ -26,9 +26,24 @@ def came_from(logits: Tensor, output: Tensor) -> bool:
     return goal is not None and node is goal
 
 
+def reaches(loss: Tensor, value: Tensor) -> bool:
+    """Whether ``loss`` was computed from ``value``.
+
+    >>> import torch
+    >>> value = torch.ones(3, requires_grad=True) * 1
+    >>> reaches(value.exp().sum(), value), reaches(value, value.exp())
+    (True, False)
+    """
+    if loss is value or loss.grad_fn is None or value.grad_fn is None:
+        return loss is value
+    return any(node is value.grad_fn for node in _inputs_first(loss.grad_fn))
+
+
 _AFFINE = (
     "Add Sub RSub Neg Mean Sum View UnsafeView Reshape ReshapeAlias Select Slice Index Stack Cat Clone ToCopy Squeeze "
-    "Unsqueeze Expand MaskedSelect Permute Transpose Alias Where MaskedFill Unbind Split Nansum"
+    "Unsqueeze Expand MaskedSelect Permute Transpose Alias Where MaskedFill Unbind Split SplitWithSizes Nansum Topk "
+    "Sort Gather IndexSelect Max Min Amax Amin Repeat Flip Roll T ConstantPadNd CopySlices CopyBackwards IndexPut "
+    "IndexAdd Scatter ScatterAdd MaskedScatter Cumsum Diagonal Take"
 ).split()
 _BILINEAR = ("Mul", "Dot", "Mv", "Mm")
 

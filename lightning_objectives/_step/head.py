@@ -12,8 +12,8 @@ def resolve(module: nn.Module, named: "str | nn.Module | None") -> tuple[str, nn
     """Find the head, and return its path and its module.
 
     The first of these that exists is the head: the one that the user names, by ``head=`` or by the mixin's
-    ``objective_head``; what timm's ``get_classifier`` returns; the last ``Linear`` under one of the usual names; the
-    last ``Linear``.
+    ``objective_head``; what timm's ``get_classifier`` returns; the last linear layer under one of the usual names; the
+    last ``Linear``; the last convolution of single points. Such a convolution is a linear layer too.
 
     Raises:
         ValueError: the name does not exist, or nothing looks like a head.
@@ -26,7 +26,7 @@ def resolve(module: nn.Module, named: "str | nn.Module | None") -> tuple[str, nn
                 "Name a module that is one."
             )
         return paths[named], named
-    linears = {path: child for path, child in module.named_modules() if isinstance(child, nn.Linear)}
+    linears = {path: child for path, child in module.named_modules() if _is_linear(child)}
     if named is not None:
         try:
             return named, module.get_submodule(named)
@@ -44,13 +44,21 @@ def resolve(module: nn.Module, named: "str | nn.Module | None") -> tuple[str, nn
         matches = [path for path in linears if path.rpartition(".")[2] == name]
         if matches:
             return matches[-1], linears[matches[-1]]
+    plain = [path for path, child in linears.items() if isinstance(child, nn.Linear)]
     if linears:
-        path = list(linears)[-1]
+        path = (plain or list(linears))[-1]
         return path, linears[path]
     raise ValueError(
         f"{type(module).__name__} has no Linear layer that could be its head. Name the module that turns features into "
         "logits with head='path.to.it'."
     )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, for rows or for the points of an image."""
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return all(size == 1 for size in module.kernel_size)
+    return isinstance(module, nn.Linear)
 
 
 def network_of(module: nn.Module, head: str) -> nn.Module:

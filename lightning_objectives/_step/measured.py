@@ -5,28 +5,51 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_objectives.metrics import default_metrics
+from lightning_objectives._step.compared import Compared
+from lightning_objectives.metrics import default_metrics, regression_metrics
 
 
 class Measured:
     """Holds the metrics of one epoch, by the name of the weights and by data loader.
 
     Args:
-        metrics: what to measure; by default :func:`default_metrics` for as many classes as the logits have.
+        metrics: what to measure; by default :func:`default_metrics` for as many classes as the logits have, and
+            :func:`regression_metrics` for a regression.
     """
 
     def __init__(self, metrics: Metric | MetricCollection | None) -> None:
         self.metrics = metrics
         self._collections: dict[tuple[str, int], MetricCollection] = {}
 
-    def update(self, name: str, loader: int, logits: Tensor, target: Tensor) -> None:
-        """Measure one batch; ``name`` stands before the names of the metrics."""
+    def update(self, name: str, loader: int, compared: Compared) -> None:
+        """Measure one batch; ``name`` stands before the names of the metrics.
+
+        Raises:
+            ValueError: the user names no metrics, and there are none for this kind of problem.
+        """
+        if self.metrics is not None:
+            self.update_rows(name, loader, *compared.plain, self.metrics)
+            return
+        metrics = _default(compared)
+        preds, target = compared.pair
+        if compared.problem == "regression":
+            preds, target = preds.flatten(), target.expand_as(preds).flatten()
+        self.update_rows(name, loader, preds, target, metrics)
+
+    def update_rows(
+        self, name: str, loader: int, preds: Tensor, target: Tensor, metrics: Metric | MetricCollection
+    ) -> None:
+        """Measure predictions and targets as they are."""
         key = name, loader
         if key not in self._collections:
-            metrics = self.metrics or default_metrics(logits.shape[1] if logits.dim() > 1 else 1)
             metrics = metrics if isinstance(metrics, MetricCollection) else MetricCollection([metrics])
-            self._collections[key] = metrics.clone().to(logits.device)
-        self._collections[key].update(logits, target)
+            self._collections[key] = metrics.clone().to(preds.device)
+        if len(target):
+            self._collections[key].update(preds, target)
+
+    def __bool__(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._collections)
 
     def log(self, trainer: Any, module: Any, prefix: str) -> None:
         """Log everything, and begin anew."""
@@ -39,3 +62,20 @@ class Measured:
             for key, value in metrics.compute().items():
                 module.log(f"{prefix}{name}{key}{suffix}", value, sync_dist=sync, add_dataloader_idx=False)
         self._collections = {}
+
+
+def _default(compared: Compared) -> MetricCollection:
+    """The metrics of a problem."""
+    if compared.problem == "regression":
+        return regression_metrics()
+    if compared.problem in ("classes", "binary"):
+        return default_metrics(max(2, compared.columns))
+    if compared.problem == "labels":
+        reason = "several labels that may hold together, which the default metrics do not measure"
+    else:
+        reason = "targets that are no classes: this may be a regression, or a choice between classes by probabilities"
+    raise ValueError(
+        f"The evaluation step compares {tuple(compared.input.shape)} with {tuple(compared.target.shape)} "
+        f"({compared.source}): {reason}. Say metrics=, any torchmetrics metric of (predictions, target), such as "
+        "metrics=torchmetrics.MeanAbsoluteError() for a regression."
+    )

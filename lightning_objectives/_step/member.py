@@ -1,34 +1,85 @@
-"""What the pipeline asks of every callback that registers with it."""
+"""The base class of all callbacks of the step: what the engine asks of them, with answers that change nothing."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from lightning_objectives._step.calls import Call
+
+PLACES = ("transform", "head", "loss", "weighting", "term", "combination")
+"""The places of a step, in order. Each place takes one callback; only terms can be several."""
+CHANGES = ("transform", "head", "loss", "weighting")
+"""The places that change the criterion's value."""
 
 
-class Member(Protocol):
-    """A callback of the step, whatever its place."""
+class Member:
+    """A callback that acts in the training step.
+
+    ``step`` is the running :class:`~lightning_objectives._step.step.Step`, ``plan`` the plan of the fit.
+    """
 
     place: ClassVar[str]
-    criterion: str | None
-    which: int | None
-    head: str | None
-    input: str | int | None
+
+    criterion: str | None = None
+    which: int | None = None
+    head: str | None = None
+    input: str | int | None = None
+    batch_size: int | str | None = None
+    sample_dim: int | None = None
 
     @property
     def method(self) -> Callable[..., Any]:
         """The method that it places in the step."""
+        raise NotImplementedError(f"{type(self).__name__} places no method.")
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """The names of the signals that the pipeline must have for it."""
+        """The names of the signals that the engine must have for it."""
+        return ()
 
     @property
     def state_key(self) -> str:
         """The name of its state in a checkpoint."""
+        return type(self).__name__
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it must know which losses belong to one sample."""
+        return "losses" in self.signals
 
     def active(self, step: int) -> bool:
         """Whether it changes anything at this optimizer step."""
+        return True
 
-    def build(self, pipeline: Any, head: nn.Module | None) -> None:
-        """Make what depends on the network's head."""
+    def check(self, call: Call) -> None:
+        """Refuse a criterion that the method is not for, at the first batch."""
+
+    def build(self, plan: Any, head: nn.Module | None) -> None:
+        """Build what depends on the network's head, before the extra modules are added."""
+
+    def transformed(self, step: Any) -> Any:
+        """The batch for the user's step."""
+        return step.batch
+
+    def stacks(self, signals: Mapping[str, Any]) -> Tensor:
+        """The stacks (M, N, ...) in place of the head's output."""
+        head: Callable[..., Tensor] = signals["head"]
+        return head(signals["features"])[None]
+
+    def rewrite(self, call: Call, step: Any) -> Call:
+        """The criterion's call with another target or another loss."""
+        return call
+
+    def weigh(self, call: Call, elements: Tensor, valid: Tensor | None, step: Any) -> Tensor:
+        """The weights of the elements of a call, in their shape."""
+        return torch.ones_like(elements)
+
+    def term(self, step: Any) -> Tensor | None:
+        """A scalar to add to the loss."""
+        return None
+
+    def combine(self, terms: Sequence[Tensor], step: Any) -> Tensor:
+        """The loss that stands for all terms."""
+        return torch.stack(list(terms)).sum()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lightning_objectives._step.criterion import Call
+from lightning_objectives._step.calls import CAUGHT, Call
 from lightning_objectives._step.graph import came_from, is_affine_in
 
 
@@ -17,12 +17,12 @@ def prove(
     user: str,
     plan: str,
 ) -> None:
-    """Prove that the pipeline caught the criterion, that it is the loss, and that its input comes from the head.
+    """Prove that the engine caught the criterion, that it is the loss, and that its input comes from the head.
 
     Args:
         loss: what the step returned.
         calls: the calls of criteria on tensors that need a gradient.
-        value: what the pipeline returned for the call that it changed or read; None if it did for none.
+        value: what the user's code got for the call that it changed or read; None if it did for none.
         which: the number of the call that the user chose.
         head: the head's output if it is tapped and not wrapped, because stacks are a proof of their own; else None.
         user: the name of the user's class.
@@ -32,13 +32,12 @@ def prove(
         ValueError: one of the three is not so; the message says what to name.
     """
     step = f"{user}.training_step"
-    names = [f"{i}: {getattr(c.function, '__name__', c)} of {tuple(c.input.shape)}" for i, c in enumerate(calls)]
+    names = [f"{i}: {call.name} of {tuple(call.input.shape)}" for i, call in enumerate(calls)]
     listed = ", ".join(names)
     if not calls:
         raise ValueError(
-            f"No criterion was seen in {step}, so {plan} would have no effect. Only torch's cross_entropy, nll_loss, "
-            "binary_cross_entropy(_with_logits) and mse_loss on tensors that need a gradient are seen by themselves. "
-            "Name any other criterion with criterion='path.to.it'."
+            f"No criterion was seen in {step}, so {plan} would have no effect. Torch's {CAUGHT} are seen by "
+            "themselves, on tensors that need a gradient. Name any other criterion with criterion='path.to.it'."
         )
     if which is None and len(calls) > 1:
         raise ValueError(

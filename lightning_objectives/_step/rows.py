@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_objectives._step.criterion import Call
+from lightning_objectives._step.samples import Samples
 
 Unit = Literal["sample", "element"]
 
@@ -24,48 +24,44 @@ class Rows:
     """Which samples (or flattened elements) are rows, as a mask; None if all are."""
 
 
-def fold(call: Call, elements: Tensor, *, unit: Unit, batch_size: int | None) -> Rows:
+def fold(elements: Tensor, valid: Tensor | None, samples: Samples | None) -> Rows:
     """Fold the elements of a call into rows.
 
-    With ``unit="sample"`` each sample is a row, and its loss is the mean over its elements that count. The first
-    dimension is the batch, or the batch times the positions of each sample if the user's code has flattened them. With
-    ``unit="element"`` each element that counts is a row.
-
-    Raises:
-        ValueError: the elements cannot be folded into ``batch_size`` samples.
+    Args:
+        elements: the unreduced losses.
+        valid: which of them count; None if all do.
+        samples: which sample each element belongs to: a sample is a row, and its loss is the mean over its elements
+            that count. None if each element that counts is a row.
     """
-    if elements.dim() == 0:
-        raise ValueError(
-            "The criterion compares one sample without a batch dimension, so there are no rows. Add a batch dimension."
-        )
-    if unit == "element":
-        return _rows(elements.flatten(), call.valid.flatten() if call.valid is not None else None, elements.shape)
-    rows = elements.shape[0]
-    samples = rows if batch_size is None else batch_size
-    if rows != samples and (not call.by_class or rows % samples):
-        raise ValueError(
-            f"unit='sample': the criterion compares {rows} rows, which cannot be folded into the batch's {samples} "
-            "samples. Use unit='element' to treat every row on its own."
-        )
-    table = elements.reshape(samples, -1)
-    if table.shape[1] == 1:
-        return _rows(table[:, 0], call.valid.flatten() if call.valid is not None else None, elements.shape)
-    if call.valid is None:
-        return Rows(table.mean(1), lambda w: w[:, None].expand_as(table).reshape(elements.shape), None)
-    counts = call.valid.reshape(samples, -1).sum(1)
-    means, keep = table.sum(1) / counts.clamp_min(1), counts > 0  # The loss of an ignored element is 0.
-    return Rows(
-        means[keep],
-        lambda w: _fill(w, keep)[:, None].expand_as(table).reshape(elements.shape),
-        keep,
-    )
+    shape = elements.shape
+    if samples is None or (samples.ids is None and elements.dim() == 1):
+        return _kept(elements.flatten(), valid.flatten() if valid is not None else None, lambda w: w.reshape(shape))
+    if samples.ids is None:
+        table = elements.flatten(1)
+
+        def spread(weights: Tensor) -> Tensor:
+            return weights[:, None].expand_as(table).reshape(shape)
+
+        if valid is None:
+            return Rows(table.mean(1), spread, None)
+        counts = valid.flatten(1).sum(1)
+        means = torch.where(valid.flatten(1), table, 0.0).sum(1) / counts.clamp_min(1)
+        return _kept(means, counts > 0, spread)
+    ids, flat = samples.ids.flatten(), elements.flatten()
+    inside = ids >= 0
+    if valid is not None:
+        inside = inside & valid.flatten()
+    # Sums by sample in double precision: the order of the elements must not show.
+    wide = torch.promote_types(flat.dtype, torch.float64) if flat.device.type == "cpu" else torch.float32
+    sums = torch.zeros(samples.count, dtype=wide, device=flat.device)
+    counts = sums.new_zeros(samples.count).index_add(0, ids.clamp_min(0), inside.to(wide))
+    sums = sums.index_add(0, ids.clamp_min(0), torch.where(inside, flat, 0.0).to(wide))
+    means = (sums / counts.clamp_min(1)).to(flat.dtype)
+    # A sample without any element is no row.
+    return _kept(means, counts > 0, lambda w: torch.where(inside, w[ids.clamp_min(0)], 0.0).reshape(shape))
 
 
-def _rows(flat: Tensor, keep: Tensor | None, shape: torch.Size) -> Rows:
+def _kept(losses: Tensor, keep: Tensor | None, spread: Callable[[Tensor], Tensor]) -> Rows:
     if keep is None:
-        return Rows(flat, lambda w: w.reshape(shape), None)
-    return Rows(flat[keep], lambda w: _fill(w, keep).reshape(shape), keep)
-
-
-def _fill(weights: Tensor, keep: Tensor) -> Tensor:
-    return weights.new_zeros(keep.shape).masked_scatter(keep, weights)
+        return Rows(losses, spread, None)
+    return Rows(losses[keep], lambda w: spread(w.new_zeros(keep.shape).masked_scatter(keep, w)), keep)

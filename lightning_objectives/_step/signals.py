@@ -1,30 +1,32 @@
 """Computes the signals of one training step from the batch, the criterion's call and the Trainer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_objectives._step.batch import inputs_of
-from lightning_objectives._step.criterion import Call
 from lightning_objectives._step.rows import Rows
 
 
-@dataclass(eq=False)
 class Signals:
-    """The signals of one training step; each is computed when a method first asks for it."""
+    """The signals of one step; each is computed when a method first asks for it.
 
-    module: Any
-    """The LightningModule; what it answers by a mixin comes before what the batch says."""
-    batch: Any
-    input: str | int | None = None
-    index: Tensor | None = None
-    values: dict[str, Any] = field(default_factory=dict)
-    """The signals that are known already; the pipeline adds those of the head and of the criterion."""
-    providers: dict[str, Callable[["Signals"], Any]] = field(default_factory=dict)
-    """The functions that compute the signals that neither the batch nor the criterion gives, by name."""
+    Args:
+        module: the LightningModule; what it answers by a mixin comes before what the batch says.
+        batch: the user's batch.
+        input: the path of the network's inputs in the batch.
+        index: the index of the samples that came with the batch.
+    """
+
+    providers: Mapping[str, Callable[[Any], Any]] = {}
+    """The functions that compute the signals that neither the batch nor the module gives, by name."""
+
+    def __init__(self, module: Any, batch: Any, *, input: str | int | None = None, index: Tensor | None = None) -> None:
+        self.module, self.batch, self.input, self.index = module, batch, input, index
+        self.values: dict[str, Any] = {}
+        """The signals that are known already."""
 
     def get(self, name: str) -> Any:
         """One signal by name.
@@ -37,19 +39,11 @@ class Signals:
             if provider is None:
                 raise ValueError(
                     f"The signal {name!r} is not available: no callback of this training provides it, or the step has "
-                    "not called the criterion yet. Add the callback that provides it, or use a method that does not "
-                    "ask for it."
+                    "not called the head or the criterion yet. Add the callback that provides it, or use a method that "
+                    "does not ask for it."
                 )
             self.values[name] = provider(self)
         return self.values[name]
-
-    def add_call(self, call: Call) -> None:
-        """Add ``logits`` and ``target`` from the criterion's call, one row for each comparison."""
-        logits = _table(call.rows(call.input))
-        target = call.target.flatten() if call.indexed else _table(call.rows(call.target))
-        if call.function is nn.functional.binary_cross_entropy:
-            logits = logits.logit()
-        self.values |= {"logits": logits, "target": target}
 
     def row(self, name: str, rows: Rows) -> Tensor:
         """One signal, with the rows that count.
@@ -98,10 +92,3 @@ class Signals:
                 "the data set, or answer `objective_group(batch)` with the mixin."
             )
         return torch.as_tensor(group)
-
-
-def _table(values: Tensor) -> Tensor:
-    """(N,) or (N, C, ...) values of a criterion that compares element with element -> (rows, C), as methods expect."""
-    if values.dim() == 1:
-        return values[:, None]
-    return values.movedim(1, -1).flatten(0, -2) if values.dim() > 2 else values

@@ -3,6 +3,7 @@
 import operator
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -70,3 +71,50 @@ class Patch:
         if not innermost.own and isinstance(method, types.MethodType) and method.__self__ is self.owner:
             return getattr, (self.owner, self.name)
         return operator.getitem, ((method,), 0)
+
+
+class ClassPatch:
+    """Does for an instance whose class defines ``__call__`` what :class:`Patch` does for a method.
+
+    Python looks up ``__call__`` on the class, so the instance gets a subclass until :meth:`remove`.
+
+    >>> import copy
+    >>> class Half:
+    ...     def __call__(self, x):
+    ...         return x / 2
+    >>> half = Half()
+    >>> patch = ClassPatch(half, lambda inner, x: 10 * inner(x))
+    >>> half(4), isinstance(half, Half), type(copy.copy(half)) is Half
+    (20.0, True, True)
+    >>> patch.remove()
+    >>> half(4), type(half) is Half
+    (2.0, True)
+    """
+
+    def __init__(self, owner: Any, around: Callable[..., Any]) -> None:
+        self.owner = owner
+        self.around: Callable[..., Any] | None = around
+        self.plain = plain = type(owner)
+        """The class without this patch."""
+
+        def call(instance: Any, *args: Any, **kwargs: Any) -> Any:
+            inner = partial(plain.__call__, instance)
+            return inner(*args, **kwargs) if self.around is None else self.around(inner, *args, **kwargs)
+
+        def reduce(instance: Any, protocol: Any) -> Any:
+            # A copy or a pickle is of the plain class, and opens without this package.
+            reduced: Any = plain.__reduce_ex__(instance, protocol)  # type: ignore[call-arg]  # it is a method
+            function, arguments, *rest = reduced
+            return function, tuple(plain if a is type(instance) else a for a in arguments), *rest
+
+        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+        members = {"__call__": call, "__reduce_ex__": reduce, "_objective_patch": self}
+        owner.__class__ = type(plain.__name__, (plain,), {**names, **members})
+
+    def remove(self) -> None:
+        """Remove the patch, below any others; does nothing the second time."""
+        self.around = None
+        outermost = vars(type(self.owner)).get("_objective_patch")
+        while outermost is not None and outermost.around is None:
+            self.owner.__class__ = outermost.plain
+            outermost = vars(outermost.plain).get("_objective_patch")

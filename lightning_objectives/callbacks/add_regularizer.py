@@ -4,11 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
-from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives._step.step import Step
 from lightning_objectives.kinds import Regularizer
+
+_OF_ROWS = frozenset({"logits", "target"})
+"""Signals with a row for each comparison of the criterion."""
 
 
 @dataclass(eq=False)
@@ -16,7 +20,8 @@ class AddRegularizer(StepCallback):
     """Adds ``strength`` times a term to the loss that the model's step returns, and logs it as ``train/<name>``.
 
     Args:
-        regularizer: the method, from any signals to a scalar, or to (N,) values, which the callback averages.
+        regularizer: the method, from any signals to a scalar, or to (N,) values, which the callback averages. The mean
+            leaves out the rows whose target the model's criterion ignores, such as padding.
         strength: the factor of the term; at 0 nothing changes. None takes the method's
             ``default_strength``: the paper's, or 1 if the paper sets none or the method is a function.
     """
@@ -44,9 +49,15 @@ class AddRegularizer(StepCallback):
         """False at strength 0."""
         return self.factor != 0 and super().active(step)
 
-    def term(self, pipeline: Pipeline) -> Tensor:
+    def term(self, step: Step) -> Tensor:
         """Compute the term of this step."""
-        value: Tensor = self.regularizer(**{name: pipeline.signals.get(name) for name in self.signals})
-        value = value.mean()
-        pipeline.log_term(self, value)
+        value = self._mean(self.regularizer(**self.arguments(step, self.signals)), step)
+        step.log_term(self, value)
         return self.factor * value
+
+    def _mean(self, values: Tensor, step: Step) -> Tensor:
+        valid = step.call.valid if step.call is not None and not _OF_ROWS.isdisjoint(self.signals) else None
+        if valid is None or values.shape != (valid.numel(),):
+            return values.mean()
+        counts = valid.flatten()
+        return torch.where(counts, values, 0.0).sum() / counts.sum().clamp_min(1)

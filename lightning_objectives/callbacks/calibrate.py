@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_objectives._step.evaluation import NO_CHOICE, EvaluationSteps, Where
+from lightning_objectives._step.compared import Compared
+from lightning_objectives._step.evaluation import EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
 from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.ranks import gather_rows
+from lightning_objectives.callbacks.log_metrics import NOT_ONE_CLASS
 from lightning_objectives.kinds import Calibrator
-from lightning_objectives.metrics import classification_rows
+from lightning_objectives.metrics import classification_rows, default_metrics
 
 _NOT_FITTED = (
     "has not been fitted, so there is nothing to test: run trainer.validate() before trainer.test(), or test with the "
@@ -39,7 +41,8 @@ class Calibrate(StatefulCallback):
         criterion: path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses.
         which: number of the criterion's call, from 0, if a step makes several.
         head: path of the network's head, if a step has no criterion and the head is not found.
-        target: key or position of the target in the batch, if a step has no criterion; by default the last element.
+        target: path of the target in the batch (``"1.labels"``), if a step has no criterion; by default the last
+            element.
 
     Raises:
         ValueError: the step is no classification, or has nothing to fit on; a test comes before any fit.
@@ -57,7 +60,7 @@ class Calibrate(StatefulCallback):
 
     kind = Calibrator
     leaves_training_alone = True
-    refuses: ClassVar = {"binary_cross_entropy": NO_CHOICE, "test_alone": _NOT_FITTED}
+    refuses: ClassVar = {"binary_cross_entropy": NOT_ONE_CLASS, "test_alone": _NOT_FITTED}
 
     calibrator: Calibrator
     _: KW_ONLY
@@ -86,8 +89,7 @@ class Calibrate(StatefulCallback):
         super().setup(trainer, pl_module, stage)
         self._restore()
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
-        otherwise = "a calibrator needs logits of classes and one class per row"
-        self._steps = EvaluationSteps(pl_module, self._collect, where, otherwise=otherwise)
+        self._steps = EvaluationSteps(pl_module, self._collect, where)
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Remove the patches."""
@@ -100,9 +102,14 @@ class Calibrate(StatefulCallback):
             self._steps = None
         self._rows = {}
 
-    def _collect(self, loader: int, logits: Tensor, target: Tensor) -> None:
-        ignored = None if self._steps is None else self._steps.ignore_index
-        rows = classification_rows(logits, target, from_logits=True, ignore_index=ignored)
+    def _collect(self, loader: int, compared: Compared) -> None:
+        if compared.problem not in ("classes", "binary"):
+            raise ValueError(
+                f"Calibrate({self.calibrator}) needs one class of several for each row, but the evaluation step "
+                f"compares {tuple(compared.input.shape)} with {tuple(compared.target.shape)} ({compared.source}). "
+                "Remove Calibrate, or name the criterion that compares logits with classes by criterion= or which=."
+            )
+        rows = classification_rows(*compared.pair, from_logits=True, ignore_index=None)
         kept = rows.preds[rows.kept].cpu(), rows.target[rows.kept].cpu()
         self._rows.setdefault(loader, []).append(kept)
 
@@ -112,7 +119,11 @@ class Calibrate(StatefulCallback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Fit, and log the metrics of the calibrated probabilities."""
-        if trainer.sanity_checking or not self._rows:
+        if trainer.sanity_checking:
+            return
+        if not self._rows:
+            if self._steps is not None:
+                self._steps.check_something()
             return
         mine = [torch.cat(part).to(pl_module.device) for part in zip(*self._rows[min(self._rows)])]
         (logits, target), _ = gather_rows(mine)
@@ -138,7 +149,8 @@ class Calibrate(StatefulCallback):
             for logits, target in batches:
                 p = self.calibrator(logits)
                 logs = p.clamp_min(torch.finfo(p.dtype).tiny).log()
-                measured.update("", loader, logs.to(module.device), target.to(module.device))
+                metrics = self.metrics or default_metrics(p.shape[1])
+                measured.update_rows("", loader, logs.to(module.device), target.to(module.device), metrics)
         measured.log(trainer, module, prefix)
         self._rows = {}
 

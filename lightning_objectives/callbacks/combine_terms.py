@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients, weighted_sum
-from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives._step.step import Step
 from lightning_objectives.kinds import Combination
 
 
@@ -36,14 +36,14 @@ class CombineTerms(StepCallback):
         """The combination."""
         return [self.combination]
 
-    def combine(self, terms: Sequence[Tensor], pipeline: Pipeline) -> Tensor:
+    def combine(self, terms: Sequence[Tensor], step: Step) -> Tensor:
         """Compute the weighted sum of the terms.
 
         Raises:
             ValueError: the method does not return one weight for each term.
         """
-        signals = {name: pipeline.signals.get(name) for name in self.signals if name != "gradients"}
-        gradients = Gradients(terms, pipeline) if "gradients" in self.signals else None
+        signals = {name: step.get(name) for name in self.signals if name != "gradients"}
+        gradients = Gradients(terms, step) if "gradients" in self.signals else None
         if gradients is not None:
             signals["gradients"] = gradients.rows
         weights: Tensor = self.combination(**signals)
@@ -52,5 +52,5 @@ class CombineTerms(StepCallback):
                 f"{self.combination} gave weights of shape {tuple(weights.shape)} for {len(terms)} terms of the loss. "
                 "It must return one weight for each term."
             )
-        pipeline.logged |= {f"weight_{i}": weight for i, weight in enumerate(weights.detach())}
+        step.logged |= {f"weight_{i}": weight for i, weight in enumerate(weights.detach())}
         return weighted_sum(terms, weights) if gradients is None else gradients.weighted(weights)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_objectives._files.logit_cache import LogitCache, fingerprint
 from lightning_objectives._files.network import load_network
@@ -14,8 +15,9 @@ from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.extras import COPIED
 from lightning_objectives._step.frozen import Answer, Frozen, Normalization
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients
-from lightning_objectives._step.pipeline import Pipeline
-from lightning_objectives._step.signals import Signals
+from lightning_objectives._step.network import followed, network_call
+from lightning_objectives._step.plan import Plan
+from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.configured import is_built_from_config
 from lightning_objectives._trainer.random import batch_seed, private_stream
 from lightning_objectives.kinds import Distillation
@@ -43,15 +45,18 @@ class Distill(StepCallback):
             the path of a class (``"package.module.Net"``) with a Lightning checkpoint; the path of a function that
             returns a trained module; or a function that returns one of these, called at the start of a fit. A module
             that Lightning's command line builds from a configuration has random weights, so it needs a file. The
-            callback calls the teacher with the inputs alone. The teacher may return a tensor, a tuple that begins with
-            one, or anything with ``logits``.
+            callback calls the teacher as your step calls the student's network, with its masks and keywords; if the
+            step calls the network several times, or not with its inputs, with the inputs of the batch alone. The
+            teacher may return a tensor, a tuple that begins with one, or anything with ``logits``.
+        teacher_call: how to call the teacher, if it takes something else: a function ``(teacher, batch) -> output``.
+            The batch is the one that your step gets.
         weight: the factor of the term; at 0 nothing changes.
         teacher_weights: a file of the teacher's weights: safetensors, a state dict, or a Lightning checkpoint.
         teacher_prefix: what the names of the teacher's weights in that file begin with (``"teacher."``,
             ``"model_ema.module."``), if several networks in it fit.
         teacher_head: path of the teacher's head, if the method asks for ``teacher_features`` and the head is not found.
-        data_normalization: the (mean, std) by channel of your data, if the teacher was trained with another
-            normalization: the callback then translates the inputs for the teacher.
+        data_normalization: the (mean, std) by channel of the inputs of your network, if the teacher was trained with
+            another normalization: the callback then translates the inputs for the teacher.
         teacher_normalization: the (mean, std) of the teacher; None takes those that timm gives with it.
         cache: a directory for the teacher's logits by sample, so that the teacher runs once for each sample instead of
             once in each step. Wrap the training set in ``with_index``. A sample whose inputs change is an error, so
@@ -71,6 +76,7 @@ class Distill(StepCallback):
     _: KW_ONLY
     teacher: str | nn.Module | Callable[[], str | nn.Module]
     weight: float = 1.0
+    teacher_call: Callable[[nn.Module, Any], Any] | None = None
     teacher_weights: str | None = None
     teacher_prefix: str | None = None
     teacher_head: str | None = None
@@ -103,7 +109,14 @@ class Distill(StepCallback):
             )
         if self.cache_top_k is not None and (self.cache is None or self.cache_top_k < 1):
             raise ValueError(f"cache_top_k={self.cache_top_k} must be at least 1, and needs a directory, cache=.")
+        if self.teacher_call is not None and (self.cache is not None or self.data_normalization is not None):
+            raise ValueError(
+                "teacher_call= gives the teacher what you choose, so cache= and data_normalization= cannot know its "
+                "inputs. Translate them in teacher_call, and remove the other two."
+            )
         self._frozen: Frozen | None = None
+        self._dense_head = False
+        """Whether the classes of the network's head lie along dimension 1, as those of a convolution."""
         self._cache: LogitCache | None = None
         self._epoch = 0
 
@@ -131,27 +144,28 @@ class Distill(StepCallback):
     # -- before the training -------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Register with the pipeline of the module, unless the settings change nothing."""
+        """Register with the plan of the fit, unless the settings change nothing."""
         idle = self.weight == 0 or (isinstance(self.method, Distillation) and self.method.idle)
         if stage != "fit" or idle:
             return
         super().setup(trainer, pl_module, stage)
-        pipeline = Pipeline.of(trainer, pl_module)
+        plan = Plan.of(trainer, pl_module)
+        plan.record_network()
         for name in _OF_TEACHER:
-            pipeline.providers.setdefault(name, partial(self._answer, name))
+            plan.providers.setdefault(name, partial(self._answer, name))
 
-    def build(self, pipeline: Pipeline, head: nn.Module | None) -> None:
+    def build(self, plan: Plan, head: nn.Module | None) -> None:
         """Load the teacher, and build the method's own head beside the network's."""
         if isinstance(self.method, Distillation):
             if self.method.combination() is not None:
-                self._refuse_rivals(pipeline)
+                self._refuse_rivals(plan)
             if self.method.builds_head:
                 assert head is not None
                 self._build_head(self.method, head)
-        self._load_teacher(pipeline)
+        self._load_teacher(plan)
 
-    def _refuse_rivals(self, pipeline: Pipeline) -> None:
-        rival = next((m for m in pipeline.members if m.place == "combination"), None)
+    def _refuse_rivals(self, plan: Plan) -> None:
+        rival = next((m for m in plan.members if m.place == "combination"), None)
         if rival is not None:
             raise ValueError(
                 f"{self.method} combines its term with the model's own loss itself, and so does "
@@ -159,7 +173,7 @@ class Distill(StepCallback):
             )
 
     def _build_head(self, method: Distillation, head: nn.Module) -> None:
-        features, classes = _sizes_of(head)
+        features, classes, self._dense_head = _sizes_of(head)
         # Drawn on the CPU: `configure_model` makes modules on the device of the strategy by default.
         with private_stream(self.seed), torch.device("cpu"):
             method.build(features=features, classes=classes)
@@ -167,10 +181,10 @@ class Distill(StepCallback):
         like = next(head.parameters())
         method.auxiliary_head.to(like.device, like.dtype)
 
-    def _load_teacher(self, pipeline: Pipeline) -> None:
+    def _load_teacher(self, plan: Plan) -> None:
         teacher = self.teacher if isinstance(self.teacher, (str, nn.Module)) else self.teacher()
         network = load_network(teacher, self.teacher_weights, prefix=self.teacher_prefix)
-        tap = any("teacher_features" in member.signals for member in pipeline.members)
+        tap = any("teacher_features" in member.signals for member in plan.members)
         self._frozen = Frozen(network, head=self.teacher_head, tap=tap, translate=self._translation(network))
         if self.cache is not None:
             if tap:
@@ -178,7 +192,7 @@ class Distill(StepCallback):
                     f"cache={self.cache!r} keeps logits only, but a method asks for teacher_features. Remove cache=."
                 )
             key = fingerprint(network, self.data_normalization, self.teacher_normalization)
-            rank = pipeline.trainer.global_rank
+            rank = plan.trainer.global_rank
             self._cache = LogitCache(self.cache, top_k=self.cache_top_k, teacher=key, rank=rank)
 
     def _translation(self, network: nn.Module) -> tuple[Normalization, Normalization] | None:
@@ -224,71 +238,109 @@ class Distill(StepCallback):
         stop = self.method.stop_epoch if isinstance(self.method, Distillation) else None
         return (stop is None or self._epoch < stop) and super().active(step)
 
-    def term(self, pipeline: Pipeline) -> Tensor:
+    def term(self, step: Step) -> Tensor:
         """Compute the term of this step."""
         method = self.method
-        signals = {name: self._signal(name, pipeline) for name in signals_of(method)}
+        signals = {name: self._signal(name, step) for name in signals_of(method)}
         if {"logits", "teacher_logits"} <= signals.keys():
-            signals["teacher_logits"] = _as_rows(signals["teacher_logits"], signals["logits"])
+            signals["teacher_logits"] = self._as_rows(signals["teacher_logits"], signals["logits"], step)
+        signals = {name: self.adapted(name, value, step.call) for name, value in signals.items()}
         value: Tensor = method(**signals).mean()
-        pipeline.log_term(self, value)
+        step.log_term(self, value)
         value = self.weight * value
         combination = method.combination() if isinstance(method, Distillation) else None
         if combination is not None:
-            gradients = Gradients([pipeline.loss, value], pipeline)
+            gradients = Gradients([step.loss, value], step)
             weights = combination(gradients.rows)
-            pipeline.logged["own_loss_weight"] = weights[0]
-            pipeline.loss, value = gradients.weighted(weights), torch.zeros_like(value)
+            step.logged["own_loss_weight"] = weights[0]
+            step.loss, value = gradients.weighted(weights), torch.zeros_like(value)
         return value
 
-    def _signal(self, name: str, pipeline: Pipeline) -> Any:
+    def _signal(self, name: str, step: Step) -> Any:
         if name in _OF_TEACHER:
-            return self._answer(name, pipeline.signals)  # This signal of the step may be another callback's teacher.
+            return self._answer(name, step)  # This signal of the step may be another callback's teacher.
         if name == "logits" and self._own_head:
-            return self._auxiliary_logits(pipeline)
-        return pipeline.signals.get(name)
+            return self._auxiliary_logits(step)
+        return step.get(name)
 
-    def _auxiliary_logits(self, pipeline: Pipeline) -> Tensor:
-        features = pipeline.signals.get("features")
+    def _auxiliary_logits(self, step: Step) -> Tensor:
+        features = step.get("features")
         assert isinstance(self.method, Distillation)
         assert self.method.auxiliary_head is not None
-        with private_stream(batch_seed(self.seed, pipeline.trainer), features.device):
-            logits: Tensor = self.method.auxiliary_head(features.flatten(0, -2))
+        rows = features.movedim(1, -1) if self._dense_head else features
+        with private_stream(batch_seed(self.seed, step.trainer), features.device):
+            logits: Tensor = self.method.auxiliary_head(rows.flatten(0, -2))
         return logits
 
-    def _answer(self, name: str, signals: Signals) -> Any:
+    def _as_rows(self, teacher: Tensor, student: Tensor, step: Step) -> Tensor:
+        """Turn the teacher's logits into rows (N, C) like the student's."""
+        if self._own_head:
+            output = step.head_output
+            if output is not None and output.shape == teacher.shape and teacher.dim() > 1:
+                return (teacher.movedim(1, -1) if self._dense_head else teacher).flatten(0, -2)
+            return rows_of(teacher, student)
+        logits = followed(step, teacher)
+        if logits is not None and step.call is not None:
+            return step.call.table(logits)
+        return rows_of(teacher, student)
+
+    def _answer(self, name: str, step: Step) -> Any:
         """Read what the teacher says of the batch; it runs once in each step."""
-        if self.state_key not in signals.values:
-            assert self._frozen is not None
-            ask = partial(self._frozen, dtype=signals.module.dtype)
-            inputs = signals.get("inputs")
-            if self._cache is not None:
-                logits = self._cache(signals.get("index"), inputs, lambda rows: ask(rows).logits)
-                answer = Answer(logits, None)
-            else:
-                answer = ask(inputs)
-            signals.values[self.state_key] = {"teacher_logits": answer.logits, "teacher_features": answer.features}
-        return signals.values[self.state_key][name]
+        if self not in step.kept:
+            answer = self._asked(step)
+            step.kept[self] = {"teacher_logits": answer.logits, "teacher_features": answer.features}
+        return step.kept[self][name]
+
+    def _asked(self, step: Step) -> Answer:
+        assert self._frozen is not None
+        frozen, dtype = self._frozen, step.module.dtype
+        if self.teacher_call is not None:
+            how, inputs = self.teacher_call, step.get("inputs")
+            return frozen.answer(lambda network: how(network, step.user_batch), inputs, dtype)
+        call = network_call(step, like=frozen.network)
+        args, kwargs = ((step.get("inputs"),), {}) if call is None else (call.args, call.kwargs)
+        if self._cache is None:
+            return frozen(*args, dtype=dtype, **kwargs)
+        leaves, spec = tree_flatten((args, kwargs))
+        inputs = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+        def of_rows(known: Tensor) -> Tensor:
+            """The teacher's logits of some rows of the batch."""
+            rows = [
+                leaf[known] if isinstance(leaf, Tensor) and leaf.shape[:1] == known.shape else leaf for leaf in leaves
+            ]
+            args, kwargs = tree_unflatten(rows, spec)
+            return frozen(*args, dtype=dtype, **kwargs).logits
+
+        return Answer(self._cache(step.get("index"), inputs, of_rows), None)
 
 
-def _sizes_of(head: nn.Module) -> tuple[int, int]:
-    """The numbers of features and of classes of a head."""
-    linears = [child for child in head.modules() if isinstance(child, nn.Linear)]
-    if not linears:
+def _sizes_of(head: nn.Module) -> tuple[int, int, bool]:
+    """The numbers of features and of classes of a head, and whether they lie along dimension 1, as in a convolution."""
+    layers: list[Any] = [m for m in head.modules() if getattr(getattr(m, "weight", None), "ndim", 0) > 1]
+    if not layers:
         raise ValueError(
-            f"The head {type(head).__name__} holds no Linear layer, so the sizes of an auxiliary head are unknown. "
-            "Name a head that has one with head='path.to.it'."
+            f"The head {type(head).__name__} holds no layer with a matrix of weights, so the sizes of an auxiliary "
+            "head are unknown. Name a head that has one with head='path.to.it'."
         )
-    return linears[0].in_features, linears[-1].out_features
+    first, last = layers[0], layers[-1]
+    features = getattr(first, "in_channels", None) or first.weight.shape[1]
+    classes = getattr(last, "out_channels", None) or last.weight.shape[0]
+    return int(features), int(classes), first.weight.dim() > 2
 
 
-def _as_rows(teacher: Tensor, student: Tensor) -> Tensor:
-    """Turn the teacher's logits into rows (N, C) like the student's, whatever dimension its classes are in.
+def rows_of(teacher: Tensor, student: Tensor) -> Tensor:
+    """Turn a teacher's logits into rows (N, C) like the student's, whatever dimension its classes are in.
 
     Raises:
-        ValueError: the classes or the rows are not the student's.
+        ValueError: the classes or the rows are not the student's, or the dimension of the classes is unknown.
+
+    >>> rows_of(torch.zeros(4), torch.zeros(4, 1)).shape, rows_of(torch.zeros(2, 3, 5), torch.zeros(10, 3)).shape
+    (torch.Size([4, 1]), torch.Size([10, 3]))
     """
     rows, classes = student.shape
+    if classes == 1 and teacher.numel() == rows:
+        return teacher.reshape(rows, 1)
     dimensions = {d % teacher.dim() for d in (1, -1) if teacher.dim() > 1 and teacher.shape[d] == classes}
     if len(dimensions) == 1:
         logits = teacher.movedim(dimensions.pop(), -1).flatten(0, -2)

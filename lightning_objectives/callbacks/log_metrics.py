@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_objectives._step.evaluation import NO_CHOICE, EvaluationSteps, Where
+from lightning_objectives._step.compared import Compared
+from lightning_objectives._step.evaluation import EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
 from lightning_objectives._trainer.callback import Callback
 from lightning_objectives._trainer.carried import callbacks_of
@@ -15,6 +16,8 @@ from lightning_objectives._trainer.names import numbered
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 
+NOT_ONE_CLASS = "its targets are several labels that may hold together, and not one class of several"
+"""What neither the default metrics nor a calibrator can work with."""
 _GATHERED = {
     "fsdp2": "weights= repeats the forward pass with other weights than those that FSDP2 gathers; leave it out"
 }
@@ -23,17 +26,19 @@ _GATHERED = {
 
 @dataclass(eq=False)
 class LogMetrics(Callback):
-    """Logs metrics of the logits and targets that the model's own validation or test step compares.
+    """Logs metrics of the predictions and targets that the model's own validation or test step compares.
 
     These are the arguments of the step's criterion. If a step has no criterion, they are the head's output and the
-    target in the batch. The keys are ``val/ece``, ``val/nll``, ``val/brier``, ``val/top1`` and, above five classes,
-    ``val/top5`` (``test/...`` when testing). They belong to the weights that the step runs with, which are those of the
-    primary average if there is one. With several data loaders the keys end in ``/dataloader_idx_0``,
-    ``/dataloader_idx_1``, ..., like Lightning's own.
+    target in the batch. For classes the keys are ``val/ece``, ``val/nll``, ``val/brier``, ``val/top1`` and, above five
+    classes, ``val/top5``; for a regression ``val/mae``, ``val/rmse`` and ``val/r2`` (``test/...`` when testing).
+    Targets that the criterion ignores do not count. Batches without a target are left out. The values belong to the
+    weights that the step runs with, which are those of the primary average if there is one. With several data loaders
+    the keys end in ``/dataloader_idx_0``, ``/dataloader_idx_1``, ..., like Lightning's own.
 
     Args:
         metrics: what to log; any torchmetrics metric or collection whose ``update`` takes ``(logits, target)``. By
-            default :func:`~lightning_objectives.metrics.default_metrics` for as many classes as the logits have.
+            default :func:`~lightning_objectives.metrics.default_metrics` for as many classes as the logits have, or
+            :func:`~lightning_objectives.metrics.regression_metrics`.
         prefix: what the keys begin with, before the stage.
         weights: other weights to measure too; each costs one more forward pass of the network. ``"raw"`` logs the raw
             weights under ``val/raw/...``. ``"average"`` logs each average under its name (``val/ema/top1``,
@@ -42,10 +47,12 @@ class LogMetrics(Callback):
         criterion: path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses.
         which: number of the criterion's call, from 0, if a step makes several.
         head: path of the network's head, if a step has no criterion and the head is not found.
-        target: key or position of the target in the batch, if a step has no criterion; by default the last element.
+        target: path of the target in the batch (``"1.labels"``), if a step has no criterion; by default the last
+            element.
 
     Raises:
-        ValueError: the step is no classification, or has nothing to measure; the message says what to do.
+        ValueError: the step compares several labels or something unknown and you name no metrics, or there is nothing
+            to measure; the message says what to do.
 
     Example:
         >>> LogMetrics(weights=["raw", "average"]).weights
@@ -82,7 +89,7 @@ class LogMetrics(Callback):
 
     def unsupported(self) -> dict[str, str]:
         """Refuse what the default metrics cannot measure, and other weights if the module's own are sharded."""
-        unmeasured = {"binary_cross_entropy": NO_CHOICE} if self.metrics is None else {}
+        unmeasured = {"binary_cross_entropy": NOT_ONE_CLASS} if self.metrics is None else {}
         return super().unsupported() | unmeasured | (_GATHERED if self.weights else {})
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -91,9 +98,7 @@ class LogMetrics(Callback):
         self._restore()
         self._trainer = trainer
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
-        otherwise = "say metrics=, any torchmetrics metric of (input, target)" if self.metrics is None else None
-        repeat = bool(self.weights)
-        self._steps = EvaluationSteps(pl_module, self._measure, where, otherwise=otherwise, repeat=repeat)
+        self._steps = EvaluationSteps(pl_module, self._measure, where, repeat=bool(self.weights))
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Remove the patches."""
@@ -105,11 +110,11 @@ class LogMetrics(Callback):
             self._steps.restore()
             self._steps = None
 
-    def _measure(self, loader: int, logits: Tensor, target: Tensor) -> None:
-        self._measured.update("", loader, logits, target)
+    def _measure(self, loader: int, compared: Compared) -> None:
+        self._measured.update("", loader, compared)
         for name, weights in self._other_weights():
             assert self._steps is not None  # they call this method
-            self._measured.update(f"{name}/", loader, self._steps.repeated(weights, logits), target)
+            self._measured.update(f"{name}/", loader, self._steps.repeated(weights, compared))
 
     def _other_weights(self) -> list[tuple[str, dict[str, Tensor]]]:
         trainer = self._trainer
@@ -132,7 +137,7 @@ class LogMetrics(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what was measured."""
-        self._measured.log(trainer, pl_module, f"{self.prefix}val/")
+        self._log(trainer, pl_module, "val/")
 
     def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to measure."""
@@ -140,4 +145,9 @@ class LogMetrics(Callback):
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what was measured."""
-        self._measured.log(trainer, pl_module, f"{self.prefix}test/")
+        self._log(trainer, pl_module, "test/")
+
+    def _log(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if self._steps is not None and not self._measured:
+            self._steps.check_something()
+        self._measured.log(trainer, pl_module, f"{self.prefix}{stage}")

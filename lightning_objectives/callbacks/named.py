@@ -6,7 +6,7 @@ costs, and the callback for where it acts and what it writes to a checkpoint.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -178,7 +178,9 @@ class LossReweightingCallback(ReweightSamples):
         criterion: path of the model's criterion, if it is none of torch's functional losses.
         which: number of the criterion's call, from 0, if a step makes several.
         head: path of the network's head, if it is not found.
-        input: key or position of the network's inputs in the batch, if they are not found.
+        input: path of the network's inputs in the batch, if they are not found.
+        batch_size: the number of samples in each batch, or its path in the batch, if it is not found.
+        sample_dim: the dimension of the criterion's input that counts the samples, if it is not found.
 
     Example:
         >>> LossReweightingCallback(temperature=0.4, warmup_steps=100).weighting
@@ -196,6 +198,8 @@ class LossReweightingCallback(ReweightSamples):
         which: int | None = None,
         head: str | None = None,
         input: str | int | None = None,
+        batch_size: int | str | None = None,
+        sample_dim: int | None = None,
     ) -> None:
         super().__init__(
             LossBasedReweighting(strategy=strategy, temperature=temperature, warmup_steps=warmup_steps),
@@ -204,6 +208,8 @@ class LossReweightingCallback(ReweightSamples):
             which=which,
             head=head,
             input=input,
+            batch_size=batch_size,
+            sample_dim=sample_dim,
         )
 
 
@@ -216,7 +222,9 @@ class MultiSampleDropoutCallback(WrapHead):
         criterion: path of the model's criterion, if it is none of torch's functional losses.
         which: number of the criterion's call, from 0, if a step makes several.
         head: path of the network's head, if it is not found.
-        input: key or position of the network's inputs in the batch, if they are not found.
+        input: path of the network's inputs in the batch, if they are not found.
+        batch_size: the number of samples in each batch, or its path in the batch, if it is not found.
+        sample_dim: the dimension of the criterion's input that counts the samples, if it is not found.
 
     Example:
         >>> MultiSampleDropoutCallback(num_samples=4, head="model.fc").wrapper
@@ -232,9 +240,17 @@ class MultiSampleDropoutCallback(WrapHead):
         which: int | None = None,
         head: str | None = None,
         input: str | int | None = None,
+        batch_size: int | str | None = None,
+        sample_dim: int | None = None,
     ) -> None:
         super().__init__(
-            MultiSampleDropout(num_samples=num_samples, p=p), criterion=criterion, which=which, head=head, input=input
+            MultiSampleDropout(num_samples=num_samples, p=p),
+            criterion=criterion,
+            which=which,
+            head=head,
+            input=input,
+            batch_size=batch_size,
+            sample_dim=sample_dim,
         )
 
 
@@ -250,6 +266,7 @@ class DualHeadKDCallback(Distill):
         align: remove from the teacher's gradient what conflicts with that of the model's own loss.
         stop_epoch: the epoch from which the teacher is not used any more; None never stops.
         weight: a factor on the teacher's term; at 0 nothing is touched.
+        teacher_call: how to call the teacher, if not as the student's network: ``(teacher, batch) -> output``.
         teacher_weights: a file of the teacher's weights.
         teacher_prefix: what the names of its weights in that file begin with, if several networks in it fit.
         teacher_head: path of the teacher's head, if it is not found.
@@ -261,7 +278,9 @@ class DualHeadKDCallback(Distill):
         criterion: path of the model's criterion, if it is none of torch's functional losses.
         which: number of the criterion's call, from 0, if a step makes several.
         head: path of the network's head, if it is not found.
-        input: key or position of the network's inputs in the batch, if they are not found.
+        input: path of the network's inputs in the batch, if they are not found.
+        batch_size: the number of samples in each batch, or its path in the batch, if it is not found.
+        sample_dim: the dimension of the criterion's input that counts the samples, if it is not found.
 
     Example:
         >>> DualHeadKDCallback(teacher=nn.Linear(4, 3), alpha=0.5).distillation
@@ -278,6 +297,7 @@ class DualHeadKDCallback(Distill):
         align: bool = False,
         stop_epoch: int | None = None,
         weight: float = 1.0,
+        teacher_call: Callable[[nn.Module, Any], Any] | None = None,
         teacher_weights: str | None = None,
         teacher_prefix: str | None = None,
         teacher_head: str | None = None,
@@ -290,11 +310,14 @@ class DualHeadKDCallback(Distill):
         which: int | None = None,
         head: str | None = None,
         input: str | int | None = None,
+        batch_size: int | str | None = None,
+        sample_dim: int | None = None,
     ) -> None:
         super().__init__(
             DualHead(alpha=alpha, temperature=temperature, auxiliary=auxiliary, align=align, stop_epoch=stop_epoch),
             teacher=teacher,
             weight=weight,
+            teacher_call=teacher_call,
             teacher_weights=teacher_weights,
             teacher_prefix=teacher_prefix,
             teacher_head=teacher_head,
@@ -307,4 +330,6 @@ class DualHeadKDCallback(Distill):
             which=which,
             head=head,
             input=input,
+            batch_size=batch_size,
+            sample_dim=sample_dim,
         )

@@ -9,9 +9,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
-from lightning_objectives._step.criterion import Call
-from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives._step.calls import Call
 from lightning_objectives._step.rows import Unit, fold
+from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.ranks import gather_rows
 from lightning_objectives.kinds import Weighting
 from lightning_objectives.signals import BY_ROW
@@ -60,19 +60,25 @@ class ReweightSamples(StepCallback):
         self._warned = False
         super().release(trainer, pl_module)
 
-    def weigh(self, call: Call, elements: Tensor, pipeline: Pipeline) -> Tensor:
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it weights samples, and not elements."""
+        return self.unit == "sample"
+
+    def weigh(self, call: Call, elements: Tensor, valid: Tensor | None, step: Step) -> Tensor:
         """Compute the weights of a call's elements, in their shape.
 
         Raises:
             ValueError: the method does not return one weight for each row.
         """
-        rows = fold(call, elements, unit=self.unit, batch_size=pipeline.batch_size)
-        local = {name: pipeline.signals.row(name, rows) for name in self.signals if name in BY_ROW}
+        samples = step.samples(call, elements) if self.unit == "sample" else None
+        rows = fold(elements, valid, samples)
+        local = {name: step.row(name, rows) for name in self.signals if name in BY_ROW}
         (losses, *gathered), own = gather_rows([rows.losses, *local.values()])
         if len(losses) == 1 and not self._warned:
             self._warned = True
             rank_zero_warn(_ONE_ROW.format(unit=self.unit))
-        signals = {name: pipeline.signals.get(name) for name in self.signals if name not in BY_ROW}
+        signals = {name: step.get(name) for name in self.signals if name not in BY_ROW}
         with torch.no_grad():
             weights = self.weighting(**signals, **dict(zip(local, gathered)))
         if weights.shape != losses.shape:
@@ -82,11 +88,11 @@ class ReweightSamples(StepCallback):
             )
         weights = weights.to(torch.promote_types(rows.losses.dtype, torch.float32))
         spread = rows.spread(weights[own])
-        if pipeline.logs:
+        if step.logs:
             with torch.no_grad():
-                pipeline.logged |= {
-                    "weighted_loss": call.reduce(torch.where(spread == 0, 0.0, elements * spread)).mean(),
-                    "unweighted_loss": call.reduce(elements).mean(),
+                step.logged |= {
+                    "weighted_loss": call.weighted(spread).mean(),
+                    "unweighted_loss": call.weighted(torch.ones_like(spread)).mean(),
                     "effective_sample_size": weights.sum().square() / weights.square().sum(),
                     "max_weight": weights.max(),
                 }

@@ -1,27 +1,31 @@
 """Mixes the samples of a batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_objectives._step.batch import with_inputs
+from lightning_objectives._step.batch import with_tensor
 from lightning_objectives._step.callback import StepCallback
-from lightning_objectives._step.criterion import Call
-from lightning_objectives._step.pipeline import Pipeline
+from lightning_objectives._step.calls import Call
+from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.random import batch_seed
-from lightning_objectives.kinds import BatchTransform
+from lightning_objectives.kinds import BatchTransform, Problem
 
 
 @dataclass(eq=False)
 class TransformBatch(StepCallback):
-    """Mixes a copy of the inputs before the model's step, and mixes the targets when the step calls its criterion.
+    """Mixes a copy of the inputs before the model's step, and mixes the losses when the step calls its criterion.
 
-    The model's own code sees its own targets. The draws come from a generator with a new seed for each batch. So the
-    random stream of the training is untouched, and a resumed training draws the same.
+    A row that is mixed from samples with the shares w has the loss sum_k w_k loss(logits, target_k), with the model's
+    own criterion: its class weights, its label smoothing and the targets that it ignores apply as ever. For cross
+    entropy this is the loss of the mixed target. The model's own code sees its own targets. The draws come from a
+    generator with a new seed for each batch. So the random stream of the training is untouched, and a resumed training
+    draws the same.
 
     Args:
         transform: the method, ``(inputs, ...) -> (inputs, index, weight)``.
@@ -30,9 +34,6 @@ class TransformBatch(StepCallback):
 
     kind = BatchTransform
     place = "transform"
-    refuses: ClassVar = {
-        "binary_cross_entropy": "mixed targets can only replace targets of one class per row",
-    }
 
     transform: nn.Module | Callable[..., tuple[Tensor, Tensor, Tensor]]
     seed: int = 0
@@ -41,46 +42,141 @@ class TransformBatch(StepCallback):
         """The transform."""
         return [self.transform]
 
-    def new_batch(self, pipeline: Pipeline) -> Any:
+    def transformed(self, step: Step) -> Any:
         """Mix the batch for the model's step."""
-        signals = pipeline.signals
-        generator = torch.Generator().manual_seed(batch_seed(self.seed, pipeline.trainer))
-        signals.values |= {"inputs": signals.get("inputs").clone(), "generator": generator}
-        inputs, index, weight = self.transform(**{name: signals.get(name) for name in self.signals})
-        self._mixture: tuple[Tensor, Tensor] = index, weight
-        signals.values["inputs"] = inputs
-        return with_inputs(signals.batch, signals.input, inputs)
+        generator = torch.Generator().manual_seed(batch_seed(self.seed, step.trainer))
+        original = step.get("inputs")
+        step.values |= {"inputs": original.clone(), "generator": generator}
+        inputs, index, weight = self.transform(**{name: step.get(name) for name in self.signals})
+        step.kept[self] = index, weight
+        step.values["inputs"] = inputs
+        return with_tensor(step.batch, original, inputs)
 
-    def rewrite(self, call: Call, pipeline: Pipeline) -> Call:
-        """Mix the target of the criterion's call.
+    def rewrite(self, call: Call, step: Step) -> Call:
+        """Mix the losses of the criterion's call.
 
         Raises:
-            ValueError: the target has another number of rows than the batch, or holds no classes.
+            ValueError: the criterion compares another number of rows than the batch has.
         """
-        index, weight = self._mixture
-        rows, classes = len(index), call.input.shape[-1]
-        if not call.by_class or call.input.dim() != 2 or len(call.target) != rows:
+        index, weight = step.kept[self]
+        if call.input.dim() < 1 + call.by_class or not len(call.input) == len(call.target) == len(index):
             raise ValueError(
-                f"{self.transform} mixed {rows} rows, but the criterion compares {tuple(call.input.shape)} with "
-                f"{tuple(call.target.shape)}: {self.refuses['binary_cross_entropy']}. Remove {type(self).__name__}."
+                f"{self.transform} mixed {len(index)} rows, but the criterion compares {tuple(call.input.shape)} with "
+                f"{tuple(call.target.shape)}, so it is unknown which target belongs to which row. Remove "
+                f"{type(self).__name__}, or compare one row for each sample."
             )
-        target = F.one_hot(call.target, classes) if call.indexed else call.target
-        dtype = call.input.dtype
-        mixed = torch.einsum("nk,nkc->nc", weight.to(dtype), target.to(dtype)[index])
-        options = {name: value for name, value in call.options.items() if name != "ignore_index"}
-        # Log-probabilities are logits too, but nll_loss cannot compare them with class probabilities.
-        function = F.cross_entropy if call.function is F.nll_loss else call.function
-        if call.indexed and function is not F.cross_entropy:
-            function = _mixture(call, index, weight.to(dtype))
-        return replace(call, function=function, target=mixed, options=options)
+        return Mixed([call.with_targets_of(rows) for rows in index.unbind(1)], weight.to(call.input.dtype))
 
 
-def _mixture(call: Call, index: Tensor, weight: Tensor) -> Callable[..., Tensor]:
-    """Mix the losses for several classes, for a criterion that compares with one class per row only."""
+class Mixed(Call):
+    """A call of a criterion on mixed rows: the losses for the targets of several samples, times their shares.
 
-    def function(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
-        parts = [call.function(input, call.target[rows], reduction="none") for rows in index.unbind(1)]
-        losses = torch.stack([share * part for share, part in zip(weight.unbind(1), parts)]).sum(0)
-        return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+    Args:
+        calls: K calls with the same input, each with the targets of other samples.
+        weight: (N, K) the shares.
+    """
 
-    return function
+    def __init__(self, calls: list[Call], weight: Tensor) -> None:
+        first = calls[0]
+        self.calls, self.weight = calls, weight
+        self.name, self.input, self.by_class, self.class_dim = first.name, first.input, first.by_class, first.class_dim
+        self.probabilities = first.probabilities
+
+    @property
+    def reduction(self) -> str:  # type: ignore[override]  # an attribute that is computed
+        """How the criterion reduces its losses."""
+        return self.calls[0].reduction
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the user's code gets one number."""
+        return self.calls[0].is_reduced
+
+    @property
+    def divides(self) -> bool:
+        """Whether the sum is still to be divided."""
+        return self.calls[0].divides
+
+    @property
+    def problem(self) -> Problem | None:
+        """What kind of problem the criterion belongs to."""
+        return self.calls[0].problem
+
+    def _shares(self, like: Tensor) -> list[Tensor]:
+        """The shares of each of the K targets, in the shape of the losses."""
+        return [share.view(-1, *[1] * (like.dim() - 1)).expand_as(like) for share in self.weight.unbind(1)]
+
+    def value(self) -> Tensor:
+        """The mixed losses, reduced as the criterion does."""
+        return self.weighted(torch.ones_like(self.calls[0].elements))
+
+    @cached_property
+    def elements(self) -> Tensor:
+        """The mixed losses."""
+        parts = [call.elements for call in self.calls]
+        mixed = [torch.where(share == 0, 0.0, share * part) for share, part in zip(self._shares(parts[0]), parts)]
+        return torch.stack(mixed).sum(0)
+
+    def summed(self, weights: Tensor) -> Tensor:
+        """The mixed losses times their weights."""
+        parts = [call.summed(weights * share) for call, share in zip(self.calls, self._shares(weights))]
+        return torch.stack(parts).sum(0)
+
+    @cached_property
+    def valid(self) -> Tensor | None:
+        """Which rows count: those of which a part counts."""
+        parts = [call.valid for call in self.calls]
+        if parts[0] is None:
+            return None
+        counts = [valid & (share > 0) for valid, share in zip(parts, self._shares(parts[0])) if valid is not None]
+        return torch.stack(counts).any(0)
+
+    @property
+    def divisor(self) -> Tensor | int:
+        """What a mean divides by: the mixture of what each target adds."""
+        parts = [call.parts for call in self.calls]
+        if parts[0] is None:
+            return self.calls[0].divisor
+        pairs = [(share, part) for share, part in zip(self._shares(parts[0]), parts) if part is not None]
+        if parts[0].dtype != torch.bool:
+            return torch.stack([(share * part).sum() for share, part in pairs]).sum()
+        # The shares sum to 1 but for rounding, so a row that counts whole must add 1 exactly.
+        ignored = torch.stack([share * ~part for share, part in pairs]).sum(0)
+        return torch.where(torch.stack([part for _, part in pairs]).any(0), 1 - ignored, 0.0).sum()
+
+    @property
+    def indexed(self) -> bool:
+        """False: a mixed target holds probabilities."""
+        return False
+
+    @cached_property
+    def target(self) -> Tensor:  # type: ignore[override]
+        """The mixed target, of the shape of the input; of class indices it is the distribution of those that count."""
+        dtype = self.input.dtype
+        total: Tensor | None = None
+        sums: Tensor | None = None
+        for call, share in zip(self.calls, self.weight.unbind(1)):
+            target = call.target
+            share = share.view(-1, *[1] * (target.dim() - 1)).to(dtype)
+            if call.indexed:
+                share = share.expand(target.shape)
+                if call.valid is not None:
+                    share = share * call.valid
+                    target = torch.where(call.valid, target, 0)
+                target = F.one_hot(target.long(), self.input.shape[call.class_dim or 0]).movedim(
+                    -1, call.class_dim or 0
+                )
+                share = share.unsqueeze(call.class_dim or 0)
+            part = share * target.to(dtype)
+            total, sums = (part, share) if total is None or sums is None else (total + part, sums + share)
+        assert total is not None
+        assert sums is not None
+        return total / torch.where(sums == 0, 1, sums) if self.calls[0].valid is not None else total
+
+    def on(self, substitute: Callable[[Tensor], Tensor]) -> "Mixed":
+        """The same call with other tensors."""
+        return Mixed([call.on(substitute) for call in self.calls], self.weight)
+
+    def with_targets_of(self, rows: Tensor) -> "Mixed":
+        """The same call with the targets of other rows."""
+        return Mixed([call.with_targets_of(rows) for call in self.calls], self.weight[rows])

@@ -1,13 +1,12 @@
 """Computes several stacks of logits in place of the head's one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
-from lightning_objectives._step.pipeline import Pipeline
 from lightning_objectives.kinds import Head
 
 
@@ -39,7 +38,7 @@ class WrapHead(StepCallback):
         """The wrapper."""
         return [self.wrapper]
 
-    def stacks(self, pipeline: Pipeline) -> Tensor:
+    def stacks(self, signals: Mapping[str, Any]) -> Tensor:
         """Compute the head's stacks for the features of this step."""
-        stacks: Tensor = self.wrapper(**{name: pipeline.signals.get(name) for name in self.signals})
+        stacks: Tensor = self.wrapper(**{name: signals[name] for name in self.signals})
         return stacks

@@ -89,6 +89,7 @@ class BinaryKL(Distillation):
     """
 
     function = staticmethod(binary_kl)
+    problems = ("classes", "binary", "labels")
 
     def __init__(self, *, temperature: float = 2.0, normalize: bool = False) -> None:
         super().__init__()

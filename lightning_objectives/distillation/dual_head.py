@@ -83,6 +83,7 @@ class DualHead(Distillation):
     """
 
     function = staticmethod(dual_head_loss)
+    problems = ("classes", "binary", "labels")
     builds_head = True
 
     def __init__(

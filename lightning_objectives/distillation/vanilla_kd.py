@@ -69,6 +69,7 @@ class VanillaKD(Distillation):
     """
 
     function = staticmethod(vanilla_kd)
+    problems = ("classes",)
 
     def __init__(self, *, temperature: float = 4.0) -> None:
         super().__init__()

@@ -133,6 +133,7 @@ class AdaptiveLDRLoss(Loss):
     """
 
     function = staticmethod(adaptive_ldr_loss)
+    problems = ("classes",)
 
     def __init__(
         self, *, temperature: float = 1.0, alpha: float = 2.0, margin: float = 0.0, iterations: int = 20

@@ -1,6 +1,8 @@
-"""Chooses the metrics of a classifier if the user names none."""
+"""Chooses the metrics of a model if the user names none."""
 
-from torchmetrics import Metric, MetricCollection
+import torch
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 
 from lightning_objectives.metrics.brier_score import BrierScore
 from lightning_objectives.metrics.calibration_error import CalibrationError
@@ -31,3 +33,20 @@ def default_metrics(num_classes: int) -> MetricCollection:
     if num_classes > 5:
         metrics["top5"] = TopKAccuracy(k=5)
     return MetricCollection(metrics)  # type: ignore[arg-type]  # its annotation has Metric | MetricCollection as values, and dict is invariant
+
+
+class _R2(R2Score):
+    """R2, which is NaN for fewer than two numbers, where torchmetrics raises an error."""
+
+    def compute(self) -> Tensor:
+        return super().compute() if self.total > 1 else torch.tensor(float("nan"), device=self.device)
+
+
+def regression_metrics() -> MetricCollection:
+    """Build the usual metrics of a regression, over all predicted numbers.
+
+    >>> sorted(regression_metrics())
+    ['mae', 'r2', 'rmse']
+    """
+    metrics: dict[str, Metric] = {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": _R2()}
+    return MetricCollection(metrics)  # type: ignore[arg-type]  # see above

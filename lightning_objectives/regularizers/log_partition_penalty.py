@@ -50,6 +50,7 @@ class LogPartitionPenalty(Regularizer):
     """
 
     function = staticmethod(log_partition_penalty)
+    problems = ("classes",)
     default_strength = 1e-4
 
     def forward(self, logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from lightning_objectives._step.batch import batch_size_of, inputs_of, part_of, unwrap, with_inputs
+from lightning_objectives._step.batch import batch_size_of, inputs_of, part_of, unwrap, with_tensor
 from lightning_objectives.data.with_index import Indexed
 
 X, Y = torch.zeros(3, 4), torch.arange(3)
@@ -36,13 +36,13 @@ def test_the_part_under_a_key():
 def test_the_inputs_are_found_and_exchanged_in_a_copy(batch, key):
     assert inputs_of(batch, key) is X
     new = torch.ones(3, 4)
-    assert inputs_of(with_inputs(batch, key, new), key) is new
+    assert inputs_of(with_tensor(batch, X, new), key) is new
     assert inputs_of(batch, key) is X
 
 
 def test_a_copy_with_other_inputs_keeps_the_rest():
     rest = {"z": Y}
-    new = with_inputs(Pair(X, rest), None, Y)
+    new = with_tensor(Pair(X, rest), X, Y)
     assert isinstance(new, Pair)
     assert new.x is Y
     assert new.y is rest

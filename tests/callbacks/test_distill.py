@@ -568,7 +568,7 @@ REFUSED = {
     "classes": (lambda: Distill(VanillaKD(), teacher=teacher(10)), "24 rows of 3 classes"),
     "dual classes": (lambda: Distill(DualHead(), teacher=teacher(10)), "same classes, in the same order"),
     "no logits": (lambda: Distill(VanillaKD(), teacher=Says({"hidden": 1})), r"a dict with the keys \['hidden'\]"),
-    "no head": (lambda: Distill(DualHead(), teacher=teacher(), head="backbone.1"), "holds no Linear layer"),
+    "no head": (lambda: Distill(DualHead(), teacher=teacher(), head="backbone.1"), "holds no layer with a matrix"),
     "statistics": (
         lambda: Distill(VanillaKD(), teacher=teacher(), data_normalization=([0.0], [1.0])),
         "give teacher_normalization",

@@ -45,17 +45,17 @@ def test_no_logits(output):
 def test_features_are_what_the_head_is_given():
     network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     x = torch.randn(2, 4)
-    answer = Frozen(network, tap=True)(x, torch.float32)
+    answer = Frozen(network, tap=True)(x, dtype=torch.float32)
     torch.testing.assert_close(answer.features, network[:2](x))
     assert not answer.logits.requires_grad
-    assert Frozen(network, head="0", tap=True)(x, torch.float32).features is x
-    assert Frozen(nn.Linear(4, 3))(x, torch.float32).features is None
+    assert Frozen(network, head="0", tap=True)(x, dtype=torch.float32).features is x
+    assert Frozen(nn.Linear(4, 3))(x, dtype=torch.float32).features is None
 
 
 def test_integer_inputs_take_the_modules_type():
     network = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3))
-    assert Frozen(network)(torch.arange(5), torch.float64).logits.dtype is torch.float64
-    assert Frozen(nn.Linear(4, 3))(torch.ones(2, 4).bfloat16(), torch.float32).logits.dtype is torch.bfloat16
+    assert Frozen(network)(torch.arange(5), dtype=torch.float64).logits.dtype is torch.float64
+    assert Frozen(nn.Linear(4, 3))(torch.ones(2, 4).bfloat16(), dtype=torch.float32).logits.dtype is torch.bfloat16
 
 
 def test_inputs_are_translated_between_normalizations():
@@ -66,7 +66,7 @@ def test_inputs_are_translated_between_normalizations():
     seen = []
     network = nn.Identity()
     network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    Frozen(network, translate=(data, own))(normalize(raw, *data), torch.float32)
+    Frozen(network, translate=(data, own))(normalize(raw, *data), dtype=torch.float32)
     torch.testing.assert_close(seen[0], normalize(raw, *own))
 
 
@@ -103,7 +103,7 @@ def test_an_answer_can_be_kept_for_a_backward_pass():
             seen.append(torch.is_inference_mode_enabled())
             return super().forward(x)
 
-    answer = Frozen(nn.Sequential(nn.ReLU(), Teacher(4, 3)), tap=True)(torch.randn(2, 4), torch.float32)
+    answer = Frozen(nn.Sequential(nn.ReLU(), Teacher(4, 3)), tap=True)(torch.randn(2, 4), dtype=torch.float32)
     student = torch.ones(2, 3, requires_grad=True)
     (student * answer.logits).sum().backward()
     assert seen == [True]

@@ -159,6 +159,11 @@ class Regression(Net):
         F.mse_loss(self(batch[0]), F.one_hot(batch[1], 3).float())
 
 
+class Labels(Net):
+    def validation_step(self, batch, batch_idx):
+        F.binary_cross_entropy_with_logits(self(batch[0]), F.one_hot(batch[1], 3).float())
+
+
 class Twice(Net):
     def validation_step(self, batch, batch_idx):
         F.cross_entropy(self(batch[0]), batch[1])
@@ -188,8 +193,8 @@ class Predicts(Net):
 @pytest.mark.parametrize(
     ("net", "callback", "message"),
     [
-        (Regression, LogMetrics(), "no choice of one class; say metrics="),
-        (Twice, LogMetrics(), "calls 2 criteria; say which="),
+        (Labels, LogMetrics(), "several labels that may hold together.* Say metrics="),
+        (Twice, LogMetrics(), r"calls 2 criteria \(0: cross_entropy of \(8, 3\), 1: .*\); say which="),
         (Twice, LogMetrics(which=3), "which=3, but"),
         (Nothing, LogMetrics(), "no criterion and no head was seen"),
         (Predicts, LogMetrics(target="label"), "target='label'"),

@@ -70,8 +70,8 @@ def test_random_augmentation_is_found_out(tmp_path):
 def test_a_sample_twice_in_a_batch_with_other_inputs_is_found_out(tmp_path):
     cache = LogitCache(str(tmp_path), top_k=None, teacher="a")
     with pytest.raises(ValueError, match="The inputs of the sample 2 are not those"):
-        cache(torch.tensor([2, 2]), torch.tensor([[1.0], [2.0]]), lambda x: x)
-    same = cache(torch.tensor([5, 5]), torch.tensor([[1.0], [1.0]]), lambda x: x)
+        cache(torch.tensor([2, 2]), torch.tensor([[1.0], [2.0]]), lambda rows: torch.ones(2, 1)[rows])
+    same = cache(torch.tensor([5, 5]), torch.tensor([[1.0], [1.0]]), lambda rows: torch.ones(2, 1)[rows])
     assert same.tolist() == [[1.0], [1.0]]
 
 
@@ -98,8 +98,8 @@ def test_a_training_on_the_top_k(tmp_path):
 def test_the_ranks_read_each_others_files(tmp_path):
     first, second = (LogitCache(str(tmp_path), top_k=None, teacher="a", rank=rank) for rank in (0, 1))
     x = torch.arange(6.0)[:, None]
-    first(torch.arange(3), x[:3], lambda x: -x)
-    second(torch.arange(3, 6), x[3:], lambda x: -x)
+    first(torch.arange(3), x[:3], lambda rows: -x[:3][rows])
+    second(torch.arange(3, 6), x[3:], lambda rows: -x[3:][rows])
     for cache in (first, second):
         cache.save()
     first.load()
@@ -137,7 +137,9 @@ def test_what_is_refused(tmp_path):
             train=batches(),
         )
     with pytest.raises(ValueError, match="one row of logits a sample"):
-        LogitCache(str(tmp_path / "c"), top_k=None, teacher="a")(torch.tensor([1]), torch.ones(1, 2), lambda x: x[None])
+        LogitCache(str(tmp_path / "c"), top_k=None, teacher="a")(
+            torch.tensor([1]), torch.ones(1, 2), lambda rows: torch.ones(1, 1, 2)
+        )
     file = tmp_path / "logits-0.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match="is damaged"):
@@ -178,7 +180,7 @@ def test_a_cache_that_is_opened_while_the_trainer_makes_modules_on_a_gpu_stays_o
     index, inputs = torch.arange(3), torch.rand(3, 2)
     with torch.device("meta"):
         first = LogitCache(str(tmp_path), top_k=None, teacher="one")
-    logits = first(index, inputs, lambda rows: rows * 2)
+    logits = first(index, inputs, lambda rows: inputs[rows] * 2)
     first.save()
     with torch.device("meta"):
         again = LogitCache(str(tmp_path), top_k=None, teacher="one")

@@ -1,0 +1,332 @@
+"""One training step of the user's, changed by the callbacks that act in it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_objectives._step.batch import batch_size_of, part_of, tensors_of
+from lightning_objectives._step.calls import Call
+from lightning_objectives._step.graph import reaches
+from lightning_objectives._step.member import CHANGES, PLACES, Member
+from lightning_objectives._step.proof import prove
+from lightning_objectives._step.rows import fold
+from lightning_objectives._step.samples import Samples, Sizes
+from lightning_objectives._step.signals import Signals
+from lightning_objectives._step.stacks import on_stacks
+from lightning_objectives._trainer.names import numbered
+from lightning_objectives.signals import signals_from
+
+
+class Step(Signals):
+    """Holds the state of one training step, and dies with it: no tensor has to be forgotten by hand.
+
+    The order of what happens: batch transform -> the user's own step, with the head wrapped and the criterion caught ->
+    per-sample losses (the model's own, or the replacement) -> weights -> the reduction and the divisor that the model
+    asked for -> added terms -> their combination.
+
+    Args:
+        plan: the plan of the fit.
+        batch: the user's batch.
+        index: the index of the samples that came with the batch.
+    """
+
+    def __init__(self, plan: Any, batch: Any, index: Tensor | None) -> None:
+        super().__init__(plan.module, batch, input=plan.option("input"), index=index)
+        self.plan, self.trainer, self.providers = plan, plan.trainer, plan.providers
+        number, every = self.trainer.global_step, 0 if self.trainer.barebones else self.trainer.log_every_n_steps
+        self.running: dict[str, list[Member]] = {
+            place: [m for m in plan.members if m.place == place and m.active(number)] for place in PLACES
+        }
+        """The callbacks that act in this step, by place."""
+        self.user_batch = batch
+        """The batch that the user's step gets."""
+        self.logs: bool = every > 0 and number % every in (0, every - 1)
+        """Whether this step is logged: `log` is slow, and Lightning's loggers keep one step in `log_every_n_steps`."""
+        self.logged: dict[str, Tensor] = {}
+        """The values that the step logs under ``train/``."""
+        self.loss: Tensor
+        """The loss that the user's step returned; a term that combines itself with it may replace it."""
+        self.call: Call | None = None
+        """The criterion's call that the callbacks act on, changed by those before the weights."""
+        self.user_call: Call | None = None
+        """The same call, as the user's code made it."""
+        self.head_output: Tensor | None = None
+        self.kept: dict[Member, Any] = {}
+        """What a callback keeps for the rest of the step."""
+        self._stacks: Tensor | None = None
+        """The stacks (M, N, ...) of a wrapped head."""
+        self._head_calls = 0
+        self._part = part_of(batch, self.input)
+        self._calls: list[Call] = []
+        self._value: Tensor | None = None
+        """What the user's code got as the criterion's value."""
+        self._instead: Tensor | None = None
+        """The value that replaces the criterion's in the loss of a compiled step."""
+        self._late: tuple[Call, Tensor] | None = None
+        """A call whose losses the user's code reduces itself, and these losses: they are weighted afterwards."""
+        self._values: list[Tensor] = []
+        """What the user's code got for each call."""
+        self._refusal: ValueError | None = None
+        """Why the callbacks cannot act on the first call, while it is unknown whether they are to act on it."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether a callback changes the criterion's value in this step."""
+        return any(self.running[place] for place in CHANGES)
+
+    def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the user's step, and return its output with the loss that the callbacks make of it."""
+        batch = self.batch
+        for member in self.running["transform"]:
+            batch = self.user_batch = member.transformed(self)
+        args, kwargs = ((batch, *args[1:]), kwargs) if args else (args, {**kwargs, "batch": batch})
+        capture = self.plan.capture
+        if self.plan.follows_batch:
+            capture.trace.start_batch(tensors_of(self.user_batch))
+        try:
+            with capture.listening(self, self.plan.mode_of(self)):
+                output = inner(*args, **kwargs)
+            for call, value in capture.mode.noted_calls() if capture.mode is not None else ():
+                self._read(call, value)
+            output = self._finished(output)
+        finally:
+            capture.forget()
+        for name, value in self.logged.items() if self.logs else ():
+            self.module.log(f"train/{name}", value, batch_size=batch_size_of(self._part))
+        return output
+
+    # -- the calls -----------------------------------------------------------------------------------------------------
+
+    def on_head(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give the head's output to the user's code, or the mean of its stacks."""
+        self._head_calls += 1
+        features = (*args, *kwargs.values())
+        if self._head_calls > 1 or len(features) != 1:
+            if not self.plan.needs_head:  # It is only followed, to know the samples.
+                self.plan.capture.trace.output = None
+                return inner(*args, **kwargs)
+            raise ValueError(
+                f"The head {self.plan.head_path!r} is called several times in a step, or with more than its features, "
+                "so no single call gives the logits. Name a module that the step calls once, as head(features), by "
+                "head=."
+            )
+        self.values |= {"features": features[0], "head": inner}
+        wrapped = self.running["head"]
+        output = self._stacked(wrapped[0]) if wrapped else inner(*args, **kwargs)
+        self.head_output = output if isinstance(output, Tensor) else None
+        if self.plan.follows and self.head_output is not None:
+            self.plan.capture.trace.start(self.head_output)
+        return output
+
+    def _stacked(self, member: Member) -> Tensor:
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                f"{type(member).__name__} cannot wrap the head {self.plan.head_path!r}, because your code calls it "
+                "without gradients, as checkpoint(..., use_reentrant=True) does. Use checkpoint(..., "
+                "use_reentrant=False)."
+            )
+        signals = {name: self.get(name) for name in {*member.signals, "features", "head"}}
+
+        def again(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+            (features,) = (*args, *kwargs.values())
+            return member.stacks({**others, "features": features, "head": inner}).mean(0)
+
+        others = {name: value for name, value in signals.items() if name not in ("features", "head")}
+        self.plan.capture.on_recompute = again  # A checkpoint around the head runs it once more, in the backward pass.
+        self._stacks = member.stacks(signals)
+        return self._stacks.mean(0)
+
+    def on_call(self, call: Call) -> Tensor:
+        """Give a value to the user's code for a call of a criterion."""
+        if not (call.input.requires_grad and torch.is_grad_enabled()):
+            return call.value()  # This is a metric.
+        self._calls.append(call)
+        if not self._is_chosen(call):
+            self._values.append(call.value())
+            return self._values[-1]
+        self.plan.caught_calls += 1
+        try:
+            self._value = self._objective(call)
+        except ValueError as error:
+            if self.plan.verified or self.plan.option("which") is not None:
+                raise
+            self._refusal, self._value = error, call.value()
+        self._values.append(self._value)
+        # In-place changes by the user's code must not reach the losses that are weighted afterwards.
+        return self._value if self._late is None else self._value.clone()
+
+    def _is_chosen(self, call: Call) -> bool:
+        """Whether the callbacks act on this call, the latest: by the user's choice, or by the proof of the first step.
+
+        Before the proof it is the first call; others may be metrics, whose values are not in the loss.
+        """
+        which = self.plan.option("which")
+        if which is None and self.plan.chosen is not None:
+            of_name = [other for other in self._calls if other.name == call.name]
+            return bool(self.plan.chosen == (call.name, len(of_name) - 1))
+        return len(self._calls) - 1 == int(which or 0)
+
+    def _read(self, call: Call, value: Tensor) -> None:
+        """Do for a noted call what `on_call` does."""
+        self._calls.append(call)
+        self._values.append(value)
+        if self._is_chosen(call):
+            self.plan.caught_calls += 1
+            self._value = value
+            if self.changes:
+                self._instead = self._objective(call)
+            else:
+                self.call = self.user_call = call
+
+    def _objective(self, call: Call) -> Tensor:
+        """The value of the criterion, changed by the callbacks that act now; without any, the criterion's own."""
+        self.user_call = call
+        if not self.plan.verified:
+            for member in self.plan.members:
+                member.check(call)
+        for member in (*self.running["transform"], *self.running["loss"]):
+            call = member.rewrite(call, self)
+        if self.running["head"]:
+            call = on_stacks(call, self._stacks, self.plan.capture.trace, self.plan.head_path)
+        self.call = call
+        if not self.running["weighting"]:
+            return call.value()
+        if not call.is_reduced:
+            self._late = call, call.elements
+            return call.elements
+        weights = self.running["weighting"][0].weigh(call, call.elements, call.valid, self)
+        return call.weighted(weights)
+
+    # -- samples and signals -------------------------------------------------------------------------------------------
+
+    def samples(self, call: Call, elements: Tensor) -> Samples:
+        """Which sample of the batch each element of the call belongs to."""
+        sizes = Sizes.of(self._part, self.plan.told_batch_size(self._part), self.plan.loader_sizes)
+        found: Samples = self.plan.finder.find(call, self.user_call or call, elements, sizes, self.plan.capture.trace)
+        return found
+
+    def _losses(self) -> Tensor:
+        """(N,): for each sample the mean of the losses that count."""
+        call = self._called("losses")
+        return fold(call.elements, call.valid, self.samples(call, call.elements)).losses
+
+    def _logits(self) -> Tensor:
+        return self._called("logits").logits
+
+    def _target(self) -> Tensor:
+        return self._called("target").targets
+
+    def _called(self, name: str) -> Call:
+        if self.call is None:
+            raise ValueError(
+                f"The method asks for the signal {name!r} before the step has called its criterion, so there is none. "
+                "Use a method that does not ask for it at this place."
+            )
+        return self.call
+
+    # -- the loss ------------------------------------------------------------------------------------------------------
+
+    def _finished(self, output: Any) -> Any:
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if loss is None:
+            return output
+        if not self.plan.verified:
+            loss = self._proved(loss)
+        self.loss = self._replaced(loss)
+        if self._late is not None:
+            self.loss = self._weighted(*self._late)
+        terms = [term for term in (member.term(self) for member in self.running["term"]) if term is not None]
+        combined = self.loss
+        if terms and self.running["combination"]:
+            combined = self.running["combination"][0].combine([self.loss, *terms], self)
+        else:
+            for term in terms:
+                combined = combined + term
+        zero = self.plan.extras.zero()
+        if zero is not None:
+            combined = combined + zero
+        if combined is loss:
+            return output
+        return {**output, "loss": combined} if isinstance(output, Mapping) else combined
+
+    def _proved(self, loss: Tensor) -> Tensor:
+        """Prove in the first step that the plan has its effect, and return the loss with it."""
+        plan, mode = self.plan, self.plan.capture.mode
+        if plan.catches:
+            which = plan.option("which")
+            inside = [i for i, value in enumerate(self._values) if reaches(loss, value)]
+            refusal, self._refusal = self._refusal, None  # Its traceback refers to this step.
+            if refusal is not None and (inside == [0] or len(self._calls) == 1):
+                raise refusal
+            del refusal
+            changed = loss
+            if which is None and len(inside) == 1:
+                which = inside[0]
+                name = self._calls[which].name
+                plan.chosen = name, sum(call.name == name for call in self._calls[:which])
+                if which:  # The calls before it are metrics.
+                    changed = self._changed_afterwards(loss, which)
+            head = self.head_output if plan.needs_head and not self.running["head"] else None
+            user = type(self.module).__name__
+            prove(loss, self._calls, self._value, which=which, head=head, user=user, plan=plan.words())
+            loss = changed
+        if mode is not None:
+            alone = loss is self._value and len(self._calls) == 1 and plan.capture.named is None
+            mode.whole = alone and not any(member.place == "head" for member in plan.members)
+        plan.verified = True
+        return loss
+
+    def _changed_afterwards(self, loss: Tensor, which: int) -> Tensor:
+        """The loss with the change of a call whose own value the user's code got already."""
+        self._late = None
+        for name in signals_from("criterion"):  # They are those of the first call.
+            self.values.pop(name, None)
+        plain = self._value = self._values[which]
+        changed = self._objective(self._calls[which])
+        late: tuple[Call, Tensor] | None = self._late
+        if late is not None:
+            self._late = late[0], plain
+            return loss
+        (factors,) = torch.autograd.grad(loss, plain, retain_graph=True, create_graph=True)
+        return loss + (factors * (changed - plain)).sum()
+
+    def _replaced(self, loss: Tensor) -> Tensor:
+        """The loss of a compiled step, in which the criterion's value could not be replaced where it was computed."""
+        if self._instead is None:
+            return loss
+        if loss is not self._value or len(self._calls) != 1:
+            raise ValueError(
+                f"The compiled step of {type(self.module).__name__} returned the criterion's value so far, and now "
+                f"something else, on which {self.plan.words()} would have no effect. Return that value in each step, "
+                "or compile the network alone."
+            )
+        return self._instead
+
+    def _weighted(self, call: Call, elements: Tensor) -> Tensor:
+        """Weight losses that the user's code has reduced itself: it may have masked and scaled them.
+
+        Each loss has a factor in the result, its gradient. Those with the factor 0 do not count.
+        """
+        # The factors may depend on parameters too, as in a learned scale; a compiled graph has no second derivative.
+        settings: Any = {"retain_graph": True, "create_graph": not self.plan.is_partly_compiled}
+        factors = torch.autograd.grad(self.loss, elements, materialize_grads=True, **settings)[0]
+        counts = factors != 0
+        valid = counts if call.valid is None else counts & call.valid
+        weights = self.running["weighting"][0].weigh(call, elements, valid, self)
+        change = torch.where(counts & (weights != 1), factors * (weights - 1) * elements, 0.0)
+        return self.loss + change.sum()
+
+    def log_term(self, member: Member, value: Tensor) -> None:
+        """Log the value of a term under its method's name, with a number from the second of this name on."""
+        if self.logs:
+            names: list[str] = []
+            terms = [m for m in self.plan.members if m.place == "term"]
+            for term in terms:
+                names.append(numbered(_called(term), names))
+            self.logged[names[terms.index(member)]] = value.detach()
+
+
+def _called(member: Member) -> str:
+    return str(getattr(member.method, "__name__", type(member.method).__name__)).lower()
