@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from lightning_objectives.kinds import Problem
+
 _PREDICTION_NAMES = frozenset(
     "input inputs logits logit y_hat yhat y_pred pred preds prediction predictions output outputs x".split()
 )
@@ -34,6 +36,21 @@ def loss_in(result: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
         f"criterion={name!r} returned a {type(result).__name__}, in which there is no loss. It must return a tensor, a "
         "tuple that begins with one, or a dictionary with the key 'loss'."
     )
+
+
+def problem_of(target: Tensor) -> Problem | None:
+    """What floating-point targets of the shape of the predictions belong to; None if their numbers do not show it.
+
+    >>> import torch
+    >>> problem_of(torch.tensor([[0.2, 0.8]])), problem_of(torch.tensor([[1.0, 1.0]])), problem_of(torch.tensor([0.3]))
+    ('classes', 'labels', None)
+    """
+    columns = target.shape[1] if target.dim() > 1 else 1
+    if columns > 1 and bool((target >= 0).all()) and bool(((target.sum(1) - 1).abs() < 1e-3).all()):
+        return "classes"
+    if bool(((target == 0) | (target == 1)).all()):
+        return "binary" if columns == 1 else "labels"
+    return None
 
 
 def places_of(

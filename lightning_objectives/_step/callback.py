@@ -108,16 +108,20 @@ class StepCallback(StatefulCallback, Member):
             ValueError: with the problem, and the way out.
         """
         method, problem, problems = self.method, call.problem, self.problems
-        if not problems or problem is None or {problem, _REPLACED_BY.get(problem)} & set(problems):
+        if not problems or _OF_CRITERION.isdisjoint(signals_of(method)):
             return
-        if _OF_CRITERION.isdisjoint(signals_of(method)):
+        if problem is not None and {problem, _REPLACED_BY.get(problem)} & set(problems):
             return
         meant = " or ".join(_WORDS[name] for name in problems)
+        found = (
+            "compares numbers that show neither classes nor labels, so its values may mean nothing there"
+            if problem is None
+            else f"is one for {_WORDS[problem]}, where its values would mean nothing"
+        )
         raise ValueError(
             f"{type(self).__name__}: {method} is for {meant}, but the model's criterion, {call.name} of "
-            f"{tuple(call.input.shape)}, is one for {_WORDS[problem]}, where its values would mean nothing. Use a "
-            f"method for that, or, if you mean it, pass a function in place of the method: lambda "
-            f"{', '.join(signals_of(method))}: ..."
+            f"{tuple(call.input.shape)}, {found}. Use another method, or, if you mean it, pass a function in place of "
+            f"the method: lambda {', '.join(signals_of(method))}: ..."
         )
 
     def arguments(self, step: Step, names: Iterable[str]) -> dict[str, Any]:

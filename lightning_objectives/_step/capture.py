@@ -1,5 +1,6 @@
 """Shows the calls of the head, the criterion and the network during a step of the user's, training or evaluation."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import l1_loss
 from torch.overrides import TorchFunctionMode
 
 from lightning_objectives._step.arguments import loss_in
@@ -56,6 +58,8 @@ class CriterionMode(TorchFunctionMode):
     ) -> Any:
         """Torch calls this for every torch function of the user's step."""
         kwargs = kwargs or {}
+        if func is l1_loss and not torch.compiler.is_compiling():
+            kwargs = {**kwargs, **_dropped()}
         # The order matters to torch.compile: a network then does not depend on these flags, and a step not on `reads`,
         # so that each is compiled only once.
         noted = func in CRITERIA and ((self.whole and torch.compiler.is_compiling()) or self.reads)
@@ -73,6 +77,15 @@ class CriterionMode(TorchFunctionMode):
         """The noted calls that a gradient flows through, each with its value."""
         calls = [(parse(function, args, kwargs), value) for function, args, kwargs, value in self.notes]
         return [(call, value) for call, value in calls if call.input.requires_grad and value.requires_grad]
+
+
+def _dropped() -> dict[str, Any]:
+    """The argument that torch drops when it hands the running call of ``l1_loss`` to a mode: its ``weight``."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code is not l1_loss.__code__:
+        frame = frame.f_back
+    weight = frame.f_locals.get("weight") if frame.f_code is l1_loss.__code__ else None
+    return {} if weight is None else {"weight": weight}
 
 
 class Capture:

@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_objectives._step.arguments import loss_in, places_of
+from lightning_objectives._step.arguments import loss_in, places_of, problem_of
 from lightning_objectives._step.calls import Call
 from lightning_objectives._trainer.patch import ClassPatch, Patch
 from lightning_objectives._trainer.random import private_stream
@@ -45,6 +45,8 @@ class Named:
             )
         self.proved: set[Any] = set()
         """The shapes of arguments for which a batch has proved that the criterion acts row by row."""
+        self.problem: Problem | None = None
+        """What the targets of a batch have shown."""
         self.by_vmap = True
         """Whether the losses of single rows come from one vectorized call; else from one call for each row."""
 
@@ -98,6 +100,8 @@ class NamedCall(Call):
         self.named, self.function, self._value = named, function, value
         self.name = named.path
         self.leaves, self._spec = tree_flatten((args, kwargs))
+        self._obstacle = ""
+        """Why the losses of single rows do not come from one vectorized call."""
         self._places = places_of(function, args, kwargs, self.leaves, self._spec)
         if not self._places:
             raise ValueError(
@@ -140,8 +144,12 @@ class NamedCall(Call):
 
     @property
     def problem(self) -> Problem | None:
-        """Classes if the target holds the indices of classes, else unknown."""
-        return "classes" if self.by_class else None
+        """Classes if the target holds the indices of classes, else what its numbers show in the first batch."""
+        if self.by_class:
+            return "classes"
+        if self.named.problem is None and self._target is not None and self._target.shape == self.input.shape:
+            self.named.problem = problem_of(self._target)
+        return self.named.problem
 
     def value(self) -> Tensor:
         """What the criterion returned to the user's code."""
@@ -241,6 +249,7 @@ class NamedCall(Call):
             except Exception as error:
                 refusal = f"for one row alone it fails ({type(error).__name__}: {error})"
                 continue
+            self._tell()
             shares, known, off = self._shares(losses, by_row)
             key = tuple(leaf.shape if isinstance(leaf, Tensor) else None for leaf in self.leaves), tuple(by_row)
             if key in self.named.proved:
@@ -270,15 +279,17 @@ class NamedCall(Call):
                 try:
                     return torch.func.vmap(loss_of)(*columns)
                 except Exception as error:
-                    reason = str(error).strip().partition("\n")[0]
-            losses = torch.stack([loss_of(*rows) for rows in zip(*columns)])
-        if self.named.by_vmap:
+                    self._obstacle = str(error).strip().partition("\n")[0]
+            return torch.stack([loss_of(*rows) for rows in zip(*columns)])
+
+    def _tell(self) -> None:
+        """Say once that the losses of single rows are slow here."""
+        if self._obstacle and self.named.by_vmap:
             self.named.by_vmap = False
             rank_zero_warn(
-                f"criterion={self.name!r} cannot be vectorized over rows ({reason}), so it is called once for each of "
-                f"the {len(losses)} rows of every batch, which is slow. Values are right."
+                f"criterion={self.name!r} cannot be vectorized over rows ({self._obstacle}), so it is called once for "
+                f"each of the {len(self.input)} rows of every batch, which is slow. Values are right."
             )
-        return losses
 
     def _shares(self, losses: Tensor, by_row: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """(N,) shares, which of them the gradients show, and how far each row is from having one."""
@@ -286,7 +297,12 @@ class NamedCall(Call):
         sums = self._value.sum(), torch.where(losses.isfinite(), losses, 0.0).sum()
         whole, alone = (
             torch.cat(
-                [part.flatten(1).double() if part.device.type == "cpu" else part.flatten(1).float() for part in parts],
+                [
+                    part.reshape(len(part), -1).double()
+                    if part.device.type == "cpu"
+                    else part.reshape(len(part), -1).float()
+                    for part in parts
+                ],
                 1,
             )
             for parts in (

@@ -1,7 +1,9 @@
 """Finds out which sample of the batch each element of a criterion's call belongs to."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -204,10 +206,9 @@ class SampleFinder:
         ids: Tensor | None
         try:
             ids = Replay(root, start, _numbers)(node)
-            while ids.dim() > len(elements):
-                classes = call.class_dim or 0 if call.by_class and ids.dim() == len(elements) + 1 else -1
-                ids = _constant(ids, classes % ids.dim() if ids.dim() > 1 else 0)
-            ids = ids.expand(elements)
+            if call.by_class and ids.dim() == len(elements) + 1:
+                ids = _constant(ids, (call.class_dim or 0) % ids.dim() if ids.dim() > 1 else 0)
+            ids = _reduced(ids, elements)
         except (_MixedError, RuntimeError):  # RuntimeError: of other shapes
             ids = None
         if key[-1] is not None:
@@ -291,6 +292,22 @@ def _numbers(node: Node, of: Callable[[Node], Any]) -> Any:
 
 def _has_equal_columns(numbers: Tensor) -> bool:
     return numbers.dim() > 1 and numbers.stride(-1) == 0
+
+
+def _reduced(numbers: Tensor, shape: torch.Size) -> Tensor:
+    """Drop dimensions along which all numbers are equal, until the shape is that of the losses."""
+    results: list[Tensor] = []
+    for dims in combinations(range(numbers.dim()), max(0, numbers.dim() - len(shape))):
+        rest = [size for dim, size in enumerate(numbers.shape) if dim not in dims]
+        if all(size in (1, other) for size, other in zip(rest, shape)):
+            with suppress(_MixedError):
+                result = numbers
+                for dim in reversed(dims):
+                    result = _constant(result, dim)
+                results.append(result.expand(shape))
+    if not results or not all(torch.equal(results[0], other) for other in results[1:]):
+        raise _MixedError
+    return results[0]
 
 
 def _constant(numbers: Tensor, dim: int) -> Tensor:

@@ -17,8 +17,8 @@ SELECTIONS = frozenset("__getitem__ narrow select index_select masked_select gat
 VALUES = frozenset(
     (
         "mul multiply div divide true_divide add sub subtract neg negative rsub __mul__ __rmul__ __truediv__ __add__ "
-        "__radd__ __sub__ __rsub__ __neg__ log_softmax softmax logsigmoid sigmoid tanh clamp clip masked_fill where "
-        "normalize"
+        "__radd__ __sub__ __rsub__ __neg__ log_softmax softmax logsigmoid log_sigmoid sigmoid tanh clamp clip "
+        "masked_fill where normalize"
     ).split()
 )
 """Operations that keep each number at its place."""
