@@ -61,14 +61,25 @@ class Sizes:
     @staticmethod
     def of(batch: Any, told: int | None, loader: frozenset[int]) -> "Sizes":
         """Read a batch."""
-        lists = {len(batch)} & loader if isinstance(batch, (tuple, list)) else set()
-        return Sizes(told, loader, frozenset(len(tensor) for tensor in tensors_of(batch)) | lists)
+        lengths = frozenset(len(tensor) for tensor in tensors_of(batch))
+        return Sizes(told, loader, lengths | (_list_sizes(batch) & loader))
 
     def __str__(self) -> str:
         if self.told is not None:
             return f"you say that the batch has {self.told} samples"
         loader = f"the data loader gives {sorted(self.loader)} samples a batch, and " if self.loader else ""
         return f"{loader}the tensors of the batch have the lengths {sorted(self.batch)}"
+
+
+def _list_sizes(batch: Any) -> frozenset[int]:
+    """The lengths of lists with one item for each sample, such as images of several sizes.
+
+    A pair of two tensors is the batch itself, and not a list of two samples.
+    """
+    if not isinstance(batch, (tuple, list)):
+        return frozenset()
+    inner = frozenset(len(item) for item in batch if isinstance(item, (tuple, list)))
+    return inner | (frozenset() if any(isinstance(item, Tensor) for item in batch) else frozenset({len(batch)}))
 
 
 def loader_sizes(loaders: Any) -> frozenset[int]:

@@ -18,6 +18,8 @@ class Module(L.LightningModule):
         self.compute = compute
         self.loss_fn = criterion
 
+    objective_head = "head"
+
     def objective_index(self, batch):
         return torch.arange(len(batch[0]))
 
@@ -29,8 +31,8 @@ class Module(L.LightningModule):
 def trainer(**settings):
     """What a plan asks of a Trainer."""
     fixed = {"training": True, "global_step": 0, "current_epoch": 0, "global_rank": 0, "barebones": True}
-    loop = SimpleNamespace(total_batch_idx=0)
-    return SimpleNamespace(callbacks=[], train_dataloader=None, log_every_n_steps=1, fit_loop=loop, **fixed | settings)
+    others = {"callbacks": [], "train_dataloader": None, "log_every_n_steps": 1}
+    return SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=0), **fixed | others | settings)
 
 
 def loss_and_gradient(compute, batch, *callbacks, criterion=None, steps=1, **settings):
