@@ -61,6 +61,11 @@ class Call(ABC):
         return None
 
     @property
+    def counted(self) -> Tensor | None:
+        """Which targets are not to be ignored, as far as the arguments say it; None if all are."""
+        return self.valid
+
+    @property
     def parts(self) -> Tensor | None:
         """What each element adds to the divisor of a mean, in the shape of the elements; None if each adds 1."""
         return None
@@ -313,6 +318,11 @@ class Stacked(Call):
     def valid(self) -> Tensor | None:
         """Which elements count."""
         return self.calls[0].valid
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Which targets are not to be ignored."""
+        return self.calls[0].counted
 
     @property
     def problem(self) -> Problem | None:

@@ -205,6 +205,12 @@ class NamedCall(Call):
         counts = (shares != 0) | ~known
         return None if counts.all() else counts
 
+    @property
+    def counted(self) -> Tensor | None:
+        """Which targets are not to be ignored, if the criterion has an ``ignore_index``; None if all count."""
+        ignored = getattr(self.named.criterion, "ignore_index", None)
+        return self.target != ignored if self.indexed and isinstance(ignored, int) else None
+
     def summed(self, weights: Tensor) -> Tensor:
         """The value with other weights of its rows."""
         if self.acts_by_element:

@@ -232,9 +232,7 @@ class Step(Signals):
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:
             return output
-        if not self.plan.verified:
-            loss = self._proved(loss)
-        self.loss = self._replaced(loss)
+        self.loss = self._replaced(loss if self.plan.verified else self._proved(loss))
         if self._late is not None:
             self.loss = self._weighted(*self._late)
         terms = [term for term in (member.term(self) for member in self.running["term"]) if term is not None]

@@ -1,5 +1,6 @@
 """Wraps a method of one instance, and removes the wrapping without a trace."""
 
+import copyreg
 import operator
 import types
 from collections.abc import Callable
@@ -105,7 +106,9 @@ class ClassPatch:
             # A copy or a pickle is of the plain class, and opens without this package.
             reduced: Any = plain.__reduce_ex__(instance, protocol)  # type: ignore[call-arg]  # it is a method
             function, arguments, *rest = reduced
-            return function, tuple(plain if a is type(instance) else a for a in arguments), *rest
+            arguments = tuple(plain if a is type(instance) else a for a in arguments)
+            # Pickle refuses `__newobj__` for another class than that of the instance.
+            return object.__new__ if function is copyreg.__newobj__ else function, arguments, *rest  # type: ignore[attr-defined]  # of Python
 
         names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
         members = {"__call__": call, "__reduce_ex__": reduce, "_objective_patch": self}

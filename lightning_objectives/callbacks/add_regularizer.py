@@ -56,7 +56,7 @@ class AddRegularizer(StepCallback):
         return self.factor * value
 
     def _mean(self, values: Tensor, step: Step) -> Tensor:
-        valid = step.call.valid if step.call is not None and not _OF_ROWS.isdisjoint(self.signals) else None
+        valid = step.call.counted if step.call is not None and not _OF_ROWS.isdisjoint(self.signals) else None
         if valid is None or values.shape != (valid.numel(),):
             return values.mean()
         counts = valid.flatten()

@@ -117,6 +117,11 @@ class Replaced(Call):
         return self.call.valid
 
     @property
+    def counted(self) -> Tensor | None:
+        """Which targets are not to be ignored."""
+        return self.call.counted
+
+    @property
     def parts(self) -> Tensor | None:
         """What each row adds to the divisor of a mean: 1 if it counts."""
         return self.valid

@@ -125,7 +125,14 @@ class Mixed(Call):
     @cached_property
     def valid(self) -> Tensor | None:
         """Which rows count: those of which a part counts."""
-        parts = [call.valid for call in self.calls]
+        return self._any([call.valid for call in self.calls])
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Which rows have a target that is not to be ignored."""
+        return self._any([call.counted for call in self.calls])
+
+    def _any(self, parts: list[Tensor | None]) -> Tensor | None:
         if parts[0] is None:
             return None
         counts = [valid & (share > 0) for valid, share in zip(parts, self._shares(parts[0])) if valid is not None]
