@@ -1,0 +1,193 @@
+"""Hugging Face transformers: networks from tiny configurations, in the LightningModule that most projects write."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from thirdparty.case import Case
+
+REQUIREMENTS = ("transformers==5.24.0",)
+TITLE = "transformers"
+DISTRIBUTIONS = ("transformers", "torch", "lightning")
+NOTE = (
+    "The modules are those that most projects write around a network: `self.model(**batch).loss`. All networks "
+    "are built from configurations in code; nothing is downloaded."
+)
+
+
+def _module(network: Any) -> Any:
+    """The usual wrapper: the network computes its own loss from the labels of the batch."""
+    import lightning as L
+
+    class HuggingFaceModule(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = network
+
+        def forward(self, **inputs: Tensor) -> Any:
+            return self.model(**inputs)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = self(**batch).loss
+            self.log("train_loss", loss)
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            outputs = self(**batch)
+            self.log("val_loss", outputs.loss)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    return HuggingFaceModule()
+
+
+def _loaders(rows: list[dict[str, Tensor]]) -> tuple[Any, Any]:
+    return DataLoader(rows, batch_size=4), DataLoader(rows[:4], batch_size=4)
+
+
+def _padded(label: str) -> tuple[Any, Any]:
+    """Ten sentences of 8 tokens, of which the last ones are padding, with one class each, or one class per token."""
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for i in range(10):
+        ids, length = torch.randint(5, 40, (8,), generator=generator), 8 - i % 4
+        mask = (torch.arange(8) < length).long()
+        tags = ids % 3 if label == "tokens" else ids.clone()
+        labels = {"sentence": torch.tensor(i % 3)}.get(label, torch.where(mask.bool(), tags, -100))
+        rows.append({"input_ids": torch.where(mask.bool(), ids, 0), "attention_mask": mask, "labels": labels})
+    return _loaders(rows)
+
+
+def _images(dense: bool) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for i in range(10):
+        image = torch.randn(3, 32, 32, generator=generator)
+        mask = torch.randint(0, 3, (32, 32), generator=generator)
+        mask[: i % 4] = 255  # what is ignored
+        rows.append({"pixel_values": image, "labels": mask if dense else torch.tensor(i % 3)})
+    return _loaders(rows)
+
+
+_SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+_STILL = {"initializer_range": 0.5, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def bert() -> Any:
+    """A classifier of sentences."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    return _module(BertForSequenceClassification(BertConfig(vocab_size=40, num_labels=3, **_SMALL, **_STILL)))
+
+
+def bert_tokens() -> Any:
+    """A tagger of tokens."""
+    from transformers import BertConfig, BertForTokenClassification
+
+    return _module(BertForTokenClassification(BertConfig(vocab_size=40, num_labels=3, **_SMALL, **_STILL)))
+
+
+def gpt2() -> Any:
+    """A language model."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    still = {"initializer_range": 0.5, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return _module(GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16, **still)))
+
+
+def vit() -> Any:
+    """A classifier of images."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    return _module(
+        ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=3, initializer_range=0.5, **_SMALL))
+    )
+
+
+def segformer() -> Any:
+    """A segmenter, whose logits are upsampled before the loss."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    four = {"depths": [1] * 4, "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
+    config = SegformerConfig(num_labels=3, decoder_hidden_size=16, semantic_loss_ignore_index=255, **four)
+    return _module(SegformerForSemanticSegmentation(config))
+
+
+def _evaluate(data: Any, rows: Any = lambda logits, labels: (logits.flatten(0, -2), labels.flatten())) -> Any:
+    def evaluate(module: Any) -> tuple[Tensor, Tensor]:
+        (batch,) = data()[1]
+        with torch.no_grad():
+            logits = module(**batch).logits
+        return rows(logits, batch["labels"])
+
+    return evaluate
+
+
+def _shifted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.flatten(0, -2), torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+
+
+def _upsampled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    large = torch.nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    return large.movedim(1, -1).flatten(0, -2), torch.where(labels == 255, -100, labels).flatten()
+
+
+def _network(module: Any) -> Any:
+    return module.model
+
+
+CASES = (
+    Case(
+        name="BERT, sentences",
+        about="BertForSequenceClassification, padded",
+        module=bert,
+        data=lambda: _padded("sentence"),
+        samples=4,
+        teacher=_network,
+        same_teacher=True,
+        evaluate=_evaluate(lambda: _padded("sentence")),
+    ),
+    Case(
+        name="BERT, tokens",
+        about="BertForTokenClassification, padded, with labels of -100",
+        module=bert_tokens,
+        data=lambda: _padded("tokens"),
+        samples=4,
+        teacher=_network,
+        same_teacher=True,
+        evaluate=_evaluate(lambda: _padded("tokens")),
+    ),
+    Case(
+        name="GPT-2",
+        about="GPT2LMHeadModel with tied weights, padded, with labels of -100",
+        module=gpt2,
+        data=lambda: _padded("text"),
+        samples=4,
+        teacher=_network,
+        same_teacher=True,
+        evaluate=_evaluate(lambda: _padded("text"), _shifted),
+    ),
+    Case(
+        name="ViT",
+        about="ViTForImageClassification",
+        module=vit,
+        data=lambda: _images(dense=False),
+        samples=4,
+        teacher=_network,
+        same_teacher=True,
+        evaluate=_evaluate(lambda: _images(dense=False)),
+    ),
+    Case(
+        name="SegFormer",
+        about="SegformerForSemanticSegmentation; pixels of 255 are ignored",
+        module=segformer,
+        data=lambda: _images(dense=True),
+        samples=4,
+        teacher=_network,
+        settings={"head": "model.decode_head.classifier"},
+        evaluate=_evaluate(lambda: _images(dense=True), _upsampled),
+    ),
+)

@@ -1,0 +1,218 @@
+"""Sees what a fit does, without this package: raw weights, gradients, losses, files, and what is left behind."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Recording:
+    """What one fit did."""
+
+    directory: Path
+    still: bool = False
+    """Whether the learning rate is 0, so that the gradients of all steps can be compared with another run's."""
+    weights: list[State] = field(default_factory=list)
+    """The raw weights at the start of the training, and after each batch with an optimizer step."""
+    gradients: list[list[Tensor | None]] = field(default_factory=list)
+    """The gradients that each optimizer step got."""
+    losses: list[float] = field(default_factory=list)
+    logged: list[dict[str, float]] = field(default_factory=list)
+    """The logged values after each batch."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The logged values after the last validation."""
+    files: dict[Path, int] = field(default_factory=dict)
+    """The checkpoints, with the number of weights that were recorded when they were saved."""
+    trainer: Any = None
+    module: Any = None
+    before: set[str] = field(default_factory=set)
+    after: set[str] = field(default_factory=set)
+    ours: list[str] = field(default_factory=list)
+    """Objects of this package that are still attached to the module, the strategy or the optimizers."""
+    kept: list[str] = field(default_factory=list)
+    """Where the package keeps the user's callbacks, such as in the hyperparameters of the module."""
+    callbacks: list[Any] = field(default_factory=list)
+    """The callbacks that were trained, which may be copies."""
+    copies: Counter[str] = field(default_factory=Counter)
+    """How often the package copied, pickled or made anew the callback that watches."""
+    warned: list[str] = field(default_factory=list)
+    """What this package warned of."""
+    steps: int = 0
+
+
+RECORDING: Recording
+"""The recording of the fit that runs; the package may copy the callback, but not this."""
+
+
+def watch(lightning: str) -> Any:
+    """A callback that watches; it must be the first of the list."""
+
+    class Watch(import_module(lightning).Callback):
+        def __init__(self) -> None:
+            RECORDING.copies["made"] += 1
+
+        def __copy__(self) -> Any:
+            RECORDING.copies["copied"] += 1
+            return object.__new__(type(self))
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            RECORDING.copies["copied"] += 1
+            return object.__new__(type(self))
+
+        def __reduce__(self) -> Any:
+            RECORDING.copies["pickled"] += 1
+            return str, ("a callback that watched",)
+
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            if stage == "fit":
+                RECORDING.trainer, RECORDING.module = trainer, pl_module
+                RECORDING.callbacks = list(trainer.callbacks)
+                RECORDING.before = traces(pl_module)
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            RECORDING.weights.append(state_of(pl_module))
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if RECORDING.steps:
+                RECORDING.weights.append(state_of(pl_module))
+                RECORDING.steps = 0
+            loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+            RECORDING.losses.append(float(loss) if loss is not None else 0.0)
+            RECORDING.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            RECORDING.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self._save(trainer, "validation")
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            self._save(trainer, "epoch")
+
+        def _save(self, trainer: Any, name: str) -> None:
+            if trainer.sanity_checking or not trainer.fit_loop._data_source.is_defined():
+                return
+            path = RECORDING.directory / f"{name}.ckpt"
+            trainer.save_checkpoint(path)
+            RECORDING.files[path] = len(RECORDING.weights)
+
+    return Watch()
+
+
+@contextmanager
+def recording(directory: Path, watched: str, *, still: bool) -> Iterator[Recording]:
+    """Record the fit of a Trainer of the Lightning ``watched``; at its end, look for what is left."""
+    global RECORDING
+    RECORDING = recorded = Recording(directory, still=still)
+
+    def before(optimizer: Any, args: Any, kwargs: Any) -> None:
+        groups = optimizer.param_groups
+        recorded.gradients.append([None if p.grad is None else p.grad.clone() for g in groups for p in g["params"]])
+        recorded.steps += 1
+        for group in groups if still else ():
+            group["lr"] = 0.0
+
+    def after(optimizer: Any, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups if still else ():
+            group["lr"] = 0.0
+
+    hooks = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+    try:
+        yield recorded
+    finally:
+        for hook in hooks:
+            hook.remove()
+        if recorded.module is not None:
+            recorded.after = traces(recorded.module)
+            trainer = recorded.trainer
+            roots = {"module": recorded.module, "strategy": trainer.strategy, "precision": trainer.precision_plugin}
+            roots |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(trainer.optimizers)}
+            found = {path: thing for name, root in roots.items() for path, thing in ours(root, name)}
+            # The user's callbacks in the package's own settings are what the package keeps, and not what we left.
+            base = import_module(watched).Callback
+            recorded.kept = sorted(path for path, thing in found.items() if isinstance(thing, base))
+            recorded.ours = sorted(found.keys() - set(recorded.kept))
+
+
+def state_of(module: nn.Module) -> State:
+    """A copy of the parameters and buffers, by name."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def traces(module: nn.Module) -> set[str]:
+    """Everything that could be left on a module: attributes, hooks, replaced functions, keys of its state."""
+    found = {f"state {key}" for key in module.state_dict()} | {f"class {type(module).__qualname__}"}
+    for path, child in module.named_modules():
+        found |= {f"{path} is {id(type(child))} with forward {id(getattr(type(child), 'forward', None))}"}
+        for name, value in vars(child).items():
+            if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and hasattr(value, "__len__"):
+                found |= {f"{path}.{name}[{i}]" for i in range(len(value))}
+            else:
+                found.add(f"{path}.{name}" + (f" {id(value)}" if callable(value) else ""))
+    for name, parameter in module.named_parameters():
+        for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            found |= {f"parameter {name}.{kind}[{i}]" for i in range(len(getattr(parameter, kind, None) or ()))}
+        found.add(f"parameter {name} {parameter.requires_grad} {parameter.dtype}")
+    return found
+
+
+def ours(root: Any, name: str, depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """The objects of this package that hang on ``root``, with their paths."""
+    of_package = "lightning_objectives"
+    function = getattr(root, "__func__", root)
+    homes = (getattr(type(root), "__module__", ""), getattr(function, "__module__", ""))
+    if any(str(home).partition(".")[0] == of_package for home in homes):
+        yield name, root
+        return
+    if depth == 0 or isinstance(root, (Tensor, str, int, float, type)):
+        return
+    if isinstance(root, dict):
+        inner = list(root.items())
+    elif isinstance(root, (list, tuple, set)):
+        inner = list(enumerate(root))
+    else:
+        inner = [item for item in getattr(root, "__dict__", {}).items() if item[0] not in ("_trainer", "trainer")]
+    for key, value in inner:
+        # Modules nest deeply, but are worth following to their ends.
+        yield from ours(value, f"{name}.{key}", depth if isinstance(value, nn.Module) else depth - 1)
+
+
+def largest_difference(one: State, other: State) -> float:
+    """The largest difference of two states, relative to the largest weight (at least 1)."""
+    worst = 0.0
+    for name in one:
+        a, b = one[name].double(), other[name].double()
+        if a.numel():
+            worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1.0)))
+    return worst
+
+
+def gradient_difference(one: Recording, other: Recording) -> float:
+    """The largest difference of the gradients over all steps, relative to the largest gradient of each step."""
+    if len(one.gradients) != len(other.gradients):
+        return float("inf")
+    worst = 0.0
+    for these, those in zip(one.gradients, other.gradients):
+        if [g is None for g in these] != [g is None for g in those]:
+            return float("inf")
+        pairs = [(a.double(), b.double()) for a, b in zip(these, those) if a is not None and b is not None]
+        scale = max((float(b.abs().max()) for _, b in pairs if b.numel()), default=0.0) or 1.0
+        worst = max([worst, *(float((a - b).abs().max()) / scale for a, b in pairs if b.numel())])
+    return worst
+
+
+def close(a: float, b: float, tolerance: float) -> bool:
+    """Whether two numbers agree; NaN agrees with nothing."""
+    return abs(a - b) <= tolerance * max(1.0, abs(b))
+
+
+torch.set_num_threads(1)
