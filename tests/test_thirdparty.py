@@ -5,13 +5,14 @@ from importlib import import_module
 
 import pytest
 import torch
+from torch import nn
 
 import lightning_objectives as lo
 from thirdparty import page, rows
 from thirdparty.__main__ import FAULTS, outcomes
 from thirdparty.environments import PACKAGES, RECORDS
 from thirdparty.run import CALLBACKS
-from thirdparty.watch import Recording, gradient_difference, largest_difference
+from thirdparty.watch import Recording, gradient_difference, largest_difference, left_behind, ours, traces
 
 
 def home(package):
@@ -59,13 +60,13 @@ def test_a_page_shows_what_is_recorded():
         "Calibrate": {"outcome": "refused", "says": "ValueError: there is *nothing* to fit."},
         "Distill": {"outcome": "works", "told": {"head": "fc"}, "checks": {"distance": 1e-7}},
     }
-    case = {"about": "a network", "steps": 6, "own trainer": True, "copies": {"copied": 1}, "cells": cells}
+    case = {"about": "a network", "steps": 6, "own trainer": True, "copied": True, "cells": cells}
     text = page.text({"gan": {"date": "2026-01-02", "versions": {"torch": "2.4.0"}, "cases": {"Net": case}}})
     assert "| Manual optimization: Net | **wrong** | refused |" in text
     assert "- `LogMetrics`: **wrong**: nll: off by 0.5." in text
     assert "- `Calibrate`: refused: “there is \\*nothing\\* to fit.”" in text
     assert "- `Distill`: told `head='fc'`." in text
-    assert "each callback is copied once" in text
+    assert "The package copies your callbacks" in text
     assert outcomes({"cases": {"Net": case}})["Net", "LogMetrics"] in FAULTS
 
 
@@ -78,3 +79,22 @@ def test_gradients_are_compared_over_all_steps(tmp_path):
     two.gradients = two.gradients[:1]
     assert gradient_difference(one, two) == float("inf")
     assert largest_difference({"a": torch.tensor([0.5])}, {"a": torch.tensor([0.25])}) == 0.25
+
+
+def test_what_is_left_on_a_module_is_seen():
+    net = nn.Sequential(nn.Linear(2, 2))
+    before = traces(net)
+    assert not left_behind(before, traces(net))
+    net[0].forward = net[0].forward  # a function of its own, which does the same
+    assert left_behind(before, traces(net)) == {"0.forward"}
+    del net[0].forward
+    handle = net[0].register_forward_hook(lambda *_: None)
+    assert left_behind(before, traces(net)) == {"0._forward_hooks[0]"}
+    handle.remove()
+    weight = net[0].weight
+    net[0].weight = nn.Parameter(weight.detach().clone())
+    assert "parameter 0.weight is replaced" in left_behind(before, traces(net))
+    net[0].weight = weight
+    net[0].told = lo.EMA()
+    assert left_behind(before, traces(net)) == {"0.told"}
+    assert [path for path, _ in ours(net, "net")] == ["net._modules.0.told"]

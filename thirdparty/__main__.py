@@ -39,13 +39,18 @@ def outcomes(record: dict[str, Any]) -> dict[tuple[str, str], str]:
 
 
 def main(words: list[str]) -> int:
-    """The exit code is 1 where a number is wrong, an error is raw, or a method acts where it means nothing."""
+    """The exit code is 1 if a number is wrong, an error raw, a method senseless, or a package does not run."""
     RECORDS.mkdir(exist_ok=True)
     faults = 0
     for package in [] if words == ["page"] else words or PACKAGES:
         path = RECORDS / f"{package}.json"
         before = outcomes(json.loads(path.read_text())) if path.exists() else {}
-        record = run(package)
+        try:
+            record = run(package)
+        except subprocess.CalledProcessError as error:
+            print(f"{package}: {error}", flush=True)  # its own messages stand above; the old record stays
+            faults += 1
+            continue
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         for (case, row), outcome in outcomes(record).items():
             faults += outcome in FAULTS

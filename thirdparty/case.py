@@ -24,6 +24,8 @@ class Case:
     """Builds the loaders of the training and of the validation."""
     train: Callable[[list[Any], dict[str, Any]], Any] | None = None
     """``(callbacks, trainer_options)`` -> the trained module, if the package makes the Trainer itself."""
+    reopen: Callable[[str], Any] | None = None
+    """Opens the files that ``train`` saves in the folder ``saved`` by the package's own means."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of the Trainer."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -39,8 +41,11 @@ class Case:
     """``(module)`` -> the network of another such module; it teaches."""
     same_teacher: bool = False
     """Whether the network computes the same in training as in evaluation, so that its copy is at the distance 0."""
+    drawless: bool = False
+    """Whether the network draws nothing in training (no dropout), so that its losses can be computed by hand."""
     evaluate: Callable[[Any], tuple[Tensor, Tensor]] | None = None
-    """``(module)`` -> the (N, C) logits and (N,) classes of the validation, by the user's own code."""
+    """``(module)`` -> the (N, C) or (N,) logits and (N,) targets of the validation, by the user's own code; -100 is
+    ignored."""
 
     def told(self, callback: str) -> dict[str, Any]:
         """What the user tells this callback."""

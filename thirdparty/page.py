@@ -1,6 +1,7 @@
 """The page of the documentation, out of the records."""
 
 import json
+import re
 import textwrap
 from importlib import import_module
 from typing import Any
@@ -106,7 +107,8 @@ def _section(package: str, record: dict[str, Any]) -> list[str]:
             lines += [f"Not run: the training fails without any callback: `{case['broken']}`", ""]
             continue
         if case["own trainer"]:
-            lines += [f"{_copies(case['copies'])} {_kept(case['cells'])}".strip(), ""]
+            told = (_copies(case["copied"]), _kept(case["cells"]), _own_files(case.get("own files")))
+            lines += [textwrap.fill(" ".join(filter(None, told)), 120, break_on_hyphens=False), ""]
         notes: dict[str, list[str]] = {}
         for row, cell in case["cells"].items():
             for note in _notes(cell):
@@ -121,10 +123,11 @@ def _notes(cell: dict[str, Any]) -> list[str]:
     notes = []
     if "rows" in cell:
         notes.append("these are " + ", ".join(f"`{name}`" for name in cell["rows"]) + ".")
-    if cell.get("told") and cell["outcome"] != "refused":
-        notes.append("told " + ", ".join(f"`{name}={value!r}`" for name, value in cell["told"].items()) + ".")
+    words = ", ".join(f"`{name}={value!r}`" for name, value in cell.get("told", {}).items())
     if cell["outcome"] in ("refused", "raw error"):
-        notes.append(f"{cell['outcome']}: {_quoted(cell['says'])}")
+        notes.append(f"{cell['outcome']}{' although told ' + words if words else ''}: {_quoted(cell['says'])}")
+    elif words:
+        notes.append(f"told {words}.")
     if cell["outcome"] in ("wrong", "meaningless"):
         failed = [_check(name, value) for name, value in cell["checks"].items() if not _holds(value)]
         more = [_quoted(cell[key]) for key in ("check", "neutral", "opening") if key in cell]
@@ -138,30 +141,48 @@ def _check(name: str, value: bool | float) -> str:
 
 
 def _quoted(sentence: str) -> str:
-    return "“" + sentence.partition(": ")[2].replace("|", "\\|").replace("*", "\\*").replace("_", "\\_") + "”"
+    """The sentence of an error without its class, and without the callback in it, so that equal ones stand together."""
+    for pattern, instead in (
+        (r"so [A-Z]\w+\(.* would have", "so [the callback] would have"),
+        (r"^\w+: [A-Z]\w+ cannot work with", ": [The callback] cannot work with"),
+        (r"(?<=own step instead: ).*", "[the method]."),
+    ):
+        sentence = re.sub(pattern, instead, sentence)
+    return "“" + re.sub(r"([*\[])", r"\\\1", sentence.partition(": ")[2]) + "”"
 
 
 def _holds(value: bool | float) -> bool:
     return value if isinstance(value, bool) else value <= TOLERANCE
 
 
-def _copies(copies: dict[str, int]) -> str:
+def _copies(copied: bool) -> str:
     """What the package does to callbacks, measured at one that watches."""
-    if not copies:
-        return "The package passes your callback objects on to the Trainer."
-    times = [f"{word} {number} times" for word, number in copies.items()]
+    if copied:
+        return (
+            "The package copies your callbacks, and trains with the copies: find them in `trainer.callbacks`, because "
+            "your own objects stay empty."
+        )
+    return "The package passes your callback objects on to the Trainer."
+
+
+def _own_files(answer: str | None) -> str:
+    if answer is None:
+        return ""
+    if answer == "open":
+        return "The files that the package itself saves open without this package."
     return (
-        f"In one fit each callback is {' and '.join(times)}, so the Trainer trains with copies: find them in "
-        "`trainer.callbacks`, because your own objects stay empty."
-    ).replace(" 1 times", " once")
+        "The files that the package itself saves hold the callbacks, and open only where the packages of all your "
+        f"callbacks are installed: `{answer}`."
+    )
 
 
 def _kept(cells: dict[str, Any]) -> str:
     if not any("kept" in cell for cell in cells.values()):
         return ""
-    places = sorted({path.rpartition(".")[0] for cell in cells.values() for path in cell.get("kept", ())})
+    kept = {path for cell in cells.values() for path in cell.get("kept", ())}
+    places = sorted({path.rpartition(".")[0] for path in kept})
     named = ", ".join(f"`{place}`" for place in places)
     return (
-        f"The package keeps the callbacks in {named}, and so in its checkpoints, which open only where the packages of "
+        f"It keeps them in {named}, and so in the checkpoints of the Trainer, which open only where the packages of "
         "all your callbacks are installed."
     )

@@ -133,11 +133,19 @@ def _check_merge(case: Case, fit: Recording, plain: Recording, made: Made) -> di
 
 
 def first_rows(case: Case) -> tuple[Tensor, Tensor] | None:
-    """The logits and classes of the first training batch, which is that of the validation, before the training."""
-    if case.evaluate is None or not case.same_teacher:
+    """The logits and targets of the first training batch, which is that of the validation, before the training."""
+    if case.evaluate is None or not case.drawless:
         return None
-    logits, target = case.evaluate(case.fresh().eval())
+    logits, target = case.evaluate(case.fresh().train())
     return logits.double(), target
+
+
+def losses_by_hand(logits: Tensor, target: Tensor) -> Tensor:
+    """The cross entropy of each row, binary for (N,) logits; 0 where the target is -100."""
+    if logits.dim() > 1:
+        return F.cross_entropy(logits, target, reduction="none")
+    losses = F.binary_cross_entropy_with_logits(logits, target.clamp_min(0).double(), reduction="none")
+    return losses * (target != -100)
 
 
 def apart(found: float, expected: Tensor | float) -> float:
@@ -152,19 +160,20 @@ def _check_weights(case: Case, fit: Recording, plain: Recording, made: Made) -> 
     rows = first_rows(case)
     if rows is None or case.samples is None:
         return checks
-    elements = F.cross_entropy(*rows, reduction="none").reshape(case.samples, -1)
+    elements = losses_by_hand(*rows).reshape(case.samples, -1)
     counts = (rows[1] != -100).reshape(case.samples, -1).sum(1)
     losses = elements.sum(1) / counts.clamp_min(1)
     h = (2 * losses - losses.max() - losses.min()) / (losses.max() - losses.min())
     weights = len(losses) * ((h + 1).clamp_max(1.0) / 0.4).softmax(0)
-    hand = (weights[:, None] * elements).sum() / counts.sum()
+    # Whatever the module divides by, it divides both sums by it.
+    hand = plain.losses[0] * (weights[:, None] * elements).sum() / elements.sum()
     return checks | {"weighted loss by hand": apart(fit.losses[0], hand)}
 
 
 def _check_replaced(case: Case, fit: Recording, plain: Recording, made: Made) -> dict[str, float | bool]:
     """LDR at the temperature 1 is cross entropy minus log C."""
     rows = first_rows(case)
-    if rows is None:
+    if rows is None or not case.classifies:
         return {}
     return {"loss by hand": apart(fit.losses[0], F.cross_entropy(*rows) - math.log(rows[0].shape[1]))}
 
@@ -172,7 +181,7 @@ def _check_replaced(case: Case, fit: Recording, plain: Recording, made: Made) ->
 def _check_penalty(case: Case, fit: Recording, plain: Recording, made: Made) -> dict[str, float | bool]:
     """The mean of the squared log-normaliser over the rows that count."""
     rows = first_rows(case)
-    if rows is None:
+    if rows is None or not case.classifies:
         return {}
     logits, target = rows
     squares = logits.logsumexp(1).square()
@@ -200,7 +209,7 @@ def _check_combined(case: Case, fit: Recording, plain: Recording, made: Made) ->
 
 
 def _check_metrics(case: Case, fit: Recording, plain: Recording, made: Made) -> dict[str, float | bool]:
-    if case.evaluate is None:
+    if case.evaluate is None or not case.classifies:
         return {}
     logits, target = case.evaluate(fit.module.eval())
     nll = float(F.cross_entropy(logits.double(), target))
@@ -212,7 +221,7 @@ def _check_metrics(case: Case, fit: Recording, plain: Recording, made: Made) -> 
 def _check_temperature(case: Case, fit: Recording, plain: Recording, made: Made) -> dict[str, float | bool]:
     """No temperature of a fine grid is better than the one that was fitted."""
     calibrate = next(c for c in fit.callbacks if isinstance(c, lo.Calibrate))
-    if case.evaluate is None:
+    if case.evaluate is None or not case.classifies:
         return {"fitted": calibrate.fitted}
     logits, target = case.evaluate(fit.module.eval())
     logits, target = logits[target != -100].double(), target[target != -100]
@@ -252,6 +261,13 @@ ROWS: tuple[Row, ...] = (
         make=lambda case, told, directory: [place(lo.ReweightSamples, lo.LossBasedReweighting(temperature=0.4), told)],
         neutral=lambda case, told, directory: [place(lo.ReweightSamples, ones, told)],
         check=_check_weights,
+    ),
+    Row(
+        name='ReweightSamples(unit="element")',
+        make=lambda case, told, directory: [
+            place(lo.ReweightSamples, lo.LossBasedReweighting(temperature=0.4), told, unit="element")
+        ],
+        neutral=lambda case, told, directory: [place(lo.ReweightSamples, ones, told, unit="element")],
     ),
     Row(
         name="ReplaceLoss(LDRLoss)",

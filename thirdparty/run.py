@@ -24,18 +24,28 @@ CALLBACKS = (
     "ReweightSamples TransformBatch TransformGradients WrapHead"
 ).split()
 """By their names the warnings of this package are known."""
+REOPEN = """
+import sys
+sys.modules["lightning_objectives"] = None  # importing it raises
+from importlib import import_module
+(case,) = (case for case in import_module(f"thirdparty.packages.{sys.argv[1]}").CASES if case.name == sys.argv[2])
+case.reopen(sys.argv[3])
+"""
 OPEN = """
 import sys
 sys.modules["lightning_objectives"] = None  # importing it raises
 import json
 import torch
-for path in sys.argv[2:]:
+keys, plain, *paths = sys.argv[1:]
+def opened(path, safely):
     try:
-        file = torch.load(path, weights_only=False)
-        answer = sorted(file["state_dict"]) == json.loads(open(sys.argv[1]).read())
-        print("yes" if answer else "the keys of its state_dict are others")
+        file = torch.load(path, weights_only=safely)
     except Exception as error:
-        print(f"{type(error).__name__}: {error}".replace(chr(10), " ")[:300])
+        return f"{type(error).__name__}: {error}".replace(chr(10), " ")[:300]
+    return "yes" if sorted(file["state_dict"]) == json.loads(open(keys).read()) else "its state_dict has other keys"
+safely = opened(plain, True) == "yes"  # as far as the plain checkpoints of this module do
+for path in paths:
+    print(opened(path, safely))
 """
 
 
@@ -44,10 +54,10 @@ def run(package: str, only: str | None = None) -> dict[str, Any]:
     home = importlib.import_module(f"thirdparty.packages.{package}")
     versions = {name: importlib.metadata.version(name) for name in home.DISTRIBUTIONS}
     cases = [case for case in home.CASES if only is None or case.name == only]
-    return {"versions": versions, "cases": {case.name: run_case(case) for case in cases}}
+    return {"versions": versions, "cases": {case.name: run_case(package, case) for case in cases}}
 
 
-def run_case(case: Any) -> dict[str, Any]:
+def run_case(package: str, case: Any) -> dict[str, Any]:
     """Run one case with every callback."""
     importlib.import_module(case.lightning)  # before ours, as in a user's program
     from thirdparty.rows import ROWS, TOGETHER, Row
@@ -62,8 +72,8 @@ def run_case(case: Any) -> dict[str, Any]:
             "about": case.about,
             "steps": len(plain.weights) - 1,
             "own trainer": case.train is not None,
+            "copied": plain.copied,
         }
-        record["copies"] = {name: plain.copies[name] for name in ("copied", "pickled") if plain.copies[name]}
         keys = root / "keys.json"
         keys.write_text(json.dumps(sorted(plain.module.state_dict())))
         cells: dict[str, Any] = {}
@@ -71,8 +81,12 @@ def run_case(case: Any) -> dict[str, Any]:
         for row in ROWS:
             cells[row.name] = cell(case, row, plain, still, root / row.name, files)
         works = [row for row in ROWS if cells[row.name]["outcome"] == "works"]
-        # Two primary averages are refused, by design. The row of CombineTerms brings a regularizer along.
-        left_out = ("AverageWeights(BEMA)", "AddRegularizer(LogPartitionPenalty)")
+        # Two primary averages, and two weightings, are refused. The row of CombineTerms brings a regularizer along.
+        left_out = (
+            "AverageWeights(BEMA)",
+            "AddRegularizer(LogPartitionPenalty)",
+            'ReweightSamples(unit="element")',
+        )
         works = [row for row in works if row.name not in left_out]
         ema = next(row for row in ROWS if row.name == "AverageWeights(EMA)")
         told = {row.name: cells[row.name].get("told", {}) for row in works}
@@ -82,11 +96,14 @@ def run_case(case: Any) -> dict[str, Any]:
             return [callback for row in works for callback in row.make(case, words[row.name], directory)]
 
         alone = all(row.leaves_alone for row in works)
-        together = Row(name=TOGETHER, make=make, leaves_alone=alone, check=ema.check if ema in works else None)
+        check = ema.check if ema in works else None
+        together = Row(name=TOGETHER, make=make, leaves_alone=alone, in_step=False, check=check)
         if works:
             cells[TOGETHER] = cell(case, together, plain, still, root / "together", files, words={})
             cells[TOGETHER]["rows"] = [row.name for row in works]
-        opened(cells, files, keys)
+        opened(cells, files, keys, next(iter(plain.files)))
+        if case.reopen is not None:
+            record["own files"] = reopened(package, case, root / ema.name / "saved")
         record["cells"] = cells
         return record
 
@@ -141,9 +158,7 @@ def cell(
         checks["the training is the plain one"] = same
     else:
         checks["the training changed"] = change > 0
-    new = {trace for trace in done.after - plain.after if trace not in done.before}
-    lost = done.before - done.after - (plain.before - plain.after)
-    left = sorted(new - {t for t in new if re.search(r" \d+$", t)}) + sorted(lost) + done.ours
+    left = sorted(done.left - plain.left) + done.ours
     checks["nothing is left"] = not left
     if left:
         result["left"] = left[:8]
@@ -172,7 +187,7 @@ def cell(
     if done.warned:
         result["warned"] = done.warned
     outcome = "works" if all(map(holds, checks.values())) else "wrong"
-    if row.for_classes and not case.classifies:
+    if (row.for_classes and not case.classifies) or (row.in_step and case.manual):
         outcome = "meaningless"
     rounded = {name: value if isinstance(value, bool) else float(f"{value:.1e}") for name, value in checks.items()}
     return {**result, "outcome": outcome, "checks": rounded}
@@ -231,17 +246,20 @@ def where_raised(error: BaseException) -> str:
 
 def short(error: BaseException) -> str:
     """The error in one line, without addresses and temporary paths."""
-    text = f"{type(error).__name__}: {error}".replace("\n", " ")
+    return short_line(f"{type(error).__name__}: {error}".replace("\n", " "))
+
+
+def short_line(text: str) -> str:
+    """A line without addresses and temporary paths."""
     text = re.sub(r"/\S*/(?=[\w.=-]+)", "", re.sub(r"0x[0-9a-f]+", "0x", text))
     return text if len(text) <= 600 else text[:600] + " ..."
 
 
-def opened(cells: dict[str, Any], files: dict[str, list[Path]], keys: Path) -> None:
-    """Open all checkpoints in one process without this package."""
+def opened(cells: dict[str, Any], files: dict[str, list[Path]], keys: Path, plain: Path) -> None:
+    """Open all checkpoints in one process without this package, with ``weights_only=True`` if the plain one allows."""
     paths = [(name, path) for name, found in files.items() for path in found]
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN, str(keys), *(str(path) for _, path in paths)], capture_output=True, text=True
-    )
+    words = [sys.executable, "-c", OPEN, str(keys), str(plain), *(str(path) for _, path in paths)]
+    done = subprocess.run(words, capture_output=True, text=True)
     answers = done.stdout.splitlines()
     if len(answers) != len(paths):
         raise RuntimeError(done.stderr)
@@ -254,6 +272,13 @@ def opened(cells: dict[str, Any], files: dict[str, list[Path]], keys: Path) -> N
             checks = cell["checks"]
             checks["opens without this package"] = answer == "yes" and checks.get("opens without this package", True)
             cell["outcome"] = cell["outcome"] if answer == "yes" else "wrong"
+
+
+def reopened(package: str, case: Any, folder: Path) -> str:
+    """Open the package's own files in a process without this package."""
+    words = [sys.executable, "-W", "ignore", "-c", REOPEN, package, case.name, str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return "open" if done.returncode == 0 else short_line(done.stderr.strip().splitlines()[-1])
 
 
 if __name__ == "__main__":

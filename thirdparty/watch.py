@@ -1,6 +1,5 @@
 """Sees what a fit does, without this package: raw weights, gradients, losses, files, and what is left behind."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,16 +34,17 @@ class Recording:
     """The checkpoints, with the number of weights that were recorded when they were saved."""
     trainer: Any = None
     module: Any = None
-    before: set[str] = field(default_factory=set)
-    after: set[str] = field(default_factory=set)
+    traces: dict[str, int] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
+    """What was left on the module, by Lightning too."""
     ours: list[str] = field(default_factory=list)
     """Objects of this package that are still attached to the module, the strategy or the optimizers."""
     kept: list[str] = field(default_factory=list)
     """Where the package keeps the user's callbacks, such as in the hyperparameters of the module."""
     callbacks: list[Any] = field(default_factory=list)
     """The callbacks that were trained, which may be copies."""
-    copies: Counter[str] = field(default_factory=Counter)
-    """How often the package copied, pickled or made anew the callback that watches."""
+    copied: bool = False
+    """Whether the package copied the callback that watches, before the training began."""
     warned: list[str] = field(default_factory=list)
     """What this package warned of."""
     steps: int = 0
@@ -58,26 +58,25 @@ def watch(lightning: str) -> Any:
     """A callback that watches; it must be the first of the list."""
 
     class Watch(import_module(lightning).Callback):
-        def __init__(self) -> None:
-            RECORDING.copies["made"] += 1
+        is_copy = False
 
         def __copy__(self) -> Any:
-            RECORDING.copies["copied"] += 1
-            return object.__new__(type(self))
+            copy = object.__new__(type(self))
+            copy.is_copy = True
+            return copy
 
         def __deepcopy__(self, memo: Any) -> Any:
-            RECORDING.copies["copied"] += 1
-            return object.__new__(type(self))
+            return self.__copy__()
 
-        def __reduce__(self) -> Any:
-            RECORDING.copies["pickled"] += 1
+        def __reduce__(self) -> Any:  # its class is local, so a package that saves it needs something else to save
             return str, ("a callback that watched",)
 
         def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
             if stage == "fit":
                 RECORDING.trainer, RECORDING.module = trainer, pl_module
+                RECORDING.copied = self.is_copy
                 RECORDING.callbacks = list(trainer.callbacks)
-                RECORDING.before = traces(pl_module)
+                RECORDING.traces = traces(pl_module)
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             RECORDING.weights.append(state_of(pl_module))
@@ -131,7 +130,7 @@ def recording(directory: Path, watched: str, *, still: bool) -> Iterator[Recordi
         for hook in hooks:
             hook.remove()
         if recorded.module is not None:
-            recorded.after = traces(recorded.module)
+            recorded.left = left_behind(recorded.traces, traces(recorded.module))
             trainer = recorded.trainer
             roots = {"module": recorded.module, "strategy": trainer.strategy, "precision": trainer.precision_plugin}
             roots |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(trainer.optimizers)}
@@ -148,21 +147,33 @@ def state_of(module: nn.Module) -> State:
     return {name: tensor.detach().clone() for name, tensor in tensors}
 
 
-def traces(module: nn.Module) -> set[str]:
-    """Everything that could be left on a module: attributes, hooks, replaced functions, keys of its state."""
-    found = {f"state {key}" for key in module.state_dict()} | {f"class {type(module).__qualname__}"}
+def traces(module: nn.Module) -> dict[str, int]:
+    """Everything that could be left on a module, by name: attributes, hooks, functions, parameters, keys of its state.
+
+    The number of a name changes if another object takes the place.
+    """
+    found = {f"state_dict {key}": 0 for key in module.state_dict()}
     for path, child in module.named_modules():
-        found |= {f"{path} is {id(type(child))} with forward {id(getattr(type(child), 'forward', None))}"}
+        found[f"the class of {path}"] = id(type(child))
+        found[f"the forward of the class of {path}"] = id(type(child).forward)
         for name, value in vars(child).items():
-            if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and hasattr(value, "__len__"):
-                found |= {f"{path}.{name}[{i}]" for i in range(len(value))}
+            if "_hooks" in name and hasattr(value, "__len__"):
+                found |= {f"{path}.{name}[{i}]": 0 for i in range(len(value))}
             else:
-                found.add(f"{path}.{name}" + (f" {id(value)}" if callable(value) else ""))
+                found[f"{path}.{name}"] = id(value) if callable(value) else 0
     for name, parameter in module.named_parameters():
+        found[f"parameter {name}"] = id(parameter)
+        found[f"parameter {name}, {parameter.dtype}, requires_grad={parameter.requires_grad}"] = 0
         for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-            found |= {f"parameter {name}.{kind}[{i}]" for i in range(len(getattr(parameter, kind, None) or ()))}
-        found.add(f"parameter {name} {parameter.requires_grad} {parameter.dtype}")
+            found |= {f"parameter {name}.{kind}[{i}]": 0 for i in range(len(getattr(parameter, kind, None) or ()))}
     return found
+
+
+def left_behind(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    """What is new, gone or replaced."""
+    replaced = {f"{name} is replaced" for name in before.keys() & after.keys() if before[name] != after[name]}
+    gone = {f"{name} is gone" for name in before.keys() - after.keys()}
+    return (after.keys() - before.keys()) | gone | replaced
 
 
 def ours(root: Any, name: str, depth: int = 3) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """darts: models that build their module and a Trainer from ``pl_trainer_kwargs``."""
 
+from pathlib import Path
 from typing import Any
 
 from thirdparty.case import Case
@@ -7,7 +8,10 @@ from thirdparty.case import Case
 REQUIREMENTS = ("darts==0.48.1",)
 TITLE = "darts"
 DISTRIBUTIONS = ("darts", "torch", "pytorch-lightning")
-NOTE = "The models take the callbacks in `pl_trainer_kwargs`. Their batches are objects with attributes."
+NOTE = (
+    "The models take the callbacks in `pl_trainer_kwargs`. Their batches are objects with attributes. A model that was "
+    "saved with callbacks, of any package, must be loaded with `trusted=True`."
+)
 
 
 def _train(name: str) -> Any:
@@ -30,9 +34,21 @@ def _train(name: str) -> Any:
             input_chunk_length=6, batch_size=6, random_state=0, pl_trainer_kwargs=trainer, **sizes[name], **own
         )
         model.fit(series, val_series=validation)
+        folder = Path(options["default_root_dir"]) / "saved"
+        folder.mkdir()
+        model.save(str(folder / "model.pt"))
         return model.model
 
     return train
+
+
+def _reopen(name: str) -> Any:
+    def reopen(folder: str) -> Any:
+        import darts.models
+
+        return getattr(darts.models, name).load(f"{folder}/model.pt", trusted=True)
+
+    return reopen
 
 
 def _case(name: str, about: str) -> Case:
@@ -41,6 +57,7 @@ def _case(name: str, about: str) -> Case:
         about=about,
         lightning="pytorch_lightning",
         train=_train(name),
+        reopen=_reopen(name),
         samples=6,
         settings={"TransformBatch": {"input": "past_target"}},
         classifies=False,

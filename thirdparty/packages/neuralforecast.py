@@ -1,5 +1,6 @@
 """neuralforecast: models that take the callbacks as settings of their Trainer, and make it anew in each fit."""
 
+from pathlib import Path
 from typing import Any
 
 from thirdparty.case import Case
@@ -42,9 +43,16 @@ def _train(name: str) -> Any:
         )
         forecast = NeuralForecast(models=[model], freq="D")
         forecast.fit(frame, val_size=4)
+        forecast.save(str(Path(options["default_root_dir"]) / "saved"), overwrite=True)
         return forecast.models[0]
 
     return train
+
+
+def _reopen(folder: str) -> Any:
+    from neuralforecast import NeuralForecast
+
+    return NeuralForecast.load(folder)
 
 
 CASES = (
@@ -53,6 +61,7 @@ CASES = (
         about="a forecast with the mean absolute error; windows are drawn within the step",
         lightning="pytorch_lightning",
         train=_train("NHITS"),
+        reopen=_reopen,
         settings={"criterion": "loss", "TransformBatch": {"criterion": "loss", "input": "temporal"}},
         classifies=False,
     ),
@@ -61,6 +70,7 @@ CASES = (
         about="a recurrent forecast of quantiles",
         lightning="pytorch_lightning",
         train=_train("LSTM"),
+        reopen=_reopen,
         settings={"criterion": "loss", "TransformBatch": {"criterion": "loss", "input": "temporal"}},
         classifies=False,
     ),

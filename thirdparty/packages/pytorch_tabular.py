@@ -1,5 +1,6 @@
 """pytorch-tabular: its TabularModel builds the module and the Trainer, for classification and for regression."""
 
+from pathlib import Path
 from typing import Any
 
 from thirdparty.case import Case
@@ -49,9 +50,16 @@ def _train(task: str) -> Any:
         )
         frame = _frame(task)
         model.fit(train=frame[:14], validation=frame[14:18], callbacks=callbacks, seed=0)
+        model.save_model(str(Path(options["default_root_dir"]) / "saved"))
         return model.model
 
     return train
+
+
+def _reopen(folder: str) -> Any:
+    from pytorch_tabular import TabularModel
+
+    return TabularModel.load_model(folder)
 
 
 CASES = (
@@ -61,6 +69,7 @@ CASES = (
         lightning="pytorch_lightning",
         train=_train("classification"),
         samples=4,
+        reopen=_reopen,
         settings={"criterion": "loss", "input": "continuous"},
     ),
     Case(
@@ -69,6 +78,7 @@ CASES = (
         lightning="pytorch_lightning",
         train=_train("regression"),
         samples=4,
+        reopen=_reopen,
         settings={"criterion": "loss", "input": "continuous"},
         classifies=False,
     ),

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from thirdparty.case import Case
 
@@ -56,17 +56,32 @@ def _padded(label: str) -> tuple[Any, Any]:
         ids, length = torch.randint(5, 40, (8,), generator=generator), 8 - i % 4
         mask = (torch.arange(8) < length).long()
         tags = ids % 3 if label == "tokens" else ids.clone()
-        labels = {"sentence": torch.tensor(i % 3)}.get(label, torch.where(mask.bool(), tags, -100))
-        rows.append({"input_ids": torch.where(mask.bool(), ids, 0), "attention_mask": mask, "labels": labels})
+        labels = {"sentence": torch.tensor(i % 3), "number": torch.tensor(i / 3)}
+        row = {"input_ids": torch.where(mask.bool(), ids, 0), "attention_mask": mask}
+        if label == "answer":
+            rows.append({**row, "start_positions": torch.tensor(i % 3), "end_positions": torch.tensor(3 + i % 2)})
+        else:
+            rows.append({**row, "labels": labels.get(label, torch.where(mask.bool(), tags, -100))})
     return _loaders(rows)
 
 
-def _images(dense: bool) -> tuple[Any, Any]:
+def _counted() -> tuple[Any, Any]:
+    """Batches that say over how many tokens the loss is a mean, as the Trainer of transformers does."""
+
+    def collate(rows: Any) -> dict[str, Tensor]:
+        batch = default_collate(rows)
+        return {**batch, "num_items_in_batch": (batch["labels"][:, 1:] != -100).sum()}
+
+    train, first = _padded("text")
+    return tuple(DataLoader(loader.dataset, batch_size=4, collate_fn=collate) for loader in (train, first))
+
+
+def _images(dense: bool, labels: int = 3) -> tuple[Any, Any]:
     generator = torch.Generator().manual_seed(1)
     rows = []
     for i in range(10):
         image = torch.randn(3, 32, 32, generator=generator)
-        mask = torch.randint(0, 3, (32, 32), generator=generator)
+        mask = torch.randint(0, max(labels, 2), (32, 32), generator=generator)
         mask[: i % 4] = 255  # what is ignored
         rows.append({"pixel_values": image, "labels": mask if dense else torch.tensor(i % 3)})
     return _loaders(rows)
@@ -90,6 +105,45 @@ def bert_tokens() -> Any:
     return _module(BertForTokenClassification(BertConfig(vocab_size=40, num_labels=3, **_SMALL, **_STILL)))
 
 
+def bert_number() -> Any:
+    """A regression of one number for each sentence."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    return _module(BertForSequenceClassification(BertConfig(vocab_size=40, num_labels=1, **_SMALL, **_STILL)))
+
+
+def bert_questions() -> Any:
+    """The first and the last token of an answer: two criteria."""
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    return _module(BertForQuestionAnswering(BertConfig(vocab_size=40, **_SMALL, **_STILL)))
+
+
+def t5() -> Any:
+    """A translation, whose decoder reads the labels."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+    return _module(T5ForConditionalGeneration(T5Config(vocab_size=40, decoder_start_token_id=0, **sizes)))
+
+
+def mixtral() -> Any:
+    """A language model of two experts, whose loss has a second part."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "output_router_logits": True}
+    small = {**_SMALL, "num_key_value_heads": 2, "router_aux_loss_coef": 0.1, "initializer_range": 0.5}
+    return _module(MixtralForCausalLM(MixtralConfig(vocab_size=40, **small, **experts)))
+
+
+def vit_labels() -> Any:
+    """A tagger of images with several labels each."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(image_size=32, patch_size=8, num_labels=3, problem_type="multi_label_classification", **_SMALL)
+    return _module(ViTForImageClassification(config))
+
+
 def gpt2() -> Any:
     """A language model."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -107,13 +161,19 @@ def vit() -> Any:
     )
 
 
-def segformer() -> Any:
+def segformer(labels: int = 3) -> Any:
     """A segmenter, whose logits are upsampled before the loss."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     four = {"depths": [1] * 4, "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
-    config = SegformerConfig(num_labels=3, decoder_hidden_size=16, semantic_loss_ignore_index=255, **four)
+    four |= {"classifier_dropout_prob": 0.0, "drop_path_rate": 0.0}
+    config = SegformerConfig(num_labels=labels, decoder_hidden_size=16, semantic_loss_ignore_index=255, **four)
     return _module(SegformerForSemanticSegmentation(config))
+
+
+def _tagged() -> tuple[Any, Any]:
+    rows = [{**row, "labels": torch.eye(3)[row["labels"]].cumsum(0)} for row in _images(dense=False)[0].dataset]
+    return _loaders(rows)
 
 
 def _evaluate(data: Any, rows: Any = lambda logits, labels: (logits.flatten(0, -2), labels.flatten())) -> Any:
@@ -135,6 +195,11 @@ def _upsampled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return large.movedim(1, -1).flatten(0, -2), torch.where(labels == 255, -100, labels).flatten()
 
 
+def _one_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits, labels = _upsampled(logits, labels)
+    return logits[:, 0], labels
+
+
 def _network(module: Any) -> Any:
     return module.model
 
@@ -148,6 +213,7 @@ CASES = (
         samples=4,
         teacher=_network,
         same_teacher=True,
+        drawless=True,
         evaluate=_evaluate(lambda: _padded("sentence")),
     ),
     Case(
@@ -158,6 +224,7 @@ CASES = (
         samples=4,
         teacher=_network,
         same_teacher=True,
+        drawless=True,
         evaluate=_evaluate(lambda: _padded("tokens")),
     ),
     Case(
@@ -168,6 +235,7 @@ CASES = (
         samples=4,
         teacher=_network,
         same_teacher=True,
+        drawless=True,
         evaluate=_evaluate(lambda: _padded("text"), _shifted),
     ),
     Case(
@@ -178,6 +246,7 @@ CASES = (
         samples=4,
         teacher=_network,
         same_teacher=True,
+        drawless=True,
         evaluate=_evaluate(lambda: _images(dense=False)),
     ),
     Case(
@@ -188,6 +257,79 @@ CASES = (
         samples=4,
         teacher=_network,
         settings={"head": "model.decode_head.classifier"},
+        drawless=True,
         evaluate=_evaluate(lambda: _images(dense=True), _upsampled),
+    ),
+    Case(
+        name="BERT, numbers",
+        about="BertForSequenceClassification with one output: a regression by the mean squared error",
+        module=bert_number,
+        data=lambda: _padded("number"),
+        samples=4,
+        classifies=False,
+        teacher=_network,
+    ),
+    Case(
+        name="BERT, questions",
+        about="BertForQuestionAnswering: two criteria, of the first and of the last token of an answer",
+        module=bert_questions,
+        data=lambda: _padded("answer"),
+        samples=4,
+        settings={"which": 0},
+        teacher=_network,
+        same_teacher=True,
+        drawless=True,
+    ),
+    Case(
+        name="T5",
+        about="T5ForConditionalGeneration, padded, with labels of -100, which the decoder reads",
+        module=t5,
+        data=lambda: _padded("text"),
+        samples=4,
+        teacher=_network,
+        same_teacher=True,
+        drawless=True,
+        evaluate=_evaluate(lambda: _padded("text")),
+    ),
+    Case(
+        name="Mixtral",
+        about="MixtralForCausalLM with two experts and their balancing loss",
+        module=mixtral,
+        data=lambda: _padded("text"),
+        samples=4,
+        teacher=_network,
+        same_teacher=True,
+    ),
+    Case(
+        name="GPT-2, counted tokens",
+        about="GPT2LMHeadModel with `num_items_in_batch`: a sum divided by a number of the batch",
+        module=gpt2,
+        data=_counted,
+        samples=4,
+        teacher=_network,
+        same_teacher=True,
+        drawless=True,
+        evaluate=_evaluate(lambda: _padded("text"), _shifted),
+    ),
+    Case(
+        name="ViT, several labels",
+        about="ViTForImageClassification with several labels for an image: binary cross entropy",
+        module=vit_labels,
+        data=_tagged,
+        samples=4,
+        classifies=False,
+        teacher=_network,
+    ),
+    Case(
+        name="SegFormer, one class",
+        about="SegformerForSemanticSegmentation with one class: binary losses, masked after the criterion",
+        module=lambda: segformer(1),
+        data=lambda: _images(dense=True, labels=1),
+        samples=4,
+        classifies=False,
+        settings={"head": "model.decode_head.classifier"},
+        drawless=True,
+        evaluate=_evaluate(lambda: _images(dense=True, labels=1), _one_class),
+        teacher=_network,
     ),
 )
