@@ -86,7 +86,8 @@ def watch(lightning: str) -> Any:
                 RECORDING.weights.append(state_of(pl_module))
                 RECORDING.steps = 0
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            RECORDING.losses.append(float(loss) if loss is not None else 0.0)
+            # Lightning divides the loss by the number of batches that it accumulates.
+            RECORDING.losses.append(float(loss) * trainer.accumulate_grad_batches if loss is not None else 0.0)
             RECORDING.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -113,15 +114,14 @@ def recording(directory: Path, watched: str, *, still: bool) -> Iterator[Recordi
     RECORDING = recorded = Recording(directory, still=still)
 
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-        groups = optimizer.param_groups
-        recorded.gradients.append([None if p.grad is None else p.grad.clone() for g in groups for p in g["params"]])
-        recorded.steps += 1
-        for group in groups if still else ():
+        for group in optimizer.param_groups if still else ():
             group["lr"] = 0.0
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-        for group in optimizer.param_groups if still else ():
-            group["lr"] = 0.0
+        # Lightning computes the gradients within the step, so they are there after it only.
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        recorded.gradients.append([None if p.grad is None else p.grad.clone() for p in parameters])
+        recorded.steps += 1
 
     hooks = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
     try:

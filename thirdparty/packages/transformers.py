@@ -171,6 +171,13 @@ def segformer(labels: int = 3) -> Any:
     return _module(SegformerForSemanticSegmentation(config))
 
 
+def _partly_labelled() -> tuple[Any, Any]:
+    rows = [dict(row) for row in _images(dense=False)[0].dataset]
+    for row in rows[1::4]:
+        row["labels"] = torch.tensor(-100)
+    return _loaders(rows)
+
+
 def _tagged() -> tuple[Any, Any]:
     rows = [{**row, "labels": torch.eye(3)[row["labels"]].cumsum(0)} for row in _images(dense=False)[0].dataset]
     return _loaders(rows)
@@ -331,5 +338,26 @@ CASES = (
         drawless=True,
         evaluate=_evaluate(lambda: _images(dense=True, labels=1), _one_class),
         teacher=_network,
+    ),
+    Case(
+        name="ViT, some labels missing",
+        about="ViTForImageClassification; the label of every fourth image is -100",
+        module=vit,
+        data=_partly_labelled,
+        samples=3,
+        teacher=_network,
+        same_teacher=True,
+    ),
+    Case(
+        name="ViT, accumulated",
+        about="ViTForImageClassification with `accumulate_grad_batches=2` and clipped gradients",
+        module=vit,
+        data=lambda: _images(dense=False),
+        samples=4,
+        options={"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "max_epochs": 3},
+        teacher=_network,
+        same_teacher=True,
+        drawless=True,
+        evaluate=_evaluate(lambda: _images(dense=False)),
     ),
 )
