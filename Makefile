@@ -7,7 +7,7 @@ BENCH = OMP_NUM_THREADS=2 $(if $(wildcard .venv-peers/bin/python),.venv-peers,.v
 # Two workers on two cores: without this each would start a thread per core. What one process compiled the others read.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all test-compat conformance lint docs mutants bench bench-peers bench-quality clean
+.PHONY: help demo test test-all test-compat test-thirdparty conformance lint docs mutants bench bench-peers bench-quality clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test-all: $(READY) ## All tests, those that start processes too; no cell of the 
 
 test-compat: $(READY) ## The quick tests with the lowest and the newest versions, and without `lightning`; downloads.
 	$(BIN)/python -m compat
+
+test-thirdparty: $(READY) ## Modules of published packages under every callback; downloads (PACKAGES="darts gan" for some).
+	$(BIN)/python -m thirdparty $(PACKAGES)
 
 conformance: $(READY) ## Every plug-in under everything that the Trainer does; writes docs/conformance.md.
 	$(PYTEST) tests/conformance tests/test_conformance.py --junitxml=build/conformance.xml

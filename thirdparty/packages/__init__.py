@@ -1,0 +1,1 @@
+"""One file for each package: the versions, the cases, and what the package does to callbacks."""
