@@ -194,19 +194,15 @@ class TorchCall(Call):
         """Whether the input holds probabilities in place of logits."""
         return self.criterion.probabilities
 
-    def _run(self, reduction: str) -> Tensor:
-        # Torch drops arguments when it hands a criterion to a mode: `weight` of `l1_loss` is one of them.
-        with torch._C.DisableTorchFunction():
-            return self.criterion.function(self.input, self.target, reduction=reduction, **self.options)
-
     def value(self) -> Tensor:
-        """What the criterion itself returns to the user's code."""
-        return self._run(self.reduction)
+        """What the criterion itself returns to the user's code, in sight of other callbacks that look for calls."""
+        return self.criterion.function(self.input, self.target, reduction=self.reduction, **self.options)
 
     @cached_property
     def elements(self) -> Tensor:
         """The unreduced losses."""
-        return self._run("none")
+        with torch._C.DisableTorchFunction():
+            return self.criterion.function(self.input, self.target, reduction="none", **self.options)
 
     def on(self, substitute: Callable[[Tensor], Tensor]) -> "TorchCall":
         """The same call with other tensors in place of its own."""
