@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_objectives._files.logit_cache import LogitCache, fingerprint
 from lightning_objectives._files.network import load_network
+from lightning_objectives._step.batch import tensors_of
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.extras import COPIED
 from lightning_objectives._step.frozen import Answer, Frozen, Normalization
@@ -295,8 +296,8 @@ class Distill(StepCallback):
         assert self._frozen is not None
         frozen, dtype = self._frozen, step.module.dtype
         if self.teacher_call is not None:
-            how, inputs = self.teacher_call, step.get("inputs")
-            return frozen.answer(lambda network: how(network, step.user_batch), inputs, dtype)
+            how, batch = self.teacher_call, step.user_batch
+            return frozen.answer(lambda network: how(network, batch), next(tensors_of(batch), None), dtype)
         call = network_call(step, like=frozen.network)
         args, kwargs = ((step.get("inputs"),), {}) if call is None else (call.args, call.kwargs)
         if self._cache is None:
