@@ -84,6 +84,10 @@ class ObjectivesMixin:
         """Return the network's inputs in a batch; None to let the callbacks find them."""
         return None
 
+    def objective_batch_size(self, batch: Any) -> int | None:
+        """Return the number of samples in a batch; None to let the callbacks find it."""
+        return None
+
     def objective_target(self, batch: Any) -> Tensor | None:
         """Return the target in a batch, for a step without a criterion; None to let the callbacks find it."""
         return None

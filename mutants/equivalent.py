@@ -33,12 +33,6 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "pass",
     ): "every way of opening a file sets it, and the line is there for its type and its description",
     (
-        "lightning_objectives/_step/stacks.py",
-        "Stacks.__init__",
-        "self.head = ''",
-        "pass",
-    ): "an error message alone reads it, when stacks are followed; the pipeline has set it before",
-    (
         "lightning_objectives/_snapshots/running_sum.py",
         "RunningSum.take",
         "if hasattr(tensor, 'to_local'):",

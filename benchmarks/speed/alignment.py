@@ -69,7 +69,7 @@ def _made(tiny: bool) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 def _step(name: str, network: nn.Module, batch: Any) -> Any:
     inputs, target = batch
     parameters = list(network.parameters())
-    pipeline: Any = SimpleNamespace(module=network, trainer=SimpleNamespace(precision_plugin=None))
+    running: Any = SimpleNamespace(module=network, trainer=SimpleNamespace(precision_plugin=None))
 
     def step() -> None:
         logits = network(inputs)
@@ -79,7 +79,7 @@ def _step(name: str, network: nn.Module, batch: Any) -> Any:
             (own + term).backward()
             return
         if name == OURS:
-            gradients = Gradients([own, term], pipeline)
+            gradients = Gradients([own, term], running)
             gradients.weighted(gradient_alignment(gradients.rows)).backward()
             return
         rows = []

@@ -70,7 +70,7 @@ def variants(width: int, batch: int, classes: int, device: str = "cpu") -> dict[
         losses = [F.cross_entropy(head(F.dropout(features, 0.3)), target) for _ in range(8)]
         torch.stack(losses).mean().backward()
 
-    def loss(stacks: Tensor) -> Tensor:  # as the pipeline takes it: the mean of the stacks' losses
+    def loss(stacks: Tensor) -> Tensor:  # as the engine takes it: the mean of the stacks' losses
         return torch.stack([F.cross_entropy(stack, target, reduction="none") for stack in stacks]).mean(0).mean()
 
     def ours() -> None:

@@ -75,10 +75,12 @@ class StepCallback(StatefulCallback, Member):
         return f"{type(self).__name__}({self.method!r})"
 
     def unsupported(self) -> dict[str, str]:
-        """Add a compiled module if the callback needs the head, and FSDP2 if it adds parameters."""
+        """Add a compiled module if the callback needs the head, FSDP2 if it adds parameters, and other problems."""
         needs_head = self.place == "head" or not FROM_HEAD.isdisjoint(self.signals)
         unsharded = _UNSHARDED if self.adds_parameters else {}
-        return unsharded | super().unsupported() | ({"a_compiled_module": COMPILED} if needs_head else {})
+        for_others = self.problems and "labels" not in self.problems
+        labels = {"binary_cross_entropy": f"its targets are {_WORDS['labels']}"} if for_others else {}
+        return unsharded | labels | super().unsupported() | ({"a_compiled_module": COMPILED} if needs_head else {})
 
     def active(self, step: int) -> bool:
         """Whether the callback changes anything at this optimizer step."""

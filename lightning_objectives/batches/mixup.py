@@ -24,7 +24,7 @@ def mixup(inputs: Tensor, partner: Tensor, share: float) -> Tensor:
 
     Raises:
         ValueError: there is not one partner for each input, or the share is outside [0, 1].
-        TypeError: the inputs are whole numbers, such as tokens, which cannot be mixed.
+        ValueError: the inputs are whole numbers, such as tokens, which cannot be mixed.
 
     Example:
         >>> mixup(torch.tensor([[0.0], [4.0]]), torch.tensor([1, 0]), 0.75)
@@ -34,7 +34,10 @@ def mixup(inputs: Tensor, partner: Tensor, share: float) -> Tensor:
     check_shapes(PARTNER, inputs=inputs, partner=partner)
     check_share(share)
     if not inputs.is_floating_point():
-        raise TypeError(f"inputs of {inputs.dtype} cannot be mixed; they must be floating, such as scaled images.")
+        raise ValueError(
+            f"inputs of {inputs.dtype} cannot be mixed: a mean of two whole numbers, such as tokens, means nothing. "
+            "Pass numbers that may be averaged, such as scaled images, for example by naming them with input=."
+        )
     return inputs * share + inputs[partner.long()] * (1 - share)
 
 

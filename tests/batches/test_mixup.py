@@ -55,5 +55,5 @@ def test_what_is_refused(settings, message):
 
 
 def test_tokens_are_refused():
-    with pytest.raises(TypeError, match=r"inputs of torch\.int64 cannot be mixed"):
+    with pytest.raises(ValueError, match=r"inputs of torch\.int64 cannot be mixed"):
         mixup(torch.zeros(2, 3, dtype=torch.long), torch.tensor([1, 0]), 0.5)
