@@ -33,6 +33,8 @@ class Case:
     of a callback stands what this one is told instead."""
     classifies: bool = True
     """Whether the loss compares logits of classes with one class per row."""
+    one_logit: bool = False
+    """Whether it compares one logit with one of two classes, which methods for classes get as two columns."""
     manual: bool = False
     """Whether the module optimizes by hand, so that no callback can act in its step."""
     samples: int | None = None

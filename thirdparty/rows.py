@@ -187,7 +187,7 @@ def _check_penalty(case: Case, fit: Recording, plain: Recording, made: Made) -> 
     squares = logits.logsumexp(1).square()
     found = fit.logged[0]["train/logpartitionpenalty"]
     return {
-        "penalty by hand, over all rows": apart(found, squares.mean()),
+        "penalty by hand, over the rows that count": apart(found, squares[target != -100].mean()),
         "loss by hand": apart(fit.losses[0], F.cross_entropy(logits, target) + found),
     }
 
@@ -285,7 +285,6 @@ ROWS: tuple[Row, ...] = (
         name="TransformBatch(Mixup)",
         make=lambda case, told, directory: [place(lo.TransformBatch, lo.Mixup(alpha=1.0), told)],
         neutral=lambda case, told, directory: [place(lo.TransformBatch, itself, told)],
-        for_classes=True,
     ),
     Row(
         name="Distill(VanillaKD)",
@@ -322,7 +321,6 @@ ROWS: tuple[Row, ...] = (
         make=lambda case, told, directory: [place(lo.LogMetrics, None, told)],
         leaves_alone=True,
         in_step=False,
-        for_classes=True,
         check=_check_metrics,
     ),
     Row(

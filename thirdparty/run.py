@@ -187,7 +187,7 @@ def cell(
     if done.warned:
         result["warned"] = done.warned
     outcome = "works" if all(map(holds, checks.values())) else "wrong"
-    if (row.for_classes and not case.classifies) or (row.in_step and case.manual):
+    if (row.for_classes and not case.classifies and not case.one_logit) or (row.in_step and case.manual):
         outcome = "meaningless"
     rounded = {name: value if isinstance(value, bool) else float(f"{value:.1e}") for name, value in checks.items()}
     return {**result, "outcome": outcome, "checks": rounded}

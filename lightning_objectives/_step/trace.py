@@ -87,6 +87,8 @@ class Trace:
     def start_batch(self, tensors: Iterable[Tensor]) -> None:
         """Record what happens to the tensors of the batch."""
         for tensor in tensors:
+            if tensor.is_inference():
+                continue
             self._nodes[id(tensor)] = Node(tensor, tensor._version, of_batch=True)
             self.active = True
 
@@ -108,8 +110,8 @@ class Trace:
             return
         outputs = [result] if isinstance(result, Tensor) else result if isinstance(result, (tuple, list)) else []
         for position, output in enumerate(outputs):
-            if not isinstance(output, Tensor):
-                continue
+            if not isinstance(output, Tensor) or output.is_inference():
+                continue  # What is computed in inference mode reaches no loss.
             known = self._nodes.get(id(output))
             if known is not None and output._version == known.version:
                 continue  # The function returned its own argument, as `.float()` of a float tensor does.

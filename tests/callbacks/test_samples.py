@@ -268,3 +268,13 @@ def test_the_sizes_of_a_data_loader():
     assert loader_sizes([DataLoader(range(8), batch_size=4), {"a": DataLoader(range(9), batch_size=3)}]) == {3, 4}
     assert loader_sizes(SimpleNamespace(batch_size=7)) == {7}
     assert loader_sizes(None) == set()
+
+
+def test_a_metric_in_inference_mode_is_not_followed():
+    def compute(module, z, y):
+        with torch.inference_mode():
+            (z.argmax(-1) == y).float().mean()
+            z.flatten(0, 1).float()
+        return flat(module, z, y)
+
+    torch.testing.assert_close(seen_by(compute, (tensors(B, T, C), labels(B, T))), TABLE.mean(1))

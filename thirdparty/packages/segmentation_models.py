@@ -109,5 +109,6 @@ CASES = (
         samples=4,
         settings=_WORDS,
         classifies=False,
+        one_logit=True,
     ),
 )

@@ -137,7 +137,7 @@ CASES = (
         about="FasterRCNN on a small backbone: lists of images of several sizes, a sum of four losses",
         module=detector,
         data=_data,
-        settings={"which": 1, "head": "model.roi_heads.box_predictor.cls_score"},
+        settings={"which": 2, "head": "model.roi_heads.box_predictor.cls_score"},
         teacher=lambda module: module.model,
     ),
 )
