@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lightning_objectives._step.calls import Call
+from lightning_objectives._step.calls import TARGETS, Call
 from lightning_objectives._step.member import Member
 from lightning_objectives._step.plan import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Plan
 from lightning_objectives._step.step import Step
@@ -21,13 +21,6 @@ _COLUMNS = ("logits", "target", "teacher_logits")
 _OF_CRITERION = signals_from("criterion") - {"losses"}
 _REPLACED_BY = {"binary": "classes", "distribution": "classes"}
 """Problems that methods for another problem can work on."""
-_WORDS = {
-    "classes": "one class of several",
-    "binary": "two classes with one logit",
-    "labels": "several labels that may hold together",
-    "regression": "numbers (a regression)",
-    "distribution": "distributions",
-}
 _UNSHARDED = {
     "fsdp2": "it adds parameters, which would not be sharded, so that the ranks would diverge; use DDPStrategy"
 }
@@ -79,7 +72,7 @@ class StepCallback(StatefulCallback, Member):
         needs_head = self.place == "head" or not FROM_HEAD.isdisjoint(self.signals)
         unsharded = _UNSHARDED if self.adds_parameters else {}
         for_others = self.problems and "labels" not in self.problems
-        labels = {"binary_cross_entropy": f"its targets are {_WORDS['labels']}"} if for_others else {}
+        labels = {"binary_cross_entropy": TARGETS["labels"]} if for_others else {}
         return unsharded | labels | super().unsupported() | ({"a_compiled_module": COMPILED} if needs_head else {})
 
     def active(self, step: int) -> bool:
@@ -114,16 +107,12 @@ class StepCallback(StatefulCallback, Member):
             return
         if problem is not None and {problem, _REPLACED_BY.get(problem)} & set(problems):
             return
-        meant = " or ".join(_WORDS[name] for name in problems)
-        found = (
-            "compares numbers that show neither classes nor labels, so its values may mean nothing there"
-            if problem is None
-            else f"is one for {_WORDS[problem]}, where its values would mean nothing"
-        )
+        meant = " or ".join(TARGETS[name].removeprefix("its targets are ") for name in problems)
         raise ValueError(
-            f"{type(self).__name__}: {method} is for {meant}, but the model's criterion, {call.name} of "
-            f"{tuple(call.input.shape)}, {found}. Use another method, or, if you mean it, pass a function in place of "
-            f"the method: lambda {', '.join(signals_of(method))}: ..."
+            f"{type(self).__name__}: {method} is for {meant}. The model's criterion, {call.name} of "
+            f"{tuple(call.input.shape)}, is another: {TARGETS[problem]}, where the method's values mean nothing. Use "
+            "another method, or, if you mean it, pass a function in place of the method: lambda "
+            f"{', '.join(signals_of(method))}: ..."
         )
 
     def arguments(self, step: Step, names: Iterable[str]) -> dict[str, Any]:

@@ -14,6 +14,15 @@ from torch.nn._reduction import legacy_get_string
 
 from lightning_objectives.kinds import Problem
 
+TARGETS: dict[Problem | None, str] = {
+    "classes": "its targets are one class of several",
+    "binary": "its targets are one of two classes with one logit",
+    "labels": "its targets are several labels that may hold together",
+    "regression": "its targets are numbers (a regression)",
+    "distribution": "its targets are distributions",
+    None: "its targets are numbers that show neither classes nor labels",
+}
+"""What a criterion of each problem compares with, for messages; None for an unknown problem."""
 MEANS = ("mean", "batchmean")
 """The reductions that divide by something."""
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_objectives._step.calls import TARGETS
 from lightning_objectives._step.compared import Compared
 from lightning_objectives.metrics import default_metrics, regression_metrics
 
@@ -70,12 +71,8 @@ def _default(compared: Compared) -> MetricCollection:
         return regression_metrics()
     if compared.problem in ("classes", "binary"):
         return default_metrics(max(2, compared.columns))
-    if compared.problem == "labels":
-        reason = "several labels that may hold together, which the default metrics do not measure"
-    else:
-        reason = "targets that are no classes: this may be a regression, or a choice between classes by probabilities"
     raise ValueError(
         f"The evaluation step compares {tuple(compared.input.shape)} with {tuple(compared.target.shape)} "
-        f"({compared.source}): {reason}. Say metrics=, any torchmetrics metric of (predictions, target), such as "
-        "metrics=torchmetrics.MeanAbsoluteError() for a regression."
+        f"({compared.source}): {TARGETS[compared.problem]}, for which there are no default metrics. Say metrics=, any "
+        "torchmetrics metric of (predictions, target), such as metrics=torchmetrics.MeanAbsoluteError() for a regression."
     )

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_objectives._step.calls import TARGETS
 from lightning_objectives._step.compared import Compared
 from lightning_objectives._step.evaluation import EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
 from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.ranks import gather_rows
-from lightning_objectives.callbacks.log_metrics import NOT_ONE_CLASS
 from lightning_objectives.kinds import Calibrator
 from lightning_objectives.metrics import classification_rows, default_metrics
 
@@ -60,7 +60,7 @@ class Calibrate(StatefulCallback):
 
     kind = Calibrator
     leaves_training_alone = True
-    refuses: ClassVar = {"binary_cross_entropy": NOT_ONE_CLASS, "test_alone": _NOT_FITTED}
+    refuses: ClassVar = {"binary_cross_entropy": TARGETS["labels"], "test_alone": _NOT_FITTED}
 
     calibrator: Calibrator
     _: KW_ONLY
@@ -106,8 +106,9 @@ class Calibrate(StatefulCallback):
         if compared.problem not in ("classes", "binary"):
             raise ValueError(
                 f"Calibrate({self.calibrator}) needs one class of several for each row, but the evaluation step "
-                f"compares {tuple(compared.input.shape)} with {tuple(compared.target.shape)} ({compared.source}). "
-                "Remove Calibrate, or name the criterion that compares logits with classes by criterion= or which=."
+                f"compares {tuple(compared.input.shape)} with {tuple(compared.target.shape)} ({compared.source}): "
+                f"{TARGETS[compared.problem]}. Remove Calibrate, or name the criterion that compares logits with "
+                "classes by criterion= or which=."
             )
         rows = classification_rows(*compared.pair, from_logits=True, ignore_index=None)
         kept = rows.preds[rows.kept].cpu(), rows.target[rows.kept].cpu()

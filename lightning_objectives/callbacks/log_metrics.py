@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_objectives._step.calls import TARGETS
 from lightning_objectives._step.compared import Compared
 from lightning_objectives._step.evaluation import EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
@@ -16,8 +17,6 @@ from lightning_objectives._trainer.names import numbered
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
 
-NOT_ONE_CLASS = "its targets are several labels that may hold together, and not one class of several"
-"""What neither the default metrics nor a calibrator can work with."""
 _GATHERED = {
     "fsdp2": "weights= repeats the forward pass with other weights than those that FSDP2 gathers; leave it out"
 }
@@ -89,7 +88,7 @@ class LogMetrics(Callback):
 
     def unsupported(self) -> dict[str, str]:
         """Refuse what the default metrics cannot measure, and other weights if the module's own are sharded."""
-        unmeasured = {"binary_cross_entropy": NOT_ONE_CLASS} if self.metrics is None else {}
+        unmeasured = {"binary_cross_entropy": TARGETS["labels"]} if self.metrics is None else {}
         return super().unsupported() | unmeasured | (_GATHERED if self.weights else {})
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

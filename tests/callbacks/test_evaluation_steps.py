@@ -226,7 +226,7 @@ def test_numbers_without_a_criterion_are_no_classes():
 
     x, y = data().tensors
     batches = DataLoader(TensorDataset(x, y.float()), batch_size=8)
-    with pytest.raises(ValueError, match=r"\(no criterion\): targets that are no classes.* Say metrics="):
+    with pytest.raises(ValueError, match=r"\(no criterion\): its targets are numbers that show neither.* Say metrics="):
         validated(Own(), LogMetrics(), batches=batches)
 
 

@@ -39,17 +39,21 @@ ROWS = net(lambda z, y: F.mse_loss(z[:, 0], y.float()))
 @pytest.mark.parametrize(
     ("module", "callback", "found"),
     [
-        (REGRESSION, ReplaceLoss(LDRLoss()), r"mse_loss of \(8, 3\), is one for numbers \(a regression\)"),
-        (ROWS, ReplaceLoss(LDRLoss()), r"mse_loss of \(8,\), is one for numbers"),
-        (LABELS, ReplaceLoss(LDRLoss()), "is one for several labels that may hold together"),
-        (REGRESSION, Distill(VanillaKD(), teacher=nn.Linear(4, 3)), "is one for numbers"),
+        (
+            REGRESSION,
+            ReplaceLoss(LDRLoss()),
+            r"mse_loss of \(8, 3\), is another: its targets are numbers \(a regression\)",
+        ),
+        (ROWS, ReplaceLoss(LDRLoss()), r"mse_loss of \(8,\), is another: its targets are numbers"),
+        (LABELS, ReplaceLoss(LDRLoss()), "is another: its targets are several labels that may hold together"),
+        (REGRESSION, Distill(VanillaKD(), teacher=nn.Linear(4, 3)), "is another: its targets are numbers"),
         (
             REGRESSION,
             Distill(BinaryKL(), teacher=nn.Linear(4, 3)),
-            "BinaryKL.* is for one class of several or two",
+            "BinaryKL.* is for one class of several or one",
         ),
-        (LABELS, Distill(VanillaKD(), teacher=nn.Linear(4, 3)), "is one for several labels"),
-        (REGRESSION, AddRegularizer(LogPartitionPenalty()), "is one for numbers"),
+        (LABELS, Distill(VanillaKD(), teacher=nn.Linear(4, 3)), "is another: its targets are several labels"),
+        (REGRESSION, AddRegularizer(LogPartitionPenalty()), "is another: its targets are numbers"),
     ],
 )
 def test_another_problem_is_refused(module, callback, found):
@@ -101,9 +105,9 @@ def test_targets_of_a_named_criterion_show_its_problem():
 
     run(torch.rand(4, 3).softmax(1), ReplaceLoss(LDRLoss(), criterion="loss_fn"))
     labels = torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 0, 1], [0, 1, 0]])
-    with pytest.raises(ValueError, match="is one for several labels"):
+    with pytest.raises(ValueError, match="is another: its targets are several labels"):
         run(labels, ReplaceLoss(LDRLoss(), criterion="loss_fn"))
-    with pytest.raises(ValueError, match="compares numbers that show neither classes nor labels"):
+    with pytest.raises(ValueError, match="its targets are numbers that show neither classes nor labels"):
         run(3 * torch.randn(4, 3), ReplaceLoss(LDRLoss(), criterion="loss_fn"))
 
 
