@@ -73,6 +73,6 @@ def _default(compared: Compared) -> MetricCollection:
         return default_metrics(max(2, compared.columns))
     raise ValueError(
         f"The evaluation step compares {tuple(compared.input.shape)} with {tuple(compared.target.shape)} "
-        f"({compared.source}): {TARGETS[compared.problem]}, for which there are no default metrics. Say metrics=, any "
-        "torchmetrics metric of (predictions, target), such as metrics=torchmetrics.MeanAbsoluteError() for a regression."
+        f"({compared.source}): {TARGETS[compared.problem]}, for which there are no default metrics. Say metrics=, "
+        "any torchmetrics metric of (predictions, target), such as torchmetrics.MeanAbsoluteError() for a regression."
     )
