@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_objectives._files.merge import copies_sentence, merged_or_newest
+from lightning_objectives._files.linear_merge import copies_sentence
+from lightning_objectives._files.network_merge import NetworkMerge
 from lightning_objectives._files.reading import in_order, open_source
 from lightning_objectives._files.source import ODD_BUFFERS
 from lightning_objectives._files.writing import replaced, write_safetensors
@@ -115,15 +116,11 @@ class Window:
         """Merge the snapshots, in memory."""
         self.finish()
         sources, steps = in_order(entry["file"] for entry in self.entries)
-        shares: list[float] = self.method.coefficients(steps).tolist()
-        buffers, copied = buffer_names(self.module), list[str]()
-        merged = {
-            name: merged_or_newest(name, sources, shares, buffers=buffers, copied=copied).clone()
-            for name in sources[-1].keys
-        }
-        if copied and copied != self._copied:
-            rank_zero_info(copies_sentence(copied))
-        self._copied = copied
+        merge = NetworkMerge(self.method, sources, steps, buffers=buffer_names(self.module))
+        merged = merge.merged()
+        if merge.copied and merge.copied != self._copied:
+            rank_zero_info(copies_sentence(merge.copied))
+        self._copied = merge.copied
         return merged
 
     def finish(self) -> None:
