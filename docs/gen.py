@@ -53,7 +53,7 @@ def introduction(path: str) -> str:
     method = getattr(importlib.import_module(f"{package.__name__}.{room}"), name)
     settings = ", ".join(f"{key}={value!r}" for key, value in getattr(method, "example", {}).items())
     lines = [f"from {package.__name__}.{room} import {name}"]
-    if callback := getattr(ROOMS[room], "callback", ""):
+    if callback := getattr(method, "callback", ""):
         lines += [
             f"from {package.__name__}.callbacks import {callback}",
             "",

@@ -13,8 +13,8 @@ from lightning_objectives._files.reading import check_match
 from lightning_objectives._files.source import Source, first_names
 from lightning_objectives.kinds import Merge, MergePiece
 
-_PIECE = 2**16
-"""How many elements a merge by elements gets at once: those of several files fit the cache."""
+_PIECE = 2**15
+"""How many elements a merge by elements gets at once: they fit the cache, and torch starts no thread for so few."""
 
 Evaluate = Callable[[dict[str, Tensor]], float]
 """Gives the score of a state dict; greater is better."""
@@ -32,7 +32,6 @@ class NetworkMerge:
         buffers: the tensors that are buffers. A merge that is not linear takes their plain mean.
         evaluate: gives the score of a state dict, for a merge that asks for it.
         seed: of all draws.
-        prefetch: is called with the name of the next tensor before the current one is read.
         visible: whether each iteration shows a progress bar.
 
     Raises:
@@ -50,7 +49,6 @@ class NetworkMerge:
         buffers: Collection[str] = (),
         evaluate: Evaluate | None = None,
         seed: int = 0,
-        prefetch: Callable[[Sequence[Source], str], object] | None = None,
         visible: bool = False,
     ) -> None:
         check_asked(method, {"base": base, "importance": importance, "evaluate": evaluate})
@@ -65,7 +63,6 @@ class NetworkMerge:
         self._base = base
         self._importance = importance
         self._seed = seed
-        self._prefetch = prefetch
         self._visible = visible
         self._used = [1 / len(sources)] * len(sources)
         self._statistics: Any = None
@@ -128,19 +125,19 @@ class NetworkMerge:
         return {name: self.tensor(name).clone() for name in self.newest.keys}
 
     def __iter__(self) -> Iterator[MergePiece]:
-        """Read all that is not merged linearly once; names that are tied in all files are one tensor."""
+        """Give all that is not merged linearly once; names that are tied in all files are one tensor.
+
+        Nothing is read ahead, so that a method may skip what it does not need.
+        """
         first: dict[tuple[object, ...], str] = {}
         for name in self.newest.keys:
             if not self._is_linear(name):
                 first.setdefault(self.storage_key(name), name)
-        names = list(first.values())
-        sizes = [torch.Size(self.newest.form(name)[1]).numel() for name in names]
+        sizes = {name: torch.Size(self.newest.form(name)[1]).numel() for name in first.values()}
         with Progress(visible=self._visible) as progress:
-            progress.begin(sum(sizes) * len(self.files), stages=1)
-            progress.stage("reading")
-            for name, following, size in zip(names, [*names[1:], None], sizes):
-                if self._prefetch is not None and following is not None:
-                    self._prefetch(self.files, following)
+            progress.begin(sum(sizes.values()) * len(self.files), stages=1)
+            progress.stage("measuring")
+            for name, size in sizes.items():
                 yield from self._pieces(name)
                 progress.add(size * len(self.files))
 
@@ -153,18 +150,14 @@ class NetworkMerge:
         return self.method.linear or name in self._buffers or not (dtype.is_floating_point or dtype.is_complex)
 
     def _pieces(self, name: str) -> Iterator[MergePiece]:
+        columns: list[Sequence[Tensor]] = [[source.tensor(name)] for source in self.files]
+        if self.method.by_element:
+            columns = [torch.split(tensor.contiguous().view(-1), _PIECE) for (tensor,) in columns]
         count = len(self.sources)
-        if not self.method.by_element:
-            weights, importance = _Widened(self.sources, name), _Widened(self._importance or [], name)
-            base = None if self._base is None else wide(self._base.tensor(name))
-            yield MergePiece(weights, base, None if self._importance is None else importance)
-            return
-        columns = [source.tensor(name).contiguous().view(-1).split(_PIECE) for source in self.files]
-        for parts in zip(*columns):
-            tensors = [wide(part) for part in parts]
-            weights_of_files, rest = tensors[:count], tensors[count:]
-            base = rest.pop(0) if self._base is not None else None
-            yield MergePiece(weights_of_files, base, None if self._importance is None else rest)
+        for tensors in zip(*columns):
+            rest = list(tensors[count:])
+            base = wide(rest.pop(0)) if self._base is not None else None
+            yield MergePiece(_Widened(tensors[:count]), base, None if self._importance is None else _Widened(rest))
 
     def _trial(self, shares: Sequence[float]) -> dict[str, Tensor]:
         """The merge by these shares, as its file would hold it."""
@@ -199,19 +192,17 @@ class NetworkMerge:
 
 
 class _Widened(Sequence[Tensor]):
-    """A tensor of each file, widened only when it is asked for, so that a merge may hold one at a time."""
+    """Tensors that are widened only when they are asked for, so that a merge may hold one at a time."""
 
-    def __init__(self, sources: Sequence[Source], name: str) -> None:
-        self._sources = sources
-        self._name = name
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._tensors)
 
     def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return _Widened(self._sources[place], self._name)
-        return wide(self._sources[place].tensor(self._name))
+        tensors = self._tensors[place]
+        return wide(tensors) if isinstance(tensors, Tensor) else _Widened(tensors)
 
 
 def check_asked(method: Merge, have: Mapping[str, object]) -> None:

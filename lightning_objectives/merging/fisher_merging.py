@@ -1,6 +1,7 @@
 """Fisher merging: a mean of networks in which each weight counts by its Fisher information."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -29,7 +30,8 @@ def fisher_merge(
             :math:`\mathbb{E}_x \mathbb{E}_{y \sim p(y | x)} (\nabla \log p(y | x))^2`, squared for each sample and then
             averaged. The square of a batch's gradient is another quantity.
         shares: K numbers :math:`\lambda_k > 0`; None for equal ones.
-        floor: the least importance of a weight, so that a weight that is important to no network is a plain mean.
+        floor: the least importance of a weight, so that a weight that is important to no network is a plain mean. It is
+            compared with the importance as it is, before the norm. If most of a network's is below, you get a warning.
         normalize: divide the importance of each network by its norm over the whole network, so that a network whose
             gradients are large has no larger say.
 
@@ -57,7 +59,7 @@ def fisher_merge(
     check_tensors(weights, importance=importance)
     wide = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (*weights, *importance)]
     piece = MergePiece(wide[: len(weights)], importance=wide[len(weights) :])
-    return _merged(piece.weights, wide[len(weights) :], _factors([piece], shares, normalize), floor)
+    return _merged(piece.weights, wide[len(weights) :], _factors([piece], shares, floor, normalize), floor)
 
 
 def _check(shares: Sequence[float] | None, floor: float) -> None:
@@ -67,12 +69,17 @@ def _check(shares: Sequence[float] | None, floor: float) -> None:
         raise ValueError(f"floor={floor} must be finite and > 0: without it, 0 / 0 is the mean of unimportant weights.")
 
 
-def _factors(network: Iterable[MergePiece], shares: Sequence[float] | None, normalize: bool) -> list[float]:
-    """The factor of each network's importance; the largest is 1, so that none overflows."""
+def _factors(
+    network: Iterable[MergePiece], shares: Sequence[float] | None, floor: float, normalize: bool
+) -> list[float]:
+    """The factor of each network's importance."""
     squares: list[float] = []
+    positive: list[int] = []
+    low: list[int] = []
     for piece in network:
         assert piece.importance is not None
-        squares = squares or [0.0] * len(piece.importance)
+        if not squares:
+            squares, positive, low = ([0] * len(piece.importance) for _ in range(3))
         for place, values in enumerate(piece.importance):
             least, total = (values.min().item(), values.double().square().sum().item()) if values.numel() else (0, 0)
             if not (least >= 0 and total < math.inf):
@@ -81,6 +88,8 @@ def _factors(network: Iterable[MergePiece], shares: Sequence[float] | None, norm
                     "finite and >= 0: compute it again as the mean of squared gradients."
                 )
             squares[place] += total
+            positive[place] += int(values.count_nonzero())
+            low[place] += int((values < floor).sum()) - int((values == 0).sum())
     if shares is not None and len(shares) != len(squares):
         raise ValueError(f"shares={list(shares)} are {len(shares)}, but there are {len(squares)} files: give one for each.")
     if normalize and not all(squares):
@@ -88,8 +97,14 @@ def _factors(network: Iterable[MergePiece], shares: Sequence[float] | None, norm
             f"importance[{squares.index(0.0)}] is 0 everywhere, so it has no norm to divide by: compute it again, or use "
             "normalize=False."
         )
-    factors = [share / (math.sqrt(s) if normalize else 1.0) for share, s in zip(shares or [1.0] * len(squares), squares)]
-    return [factor / max(factors) for factor in factors]
+    for place, (few, some) in enumerate(zip(low, positive)):
+        if 2 * few > some:
+            warnings.warn(
+                f"importance[{place}] is below floor={floor} for {few / some:.0%} of the weights that it is above 0 for, "
+                "so these count alike, as in a plain mean: use a smaller floor.",
+                stacklevel=2,
+            )
+    return [share / (math.sqrt(s) if normalize else 1.0) for share, s in zip(shares or [1.0] * len(squares), squares)]
 
 
 def _merged(weights: Sequence[Tensor], importance: Sequence[Tensor], factors: Sequence[float], floor: float) -> Tensor:
@@ -143,7 +158,7 @@ class FisherMerging(Merge):
 
     def statistics(self, network: Iterable[MergePiece]) -> list[float]:
         """The factor of each network's importance."""
-        return _factors(network, self.shares, self.normalize)
+        return _factors(network, self.shares, self.floor, self.normalize)
 
     def tensor(
         self,
