@@ -115,7 +115,7 @@ class NetworkMerge:
             part.copy_(result)
             if not surely_finite(wide(part)):
                 finite = False
-                part.copy_(torch.where(_equal_everywhere(piece), piece.weights[-1], result))
+                part.copy_(torch.where(_shared_infinities(piece), piece.weights[-1], result))
         if not finite:
             check_finite(name, merged, [*self.sources, *([self._base] if self._base is not None else [])])
         return merged
@@ -232,9 +232,9 @@ def _with_a_share(sources: Sequence[Source], shares: Sequence[float]) -> tuple[l
     return [source for source, _ in used], [share for _, share in used]
 
 
-def _equal_everywhere(piece: MergePiece) -> Tensor:
+def _shared_infinities(piece: MergePiece) -> Tensor:
     newest = piece.weights[-1]
-    equal = torch.ones_like(newest, dtype=torch.bool)
+    shared = newest.isinf()
     for tensor in [*piece.weights, *([piece.base] if piece.base is not None else [])]:
-        equal &= tensor == newest
-    return equal
+        shared &= tensor == newest
+    return shared
