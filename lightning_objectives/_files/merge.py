@@ -39,7 +39,7 @@ def merge_checkpoints(
 ) -> Path:
     r"""Write the merge of checkpoint files, which may be larger than the memory.
 
-    A linear merge is :math:`\sum_j c_j \theta_j`, with the coefficients of the method; others are the formula of theirs.
+    A linear merge is :math:`\sum_j c_j \theta_j`, with the method's coefficients; others have their own formula.
 
     Args:
         files: checkpoints of one network, each of which may be a ``.safetensors`` file; a ``.ckpt``, ``.pt``, ``.pth``
@@ -131,8 +131,9 @@ def merge_checkpoints(
     newest = merge.newest
     beside, left_out = entries_beside_weights(newest)
     if verbose:
-        for source, step, share in zip(sources, steps, merge.shares or [None] * len(steps)):
-            print(f"{source.path}  step {step}" + ("" if share is None else f"  coefficient {share:.4f}"))
+        for place, (source, step) in enumerate(zip(sources, steps)):
+            share = f"  coefficient {merge.shares[place]:.4f}" if merge.shares else ""
+            print(f"{source.path}  step {step}{share}")
         if left_out:
             print(f"left out, because it belongs to one training: {', '.join(left_out)}")
     metadata = {"step": steps[-1], "steps": steps, "coefficients": merge.shares, "method": method, "base": base}
@@ -170,7 +171,8 @@ def _named(buffers: Collection[str], newest: Source) -> set[str]:
         names |= found
         unknown += [] if found else [buffer]
     if unknown:
-        raise ValueError(f"buffers={sorted(unknown)} are no tensors of {newest.path}: it has {first_names(newest.keys)}.")
+        has = first_names(newest.keys)
+        raise ValueError(f"buffers={sorted(unknown)} are no tensors of {newest.path}: it has {has}.")
     return names
 
 

@@ -100,7 +100,7 @@ class NetworkMerge:
             return merged_or_newest(name, self.sources, self._used, buffers=self._buffers, copied=self.copied)
         dtype, shape = self.newest.form(name)
         merged = torch.empty(shape, dtype=dtype)
-        parts = merged.view(-1).split(_PIECE) if self.method.by_element else [merged]
+        parts = torch.split(merged.view(-1), _PIECE) if self.method.by_element else [merged]
         digest = sha256(repr((self._seed, name)).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
         finite = True

@@ -30,7 +30,9 @@ def refuse_method(method: Merge, *, keep: str, base: str | Path | None) -> None:
             f"training, on their files or others: merge_checkpoints(files, method, out, {beyond[0]}=...)."
         )
     if base is not None and "base" not in method.asks:
-        raise ValueError(f"base={str(base)!r}: {method!r} does not use a base, so it would change nothing: leave it out.")
+        raise ValueError(
+            f"base={str(base)!r} would change nothing, because {method!r} does not use a base: leave it out."
+        )
     if keep == "sum" and not method.linear:
         raise ValueError(
             f"keep='sum' adds up snapshots times their shares, but {method!r} is no such sum. Use keep='files'."

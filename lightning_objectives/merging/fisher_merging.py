@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -55,7 +56,7 @@ def fisher_merge(
     network, and does not say what a network without any importance gives.
     """
     _check(shares, floor)
-    check_tensors(weights[:1] * len(weights), weights=weights)
+    check_tensors([weights[0]] * len(weights), weights=weights)
     check_tensors(weights, importance=importance)
     wide = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (*weights, *importance)]
     piece = MergePiece(wide[: len(weights)], importance=wide[len(weights) :])
@@ -64,7 +65,9 @@ def fisher_merge(
 
 def _check(shares: Sequence[float] | None, floor: float) -> None:
     if shares is not None and not all(0 < share < math.inf for share in shares):
-        raise ValueError(f"shares={list(shares)} must be finite and > 0, one for each file: leave a file of share 0 out.")
+        raise ValueError(
+            f"shares={list(shares)} must be finite and > 0, one for each file: leave out a file of share 0."
+        )
     if not 0 < floor < math.inf:
         raise ValueError(f"floor={floor} must be finite and > 0: without it, 0 / 0 is the mean of unimportant weights.")
 
@@ -73,14 +76,11 @@ def _factors(
     network: Iterable[MergePiece], shares: Sequence[float] | None, floor: float, normalize: bool
 ) -> list[float]:
     """The factor of each network's importance."""
-    squares: list[float] = []
-    positive: list[int] = []
-    low: list[int] = []
+    squares: dict[int, float] = defaultdict(float)
+    positive: dict[int, int] = defaultdict(int)
+    low: dict[int, int] = defaultdict(int)
     for piece in network:
-        assert piece.importance is not None
-        if not squares:
-            squares, positive, low = ([0] * len(piece.importance) for _ in range(3))
-        for place, values in enumerate(piece.importance):
+        for place, values in enumerate(piece.importance or ()):
             least, total = (values.min().item(), values.double().square().sum().item()) if values.numel() else (0, 0)
             if not (least >= 0 and total < math.inf):
                 raise ValueError(
@@ -88,23 +88,27 @@ def _factors(
                     "finite and >= 0: compute it again as the mean of squared gradients."
                 )
             squares[place] += total
-            positive[place] += int(values.count_nonzero())
-            low[place] += int((values < floor).sum()) - int((values == 0).sum())
+            positive[place] += int((values > 0).sum())
+            low[place] += int(((values > 0) & (values < floor)).sum())
     if shares is not None and len(shares) != len(squares):
-        raise ValueError(f"shares={list(shares)} are {len(shares)}, but there are {len(squares)} files: give one for each.")
-    if normalize and not all(squares):
         raise ValueError(
-            f"importance[{squares.index(0.0)}] is 0 everywhere, so it has no norm to divide by: compute it again, or use "
-            "normalize=False."
+            f"shares={list(shares)} are {len(shares)}, but there are {len(squares)} files: give one for each."
         )
-    for place, (few, some) in enumerate(zip(low, positive)):
-        if 2 * few > some:
+    without = [place for place, total in squares.items() if total == 0]
+    if normalize and without:
+        raise ValueError(
+            f"importance[{without[0]}] is 0 everywhere, so it has no norm to divide by: compute it again, or "
+            "use normalize=False."
+        )
+    for place, few in low.items():
+        if 2 * few > (some := positive[place]):
             warnings.warn(
-                f"importance[{place}] is below floor={floor} for {few / some:.0%} of the weights that it is above 0 for, "
-                "so these count alike, as in a plain mean: use a smaller floor.",
+                f"importance[{place}] is below floor={floor} for {few / some:.0%} of the weights that it is above 0 "
+                "for, so these count alike, as in a plain mean: use a smaller floor.",
                 stacklevel=2,
             )
-    return [share / (math.sqrt(s) if normalize else 1.0) for share, s in zip(shares or [1.0] * len(squares), squares)]
+    norms = [math.sqrt(total) if normalize else 1.0 for _, total in sorted(squares.items())]
+    return [share / norm for share, norm in zip(shares or [1.0] * len(norms), norms)]
 
 
 def _merged(weights: Sequence[Tensor], importance: Sequence[Tensor], factors: Sequence[float], floor: float) -> Tensor:
@@ -173,6 +177,7 @@ class FisherMerging(Merge):
         if importance is None:
             raise ValueError("FisherMerging cannot merge without the importance of each weight: give importance=.")
         if statistics is None:
-            settings = {"shares": self.shares, "floor": self.floor, "normalize": self.normalize}
-            return fisher_merge(weights, importance=importance, **settings)
+            return fisher_merge(
+                weights, importance=importance, shares=self.shares, floor=self.floor, normalize=self.normalize
+            )
         return _merged(weights, importance, statistics, self.floor)

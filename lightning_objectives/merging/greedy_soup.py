@@ -20,7 +20,8 @@ def greedy_soup_coefficients(
 
     .. math::
         S \leftarrow S \cup \{k\} \quad \text{if} \quad
-        \operatorname{score}(\operatorname{mean} \theta_{S \cup \{k\}}) \ge \operatorname{score}(\operatorname{mean} \theta_S)
+        \operatorname{score}(\operatorname{mean} \theta_{S \cup \{k\}}) \ge
+        \operatorname{score}(\operatorname{mean} \theta_S)
 
     Args:
         evaluate: gives the score of a merge by its (K,) shares; greater is better.
@@ -72,8 +73,8 @@ class GreedySoup(Merge):
     Args:
         strict: a file must raise the score to join the soup; otherwise it may also leave it as it is.
 
-    When to use: if you fine-tuned one network with several settings or seeds, and would keep the best: the soup is never
-    worse on the set that it is evaluated on, and costs no more at inference. Report the score on another set.
+    When to use: if you fine-tuned one network with several settings or seeds, and would keep the best. The soup is
+    never worse on the set that it is evaluated on, and costs no more at inference. Report the score on another set.
     Cost: 2 K - 1 evaluations for K files, each with one merge in memory.
     Interactions: give ``evaluate`` to :func:`merge_checkpoints`. Re-estimate the statistics of BatchNorm inside of it,
     because the means of the files' statistics are not those of the soup.

@@ -170,7 +170,7 @@ def _merged(piece: MergePiece, thresholds: Sequence[float], scale: float, room: 
     base, weights = _flat(piece)
     sign, total, count, *pulls = room.rows(3 + len(weights), base)
     for place, (weight, pull) in enumerate(zip(weights, pulls)):
-        # The opposite of the change: if it is +0, as for equal weights, the base minus it is the base, even if that is -0.
+        # The opposite of the change: +0 where nothing changed, which leaves even a base of -0 as it is.
         torch.sub(base, weight, out=pull)
         if thresholds and thresholds[place] > 0:
             _trim(pull, thresholds[place])

@@ -119,7 +119,7 @@ def identical_checkpoints_merge_into_themselves(merge: Merge) -> None:
     for count in (1, 2, 3, 7):
         found = merged(merge, [weights] * count, weights, _importances(count))
         other = [name for name in weights if not _same_bits(found[name], weights[name])]
-        require(not other, merge, f"{count} identical files must merge into themselves to the bit, but {other} changed.")
+        require(not other, merge, f"{count} identical files must merge into themselves to the bit: not {other}.")
 
 
 def where_every_file_equals_the_base_it_stays(merge: Merge) -> None:
@@ -150,7 +150,7 @@ def the_order_of_the_files_means_nothing(merge: Merge) -> None:
 
 
 def a_linear_merge_is_linear(merge: Merge) -> None:
-    """The linear merge of a sum is the sum of the merges; of shares that are searched, only the scores know the files."""
+    """The linear merge of a sum is the sum of the merges. Shares that are searched may depend on the files."""
     if not merge.uses_steps():
         return
     some, more = ([example_weights(seed + place) for place in range(3)] for seed in (0, 10))

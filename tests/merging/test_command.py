@@ -156,7 +156,7 @@ def test_a_word_is_read_as_its_type(text, annotation, expected):
 
 @pytest.mark.parametrize(("text", "annotation"), [("1.5", int), ("yes", bool), ("", float), ("f", Callable[[], int])])
 def test_a_word_of_another_type_is_refused(text, annotation):
-    with pytest.raises(ValueError, match="invalid .*value"):
+    with pytest.raises(ValueError, match=r"invalid .*value"):
         typed(text, annotation)
 
 

@@ -67,7 +67,8 @@ def test_files(tmp_path):
         seen.append((state["w"].item(), state["n"].item()))
         return -abs(state["w"].item() - 10)
 
-    out = merge_checkpoints(write(tmp_path, [30.0, 3.0, 9.0, 12.1]), GreedySoup(), tmp_path / "o.ckpt", evaluate=evaluate)
+    files = write(tmp_path, [30.0, 3.0, 9.0, 12.1])
+    out = merge_checkpoints(files, GreedySoup(), tmp_path / "o.ckpt", evaluate=evaluate)
     assert seen[:4] == [(torch.tensor(v).item(), n) for n, v in enumerate([30.0, 3.0, 9.0, 12.1])]
     assert [n for _, n in seen[4:]] == [3, 3, 3], "whole numbers are those of the newest in the soup"
     merged = torch.load(out)["state_dict"]
