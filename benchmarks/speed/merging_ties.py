@@ -91,10 +91,8 @@ def compare(bench: Bench, place: Path, cold: bool) -> None:
     title = f"{count} .safetensors files and their base, {size / 2**20:.0f} MiB, {'cold' if cold else 'hot'}"
     bench.keep(title, times, limit=READ, blank=blank, moved=dict.fromkeys(times, size))
     if cold:
-        rates = [
-            (name, size / 2**20 / min(times[name].wall), min(times[READ].wall) / min(times[name].wall))
-            for name in names
-        ]
+        best = {name: min(times[name].wall) for name in names}
+        rates = [(name, size / 2**20 / best[name], best[READ] / best[name]) for name in names]
         promised = [(f"{title}: rate of {OURS}, of: {READ}", best[READ] / best[OURS], ">=", 0.25)]
         bench.figures(f"{title}: rate", ["", "MiB/s", "of the reading rate"], rates, targets=promised)
 
