@@ -72,7 +72,7 @@ def compare(bench: Bench, place: Path, cold: bool) -> None:
     size = sum(file.stat().st_size for file in files)
     names = [name for name in NAMES if not (cold and name == KTHVALUE)]
     times = {name: Times() for name in names}
-    for repeat in range(1 if bench.tiny else 5):
+    for repeat in range(1 if bench.tiny else 3):
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             if name == KTHVALUE and repeat:
                 continue

@@ -5,6 +5,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,15 +82,18 @@ def _factors(
     low: dict[int, int] = defaultdict(int)
     for piece in network:
         for place, values in enumerate(piece.importance or ()):
-            least, total = (values.min().item(), values.double().square().sum().item()) if values.numel() else (0, 0)
+            numbers = values.flatten().numpy()
+            least = float(numbers.min(initial=0.0))
+            total = torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
             if not (least >= 0 and total < math.inf):
                 raise ValueError(
                     f"importance[{place}] holds {least}, or numbers that are not finite, but the Fisher information is "
                     "finite and >= 0: compute it again as the mean of squared gradients."
                 )
             squares[place] += total
-            positive[place] += int((values > 0).sum())
-            low[place] += int(((values > 0) & (values < floor)).sum())
+            some = np.count_nonzero(numbers)
+            positive[place] += some
+            low[place] += np.count_nonzero(numbers < floor) - (numbers.size - some)
     if shares is not None and len(shares) != len(squares):
         raise ValueError(
             f"shares={list(shares)} are {len(shares)}, but there are {len(squares)} files: give one for each."
