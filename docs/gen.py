@@ -59,6 +59,13 @@ def introduction(path: str) -> str:
             "",
             f"Trainer(callbacks=[{callback}({name}({settings}))])",
         ]
+    elif asks := getattr(method, "asks", ()):  # a merge that runs on files alone
+        given = "".join(f", {what}=..." for what in asks)
+        lines += [
+            f"from {package.__name__}.{room} import merge_checkpoints",
+            "",
+            f'merge_checkpoints(files, {name}({settings}), "merged.ckpt"{given})',
+        ]
     return "\n".join(["```python", *lines, "```"])
 
 
