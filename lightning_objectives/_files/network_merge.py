@@ -74,9 +74,11 @@ class NetworkMerge:
             self._statistics = method.statistics(self)
         elif evaluate is None:
             self.shares = self._used = method.coefficients(steps).tolist()
+            self._check_shares()
         else:
             score = evaluate
             self.shares = method.search(lambda shares: score(self._trial(shares.tolist())), steps).tolist()
+            self._check_shares()
             # A file without a share may be damaged or of a failed training, so it is not read again.
             self.sources, self._used = _with_a_share(self.sources, self.shares)
 
@@ -167,6 +169,13 @@ class NetworkMerge:
         return {
             key: merged_or_newest(name, sources, used, buffers=buffers, copied=copied).clone() for name, key in keys
         }
+
+    def _check_shares(self) -> None:
+        if self.shares is None or len(self.shares) != len(self.sources) or not any(self.shares):
+            raise ValueError(
+                f"{self.method!r} gave the shares {self.shares} for {len(self.sources)} files: it must give one for "
+                "each, and their sum must be 1."
+            )
 
     def _check_importance(self, importance: Sequence[Source]) -> None:
         if len(importance) != len(self.sources):

@@ -57,6 +57,8 @@ def fisher_merge(
     network, and does not say what a network without any importance gives.
     """
     _check(shares, floor)
+    if not weights:
+        raise ValueError("weights=[] hold no network to merge: give one tensor for each.")
     check_tensors([weights[0]] * len(weights), weights=weights)
     check_tensors(weights, importance=importance)
     wide = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (*weights, *importance)]

@@ -46,7 +46,7 @@ def ties_merge(weights: Sequence[Tensor], *, base: Tensor, density: float = 0.2,
         a tensor of the same shape; the base, to the bit, wherever no change is left.
 
     Raises:
-        ValueError: the shapes differ, or ``density`` is outside (0, 1].
+        ValueError: the shapes differ, there is no network, or ``density`` is outside (0, 1].
 
     Example:
         >>> tau = torch.tensor([[0.9, -0.1, 0.3, -0.4], [-0.5, 0.6, 0.1, 0.35]])
@@ -62,6 +62,8 @@ def ties_merge(weights: Sequence[Tensor], *, base: Tensor, density: float = 0.2,
     resolve ties to plus.
     """
     _check(density)
+    if not weights:
+        raise ValueError("weights=[] hold no network to merge: give one tensor for each.")
     check_tensors([base] * len(weights), weights=weights)
     wide = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (base, *weights)]
     piece, room = MergePiece(wide[1:], wide[0]), _Room()

@@ -201,6 +201,23 @@ def test_a_class_that_contradicts_itself_is_an_error_when_it_is_made():
             asks = ("evaluate",)
 
 
+@pytest.mark.parametrize("shares", [[1.0], [0.5, 0.25, 0.25], [0.0, 0.0]])
+@pytest.mark.parametrize("searched", [False, True])
+def test_shares_that_are_not_one_for_each_file_are_refused(tmp_path, shares, searched):
+    class Short(Merge):
+        asks = ("evaluate",) if searched else ()
+
+        def coefficients(self, steps):
+            return torch.tensor(shares)
+
+        def search(self, evaluate, steps):
+            return torch.tensor(shares)
+
+    given = {"evaluate": len} if searched else {"order": "given"}
+    with pytest.raises(ValueError, match=r"Short\(\) gave the shares .* for 2 files: it must give one for each"):
+        merged(tmp_path, Short(), [{"w": torch.ones(1)}] * 2, **given)
+
+
 def test_what_is_not_defined_says_so(tmp_path):
     class Empty(Merge):
         linear = False

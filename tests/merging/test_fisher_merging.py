@@ -130,6 +130,8 @@ def test_settings_out_of_range(settings, message):
 
 
 def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"weights=\[\] hold no network"):
+        fisher_merge([], importance=[])
     with pytest.raises(ValueError, match=r"shares=\[1.0\] are 1, but there are 2 files"):
         fisher_merge(WEIGHTS, importance=FISHER, shares=[1.0])
     with pytest.raises(ValueError, match="importance of 1 tensors do not fit 2"):

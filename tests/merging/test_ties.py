@@ -229,6 +229,11 @@ def test_a_density_out_of_range_is_refused(density):
         ties_merge([torch.ones(1)], base=torch.ones(1), density=density)
 
 
+def test_no_network_is_refused():
+    with pytest.raises(ValueError, match=r"weights=\[\] hold no network"):
+        ties_merge([], base=torch.ones(2))
+
+
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match=r"weights\[1\] of the shape \(3,\)"):
         ties_merge([torch.ones(2), torch.ones(3)], base=torch.ones(2))
