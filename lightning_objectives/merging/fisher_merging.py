@@ -93,9 +93,9 @@ def _factors(
                     "finite and >= 0: compute it again as the mean of squared gradients."
                 )
             squares[place] += total
-            some = np.count_nonzero(numbers)
+            some = int(np.count_nonzero(numbers))
             positive[place] += some
-            low[place] += np.count_nonzero(numbers < floor) - (numbers.size - some)
+            low[place] += int(np.count_nonzero(numbers < floor)) - (numbers.size - some)
     if shares is not None and len(shares) != len(squares):
         raise ValueError(
             f"shares={list(shares)} are {len(shares)}, but there are {len(squares)} files: give one for each."
