@@ -113,6 +113,14 @@ def test_the_threshold_is_exact(kind, density):
     assert found == [expected.item(), 2 * expected.item()]
 
 
+def test_without_a_trim_nothing_is_read_before_the_merge():
+    def network():
+        pytest.fail("read")
+        yield
+
+    assert TIES(density=1.0).statistics(network())[0] == []
+
+
 def test_a_wrong_guess_is_mended(monkeypatch):
     """The sample says 1, but the threshold is near 1000: the histogram is then made of everything."""
     read = []
