@@ -87,13 +87,14 @@ def test_another_shape_is_refused(tmp_path):
         merged(tmp_path, Sum(), [{"w": torch.ones(2)}])
 
 
-def test_a_merge_that_is_too_large_for_its_type_is_refused(tmp_path):
+@pytest.mark.parametrize("weight", [torch.full((2,), 100.0).half(), torch.full((2,), 1e36)])
+def test_a_merge_that_is_too_large_for_its_type_is_refused(tmp_path, weight):
     class Large(Median):
         def tensor(self, weights, **rest):
             return weights[0] * 1e4
 
     with pytest.raises(ValueError, match=r"w of .* has no finite merge"):
-        merged(tmp_path, Large(), [{"w": torch.full((2,), 100.0).half()}])
+        merged(tmp_path, Large(), [{"w": weight}])
 
 
 def test_shared_infinities_stay_and_others_are_refused(tmp_path):
