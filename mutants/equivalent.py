@@ -11,7 +11,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (
         "lightning_objectives/_files/merge.py",
         "merge_checkpoints.prefetch",
-        "if torch.Size(newest.form(name)[1]).numel() >= _LARGE:",
+        "if torch.Size(sources[-1].form(name)[1]).numel() >= _LARGE:",
         "if True:",
     ): "reading ahead changes when the disk works, and nothing that is written",
     (

@@ -117,42 +117,44 @@ def merge_checkpoints(
     as_listed = order == "given" or (order is None and not method.uses_steps())
     sources, steps = in_order(paths, as_listed=as_listed, part=part)
 
-    merge = NetworkMerge(
-        method,
-        sources,
-        steps,
-        base=None if base is None else open_source(base),
-        importance=None if beside_files is None else [open_source(file) for file in beside_files],
-        buffers={*_named(buffers, sources[-1]), *(name for source in sources for name in source.odd_buffers)},
-        evaluate=evaluate,
-        seed=seed,
-        visible=verbose,
-    )
-    newest = merge.newest
-    beside, left_out = entries_beside_weights(newest)
-    if verbose:
-        for place, (source, step) in enumerate(zip(sources, steps)):
-            share = f"  coefficient {merge.shares[place]:.4f}" if merge.shares else ""
-            print(f"{source.path}  step {step}{share}")
-        if left_out:
-            print(f"left out, because it belongs to one training: {', '.join(left_out)}")
-    metadata = {"step": steps[-1], "steps": steps, "coefficients": merge.shares, "method": method, "base": base}
-    with Progress(visible=verbose) as progress, ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1) as reader:
 
-        def prefetch(name: str) -> None:
-            if torch.Size(newest.form(name)[1]).numel() >= _LARGE:
-                reader.submit(_touch, name, merge.files)
+        def prefetch(read: Sequence[Source], name: str) -> None:
+            if torch.Size(sources[-1].form(name)[1]).numel() >= _LARGE:
+                reader.submit(_touch, name, read)
 
-        write_like(
-            newest,
-            out,
-            merge.tensor,
+        merge = NetworkMerge(
+            method,
+            sources,
+            steps,
+            base=None if base is None else open_source(base),
+            importance=None if beside_files is None else [open_source(file) for file in beside_files],
+            buffers={*_named(buffers, sources[-1]), *(name for source in sources for name in source.odd_buffers)},
+            evaluate=evaluate,
+            seed=seed,
             prefetch=prefetch,
-            storage_key=merge.storage_key,
-            metadata={key: str(value) for key, value in metadata.items() if value is not None},
-            beside=beside,
-            progress=progress,
+            visible=verbose,
         )
+        newest = merge.newest
+        beside, left_out = entries_beside_weights(newest)
+        if verbose:
+            for place, (source, step) in enumerate(zip(sources, steps)):
+                share = f"  coefficient {merge.shares[place]:.4f}" if merge.shares else ""
+                print(f"{source.path}  step {step}{share}")
+            if left_out:
+                print(f"left out, because it belongs to one training: {', '.join(left_out)}")
+        metadata = {"step": steps[-1], "steps": steps, "coefficients": merge.shares, "method": method, "base": base}
+        with Progress(visible=verbose) as progress:
+            write_like(
+                newest,
+                out,
+                merge.tensor,
+                prefetch=lambda name: prefetch(merge.files, name),
+                storage_key=merge.storage_key,
+                metadata={key: str(value) for key, value in metadata.items() if value is not None},
+                beside=beside,
+                progress=progress,
+            )
     if merge.copied:
         (print if verbose else warnings.warn)(copies_sentence(merge.copied))
     return out

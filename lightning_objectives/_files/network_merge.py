@@ -32,6 +32,7 @@ class NetworkMerge:
         buffers: the tensors that are buffers. A merge that is not linear takes their plain mean.
         evaluate: gives the score of a state dict, for a merge that asks for it.
         seed: of all draws.
+        prefetch: is called with the files and the name of a tensor that will be read next.
         visible: whether each iteration shows a progress bar.
 
     Raises:
@@ -49,6 +50,7 @@ class NetworkMerge:
         buffers: Collection[str] = (),
         evaluate: Evaluate | None = None,
         seed: int = 0,
+        prefetch: Callable[[Sequence[Source], str], object] | None = None,
         visible: bool = False,
     ) -> None:
         check_asked(method, {"base": base, "importance": importance, "evaluate": evaluate})
@@ -63,6 +65,7 @@ class NetworkMerge:
         self._base = base
         self._importance = importance
         self._seed = seed
+        self._prefetch = prefetch
         self._visible = visible
         self._used = [1 / len(sources)] * len(sources)
         self._statistics: Any = None
@@ -129,7 +132,7 @@ class NetworkMerge:
     def __iter__(self) -> Iterator[MergePiece]:
         """Give all that is not merged linearly once; names that are tied in all files are one tensor.
 
-        Nothing is read ahead, so that a method may skip what it does not need.
+        A method may skip what it does not need: the next tensor is read ahead only if the last pieces were all read.
         """
         first: dict[tuple[object, ...], str] = {}
         for name in self.newest.keys:
@@ -139,9 +142,15 @@ class NetworkMerge:
         with Progress(visible=self._visible) as progress:
             progress.begin(sum(sizes.values()) * len(self.files), stages=1)
             progress.stage("measuring")
-            for name, size in sizes.items():
-                yield from self._pieces(name)
-                progress.add(size * len(self.files))
+            read = False
+            for name, following in zip(sizes, [*list(sizes)[1:], None]):
+                if read and following is not None and self._prefetch is not None:
+                    self._prefetch(self.files, following)
+                read = True
+                for piece in self._pieces(name):
+                    yield piece
+                    read = read and getattr(piece.weights, "read", True)
+                progress.add(sizes[name] * len(self.files))
 
     def storage_key(self, name: str) -> tuple[object, ...]:
         """Equal for names that are tied in every file."""
@@ -205,11 +214,14 @@ class _Widened(Sequence[Tensor]):
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
+        self.read = False
+        """Whether one was asked for."""
 
     def __len__(self) -> int:
         return len(self._tensors)
 
     def __getitem__(self, place: Any) -> Any:
+        self.read = True
         tensors = self._tensors[place]
         return wide(tensors) if isinstance(tensors, Tensor) else _Widened(tensors)
 
