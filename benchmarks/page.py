@@ -32,8 +32,8 @@ that starting their kernels costs more than the work, so a ratio to one large op
 The tests do not run on a GPU.
 """
 ORDER = (
-    "ema_update trainer_step swap seam merging merging_blocks distillation multi_sample_dropout large_vocabulary "
-    "calibration_error weighting alignment growth all_five compiled"
+    "ema_update trainer_step swap seam merging merging_ties merging_blocks distillation multi_sample_dropout "
+    "large_vocabulary calibration_error weighting alignment growth all_five compiled"
 ).split()
 
 WHY = {

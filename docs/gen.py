@@ -53,11 +53,18 @@ def introduction(path: str) -> str:
     method = getattr(importlib.import_module(f"{package.__name__}.{room}"), name)
     settings = ", ".join(f"{key}={value!r}" for key, value in getattr(method, "example", {}).items())
     lines = [f"from {package.__name__}.{room} import {name}"]
-    if callback := getattr(ROOMS[room], "callback", ""):
+    if callback := getattr(method, "callback", ""):
         lines += [
             f"from {package.__name__}.callbacks import {callback}",
             "",
             f"Trainer(callbacks=[{callback}({name}({settings}))])",
+        ]
+    elif asks := getattr(method, "asks", ()):  # a merge that runs on files alone
+        given = "".join(f", {what}=..." for what in asks)
+        lines += [
+            f"from {package.__name__}.{room} import merge_checkpoints",
+            "",
+            f'merge_checkpoints(files, {name}({settings}), "merged.ckpt"{given})',
         ]
     return "\n".join(["```python", *lines, "```"])
 

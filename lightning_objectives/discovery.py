@@ -24,7 +24,7 @@ def methods(*rooms: str) -> Iterator[tuple[str, type[Any]]]:
     >>> ("averaging", "EMA") in [(room, cls.__name__) for room, cls in methods()]
     True
     >>> [cls.__name__ for room, cls in methods("merging")]
-    ['WSM']
+    ['FisherMerging', 'GreedySoup', 'TIES', 'WSM']
     """
     for room in rooms or ROOMS:
         package = importlib.import_module(f"{__package__}.{room}")

@@ -24,10 +24,11 @@ features and M of stacks. Every method refuses other shapes, because broadcastin
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lightning_objectives.shapes import check_tensors
@@ -271,19 +272,86 @@ class Rule(Method):
         return state.slots["average"]
 
 
-class Merge(Method):
-    """Merges K checkpoints into one: ``coefficients(steps) -> (K,)``, the share of each, oldest first.
+class MergePiece(NamedTuple):
+    """A tensor of the network, or a part of it, as all files hold it."""
 
-    ``steps`` are the increasing numbers of optimizer steps after which the checkpoints were saved. The merge is the sum
-    of the checkpoints times their shares. The method does not read, add or write files. Laws: one finite coefficient
-    per checkpoint; the coefficients sum to 1; identical checkpoints merge into themselves.
+    weights: Sequence[Tensor]
+    """One tensor for each file, all of one shape, in float32 or wider."""
+    base: Tensor | None = None
+    """The same tensor of the base, for a merge that asks for one."""
+    importance: Sequence[Tensor] | None = None
+    """Its importance in each file, for a merge that asks for it; for complex weights, real."""
+
+
+class Merge(Method):
+    """Merges K checkpoints into one, oldest first: by one share for each file, or tensor by tensor.
+
+    A **linear** merge is the sum of the checkpoints times their shares: ``coefficients(steps) -> (K,)``. ``steps`` are
+    the increasing numbers of optimizer steps after which the checkpoints were saved. A merge that asks for
+    ``"evaluate"`` finds the shares by scores instead: ``search(evaluate, steps) -> (K,)``.
+
+    Any other merge declares ``linear = False`` and defines ``tensor(weights, ...)``, which gets one tensor of all files
+    at a time. What it must know of the whole network first (a threshold, a norm), it computes in ``statistics``.
+
+    The method does not read, add or write files. Laws of all merges: identical checkpoints, equal to the base if there
+    is one, merge into themselves to the bit; nothing is written to; all draws come from ``generator``. A linear merge
+    has one finite coefficient per checkpoint, they sum to 1, and it is linear in the checkpoints. Of a merge that does
+    not use the steps, a permutation of the files changes nothing.
     """
 
     room, callback = "merging", "MergeCheckpoints"
+    linear: ClassVar[bool] = True
+    """Whether the merge is the sum of the files times their shares."""
+    asks: ClassVar[tuple[str, ...]] = ()
+    """What the merge needs beside the files: ``base``, ``importance`` or ``evaluate``."""
+    by_element: ClassVar[bool] = False
+    """Whether ``tensor`` computes each element from the same element alone, so that a call may pass a part of them."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        unknown = [name for name in cls.asks if name not in ("base", "importance", "evaluate")]
+        if unknown:
+            raise TypeError(f"{cls.__name__}.asks={cls.asks!r}: {unknown[0]!r} must be base, importance or evaluate.")
+        if cls.linear and (cls.tensor is not Merge.tensor or {"base", "importance"} & {*cls.asks}):
+            raise TypeError(
+                f"{cls.__name__} is linear, so that its tensor, base and importance would never be used: it must say "
+                "linear = False, or define coefficients alone."
+            )
+        if not cls.linear and "evaluate" in cls.asks:
+            raise TypeError(f"{cls.__name__} is not linear, but only the shares of a linear merge can be searched.")
+
+    @classmethod
+    def uses_steps(cls) -> bool:
+        """Whether the result depends on the steps, and with them on the order of the files."""
+        return cls.linear and "evaluate" not in cls.asks
 
     def coefficients(self, steps: Sequence[int]) -> Tensor:
         """(K,) float64 shares of the checkpoints that were saved after ``steps``."""
         raise NotImplementedError(f"{type(self).__name__} defines no coefficients(steps).")
+
+    def search(self, evaluate: Callable[[Tensor], float], steps: Sequence[int]) -> Tensor:
+        """(K,) float64 shares of the best merge; ``evaluate`` gives the score of any shares, and greater is better."""
+        raise NotImplementedError(f"{type(self).__name__} defines no search(evaluate, steps).")
+
+    def statistics(self, network: Iterable[MergePiece]) -> Any:
+        """What ``tensor`` must know of the whole network; each iteration over it reads all files once."""
+        return None
+
+    def tensor(
+        self,
+        weights: Sequence[Tensor],
+        *,
+        base: Tensor | None = None,
+        importance: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        statistics: Any = None,
+    ) -> Tensor:
+        """The merge of one tensor of K files, in a new tensor.
+
+        ``weights`` may be read one by one to save memory. Never write to them. ``statistics`` are those of the whole
+        network; without them these tensors are the whole network.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no tensor(weights, ...).")
 
 
 class Calibrator(Method, nn.Module):

@@ -11,14 +11,14 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (
         "lightning_objectives/_files/merge.py",
         "merge_checkpoints.prefetch",
-        "if torch.Size(newest.form(name)[1]).numel() >= _LARGE:",
+        "if torch.Size(sources[-1].form(name)[1]).numel() >= _LARGE:",
         "if True:",
     ): "reading ahead changes when the disk works, and nothing that is written",
     (
-        "lightning_objectives/_files/merge.py",
+        "lightning_objectives/_files/linear_merge.py",
         "merged_tensor",
-        "finite, spare = (True, torch.empty_like(columns[0][0], dtype=_wide_dtype(newest)))",
-        "finite, spare = (False, torch.empty_like(columns[0][0], dtype=_wide_dtype(newest)))",
+        "finite, spare = (True, torch.empty_like(columns[0][0], dtype=wide_dtype(newest)))",
+        "finite, spare = (False, torch.empty_like(columns[0][0], dtype=wide_dtype(newest)))",
     ): "the exact check follows where the fast one is in doubt; to make it always is only slower",
     (
         "lightning_objectives/_files/network.py",

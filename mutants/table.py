@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 SCOPE = ("_step", "_weights", "averaging", "_files", "_snapshots", "merging", "metrics", "callbacks", "_trainer")
 """The parts of the library in which faults are planted where no others are named."""
 _LAWS = ["tests/test_conformance.py"]
-_MERGES = ["tests/callbacks/test_merge_checkpoints.py", "tests/callbacks/test_merge_sum.py"]
+_MERGES = [f"tests/callbacks/test_merge_{name}.py" for name in ("checkpoints", "sum", "with_a_base")]
 _OF_STEP = ("step", "criterion", "frozen", "distill", "transform_gradients", "logits_signal", "one_sample", "strength")
 _OF_STEP += ("laws_of_the_step", "samples", "named_criteria", "teacher_calls", "problems")
 _STEP = [*(f"tests/callbacks/test_{name}.py" for name in _OF_STEP), "tests/combination/test_gradient_alignment.py"]

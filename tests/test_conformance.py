@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_objectives
 from lightning_objectives.discovery import ROOMS, methods
-from lightning_objectives.kinds import Method
+from lightning_objectives.kinds import Merge, Method
 from lightning_objectives.testing import build, laws_of
 from lightning_objectives.testing.common import function_of
 
@@ -33,13 +33,18 @@ def public_functions(module):
 
 def functions_with_the_same_inputs(cls):
     """The functions in a class's file that take the same signals as its instances, and no setting that it lacks."""
-    run = next((getattr(cls, name) for name in ("coefficients", "update", "forward") if hasattr(cls, name)), None)
-    signals = [*inspect.signature(run).parameters][1:] if run else None
+    names = ("coefficients", "update", "forward")
+    if issubclass(cls, Merge):
+        names = ("search" if "evaluate" in cls.asks else "coefficients",) if cls.linear else ("tensor",)
+    run = next((getattr(cls, name) for name in names if hasattr(cls, name)), None)
+    asks = {*getattr(cls, "asks", ())}
+    parameters = [*inspect.signature(run).parameters.values()][1:] if run else []
+    signals = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] if run else None
     for function in public_functions(sys.modules[cls.__module__]):
         parameters = inspect.signature(function).parameters
         settings = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
         own = [name for name in parameters if name not in settings]
-        if own == signals and settings <= inspect.signature(cls).parameters.keys():
+        if own == signals and settings - asks <= inspect.signature(cls).parameters.keys():
             yield function
 
 

@@ -73,7 +73,7 @@ def in_order(
     if not as_listed:
         sources = _by_step(sources)
     for source in sources[:-1]:
-        _check_match(source, sources[-1])
+        check_match(source, sources[-1])
     return sources, list(range(len(sources))) if as_listed else [source.step or 0 for source in sources]
 
 
@@ -97,7 +97,7 @@ def _by_step(sources: list[Source]) -> list[Source]:
     return ordered
 
 
-def _check_match(source: Source, newest: Source) -> None:
+def check_match(source: Source, newest: Source) -> None:
     missing, extra = newest.keys.keys() - source.keys.keys(), source.keys.keys() - newest.keys.keys()
     if missing or extra:
         raise ValueError(

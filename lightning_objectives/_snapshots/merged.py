@@ -14,6 +14,29 @@ from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._trainer.training_pass import joint_pass
 from lightning_objectives._weights.recalibrate import recalibrate
 from lightning_objectives._weights.whole_state import persistent_tensors, stand_in
+from lightning_objectives.kinds import Merge
+
+
+def refuse_method(method: Merge, *, keep: str, base: str | Path | None) -> None:
+    """Refuse a merge that a training cannot run, or a base that it would not use.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    beyond = [name for name in method.asks if name != "base"]
+    if beyond:
+        raise ValueError(
+            f"{method!r} asks for {beyond[0]}, which MergeCheckpoints does not have of its snapshots. Run it after the "
+            f"training, on their files or others: merge_checkpoints(files, method, out, {beyond[0]}=...)."
+        )
+    if base is not None and "base" not in method.asks:
+        raise ValueError(
+            f"base={str(base)!r} would change nothing, because {method!r} does not use a base: leave it out."
+        )
+    if keep == "sum" and not method.linear:
+        raise ValueError(
+            f"keep='sum' adds up snapshots times their shares, but {method!r} is no such sum. Use keep='files'."
+        )
 
 
 class EvaluatedMerge:

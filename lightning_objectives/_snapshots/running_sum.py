@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_objectives._files.merge import copies_sentence
+from lightning_objectives._files.linear_merge import copies_sentence
 from lightning_objectives._snapshots.rates import varying_rates
 from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives._weights.optimizer_steps import Rates

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_objectives._files.merge import copies_sentence, merged_or_newest
-from lightning_objectives._files.reading import in_order, open_source
+from lightning_objectives._files.in_memory import InMemory
+from lightning_objectives._files.linear_merge import copies_sentence
+from lightning_objectives._files.network_merge import NetworkMerge
+from lightning_objectives._files.reading import check_match, in_order, open_source
 from lightning_objectives._files.source import ODD_BUFFERS
 from lightning_objectives._files.writing import replaced, write_safetensors
 from lightning_objectives._snapshots.background import Background
@@ -17,8 +19,11 @@ from lightning_objectives._snapshots.rates import varying_rates
 from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._weights.optimizer_steps import Rates
-from lightning_objectives._weights.whole_state import buffer_names, cpu_copies
+from lightning_objectives._weights.whole_state import buffer_names, cpu_copies, persistent_tensors
 from lightning_objectives.kinds import Merge
+
+BASE = "base.safetensors"
+"""The name of the file that holds the weights before the first step."""
 
 
 class Window:
@@ -49,6 +54,8 @@ class Window:
         """The files that each of the two newest checkpoints needs."""
         self._copied: list[str] = []
         """The buffers that the last merge has from the newest snapshot alone."""
+        self.base: Path | None = None
+        """The file of the base, for a method that asks for it."""
         self._background = Background()
 
     @classmethod
@@ -61,10 +68,17 @@ class Window:
         last: int,
         state: Mapping[str, Any] | None,
         folder: Callable[[], Path],
+        base: str | Path | None = None,
     ) -> "Window":
         """Begin an empty window in a new folder, or go on with that of a state."""
         where = folder() if state is None else Path(state["folder"])
         window = cls(where, module, method, last=last, writes=trainer.is_global_zero)
+        if "base" in method.asks:
+            window.base = Path(base) if base is not None else where / BASE
+            if state is None and base is None:
+                window._write(window.base, {})
+            else:
+                on_rank_zero(trainer, window._check_base)
         if state is None:
             return window
         missing = on_rank_zero(trainer, lambda: window.missing(state))
@@ -76,6 +90,16 @@ class Window:
                 "To keep them, put the files back and resume again."
             )
         return window
+
+    def _check_base(self) -> None:
+        """Refuse a base that is missing, or of another network, before the training and not at its end."""
+        try:
+            check_match(open_source(self.base or ""), InMemory(persistent_tensors(self.module), "the module"))
+        except ValueError as error:
+            raise ValueError(
+                f"{self.method!r} cannot merge without its base: {error} Put it back, or give base=, the file of the "
+                "weights with which the training began."
+            ) from error
 
     @property
     def steps(self) -> list[int]:
@@ -89,19 +113,21 @@ class Window:
 
     def take(self, step: int, rates: Rates) -> None:
         """Take a snapshot of the module; all ranks take part."""
-        tensors = cpu_copies(self.module, keep=self.writes)
         path = self.folder / f"step={step}.safetensors"
         self.entries = [entry for entry in self.entries if entry["step"] < step]
         self.entries.append({"step": step, "file": str(path), "rates": dict(rates)})
         self._outdated += [entry["file"] for entry in self.entries[: -self.last]]
         self.entries = self.entries[-self.last :]
+        self._write(path, {"step": str(step)})
+        self._clean()
+
+    def _write(self, path: Path, metadata: Mapping[str, str]) -> None:
+        tensors = cpu_copies(self.module, keep=self.writes)
         if self.writes:
-            metadata = {"step": str(step)}
             odd = [name for name in buffer_names(self.module) if not tensors[name].isfinite().all()]
             self._background.submit(
-                write_snapshot, path, tensors, metadata | ({ODD_BUFFERS: json.dumps(odd)} if odd else {})
+                write_snapshot, path, tensors, {**metadata, **({ODD_BUFFERS: json.dumps(odd)} if odd else {})}
             )
-        self._clean()
 
     def _clean(self) -> None:
         needed = {entry["file"] for entry in self.entries} | {file for files in self._needed for file in files}
@@ -115,15 +141,12 @@ class Window:
         """Merge the snapshots, in memory."""
         self.finish()
         sources, steps = in_order(entry["file"] for entry in self.entries)
-        shares: list[float] = self.method.coefficients(steps).tolist()
-        buffers, copied = buffer_names(self.module), list[str]()
-        merged = {
-            name: merged_or_newest(name, sources, shares, buffers=buffers, copied=copied).clone()
-            for name in sources[-1].keys
-        }
-        if copied and copied != self._copied:
-            rank_zero_info(copies_sentence(copied))
-        self._copied = copied
+        base = None if self.base is None else open_source(self.base)
+        merge = NetworkMerge(self.method, sources, steps, base=base, buffers=buffer_names(self.module))
+        merged = merge.merged()
+        if merge.copied and merge.copied != self._copied:
+            rank_zero_info(copies_sentence(merge.copied))
+        self._copied = merge.copied
         return merged
 
     def finish(self) -> None:
@@ -193,5 +216,5 @@ def _delete(path: Path) -> None:
 def _delete_unfinished(folder: Path) -> None:
     """Delete what a killed process was writing; a training that goes on is alone in its folder."""
     for path in folder.glob(".*.tmp*"):
-        if re.fullmatch(r"\.(step=\d+\.safetensors|merged\.ckpt)\.\d+\.\d+\.tmp\.\w+", path.name):
+        if re.fullmatch(r"\.(step=\d+\.safetensors|base\.safetensors|merged\.ckpt)\.\d+\.\d+\.tmp\.\w+", path.name):
             _delete(path)

@@ -10,7 +10,13 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lightning_objectives._snapshots.merged import EvaluatedMerge, new_folder, recalibrate_merge, save_merged
+from lightning_objectives._snapshots.merged import (
+    EvaluatedMerge,
+    new_folder,
+    recalibrate_merge,
+    refuse_method,
+    save_merged,
+)
 from lightning_objectives._snapshots.rates import warn_of_varying_rates
 from lightning_objectives._snapshots.running_sum import RunningSum, refuse_manual_steps
 from lightning_objectives._snapshots.window import Window
@@ -37,7 +43,8 @@ class MergeCheckpoints(StatefulCallback):
     opens without this package. The module stays as the training leaves it.
 
     Args:
-        method: gives the coefficients.
+        method: the merge. One that asks for the importance of weights, or for scores, is refused: run it on the files
+            after the training, by ``merge_checkpoints``.
         last: how many snapshots are merged, at most; as long as there are fewer, those.
         every_n_steps: a snapshot is taken after each optimizer step that this number divides. Steps that a gradient
             scaler skips do not count, and several optimizers that step in one batch count once.
@@ -49,6 +56,8 @@ class MergeCheckpoints(StatefulCallback):
         keep: what keeps the snapshots until they are merged: ``files``, one for each, or one ``sum`` in memory, to
             which each is added with its share. For the sum the last step must be known beforehand: set ``max_epochs``
             or ``max_steps``, and use automatic optimization. Steps that a gradient scaler skips count there.
+        base: for a method that asks for a base, the file of it; by default the weights with which the fit begins, which
+            the callback writes to ``base.safetensors`` beside the snapshots. A resumed fit goes on with that file.
         directory: where the files go; by default the folder ``merge`` in the directory of the logger or of the trainer.
             A fit that begins anew takes a new folder: ``merge-v1``, ``merge-v2``, ... Under ``fast_dev_run`` the files
             are written elsewhere, and deleted.
@@ -75,7 +84,8 @@ class MergeCheckpoints(StatefulCallback):
     time; ``last`` files, and a few more; their merge in memory at the end. With ``keep="sum"``: one copy in float32, in
     the CPU's memory and, from the first of these snapshots on, in each checkpoint. Either way the merge takes three
     copies while it is written.
-    Interactions: the learning rate must be constant in the window, or you get a warning. A primary average is still
+    Interactions: for a method that uses the steps, the learning rate must be constant in the window, or you get a
+    warning. A primary average is still
     what is validated and left in the module, and has no part in the merge.
 
     Example:
@@ -97,6 +107,7 @@ class MergeCheckpoints(StatefulCallback):
     evaluate: bool = False
     buffers: Literal["average", "recalibrate"] = "average"
     keep: Literal["files", "sum"] = "files"
+    base: str | Path | None = None
     directory: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -112,6 +123,7 @@ class MergeCheckpoints(StatefulCallback):
             raise ValueError(f"buffers={self.buffers!r} must be 'average' or 'recalibrate'.")
         if self.keep not in ("files", "sum"):
             raise ValueError(f"keep={self.keep!r} must be 'files' or 'sum'.")
+        refuse_method(self.method, keep=self.keep, base=self.base)
         if self.keep == "sum" and self.evaluate:
             raise ValueError(
                 "evaluate=True merges the last snapshots at each validation, but keep='sum' has a window at the end "
@@ -207,7 +219,7 @@ class MergeCheckpoints(StatefulCallback):
             settings |= {"every_n_steps": self.every_n_steps, "start_step": self.start_step}
             self._window = RunningSum.begin(trainer, pl_module, self.method, **settings)
         else:
-            self._window = Window.begin(trainer, pl_module, self.method, **settings)
+            self._window = Window.begin(trainer, pl_module, self.method, base=self.base, **settings)
         return self._window
 
     def _new_folder(self, trainer: Any) -> Path:
@@ -271,7 +283,8 @@ class MergeCheckpoints(StatefulCallback):
 
     def _merge(self, trainer: Any, window: Window | RunningSum) -> dict[str, Tensor]:
         """Merge the snapshots of the window, on every rank."""
-        self._warned = self._warned or warn_of_varying_rates(window.rates, window.steps)
+        if self.method.uses_steps():
+            self._warned = self._warned or warn_of_varying_rates(window.rates, window.steps)
         merged = on_rank_zero(trainer, window.merge)
         if self.buffers == "recalibrate":
             norms = self._norms or trained_norms(self._module)
@@ -302,6 +315,7 @@ class MergeCheckpoints(StatefulCallback):
         """Made of the settings, so that the states of several callbacks stay apart."""
         settings = {"method": self.method, "last": self.last, "every_n_steps": self.every_n_steps}
         settings |= {"start_step": self.start_step, "buffers": self.buffers, "keep": self.keep}
+        settings |= {} if self.base is None else {"base": str(self.base)}
         return re.sub(r" at 0x\w+", "", f"{_STATE}{settings!r}")  # Each process has its own addresses.
 
     def state_dict(self) -> dict[str, Any]:

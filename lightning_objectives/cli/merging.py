@@ -2,9 +2,11 @@
 
 import argparse
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from lightning_objectives.cli.typed import imported, type_name, typed
 
 
 def merge(args: list[str]) -> None:
@@ -13,7 +15,8 @@ def merge(args: list[str]) -> None:
     from lightning_objectives._files.merge import merge_checkpoints
     from lightning_objectives.discovery import methods
 
-    merges = {cls.__name__: cls for _, cls in methods("merging")}
+    merges: dict[str, Any] = {cls.__name__: cls for _, cls in methods("merging")}
+    default = next(name for name, cls in merges.items() if cls.uses_steps())
     parser = argparse.ArgumentParser("lightning-objectives merge", description=inspect.getdoc(merge))
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="a checkpoint: .ckpt, .pt, .safetensors, .index.json, or a folder"
@@ -22,10 +25,10 @@ def merge(args: list[str]) -> None:
     parser.add_argument(
         "--order",
         choices=["step", "given"],
-        default="step",
-        help="sort the files by their training step, or take them as listed, oldest first (default: %(default)s)",
+        help="sort the files by their training step, or take them as listed, oldest first (default: step, if the "
+        "method uses the steps)",
     )
-    parser.add_argument("--method", choices=list(merges), default=next(iter(merges)), help="default: %(default)s")
+    parser.add_argument("--method", choices=list(merges), default=default, help="default: %(default)s")
     parser.add_argument("--part", help="the entry of each checkpoint to merge, such as state_dict_ema")
     parser.add_argument(
         "--buffer",
@@ -33,20 +36,39 @@ def merge(args: list[str]) -> None:
         default=[],
         dest="buffers",
         metavar="NAME",
-        help="a buffer, not a parameter: if its merge is not finite, copy the newest; may be repeated",
+        help="a buffer, not a parameter, or a pattern such as '*.running_mean': if its merge is not finite, copy the "
+        "newest; may be repeated",
     )
+    parser.add_argument("--base", help=f"what the files were trained from ({_askers(merges, 'base')})")
+    parser.add_argument(
+        "--importance",
+        action="append",
+        metavar="FILE",
+        help=f"the importance of each weight, once for each FILE in turn ({_askers(merges, 'importance')})",
+    )
+    parser.add_argument(
+        "--evaluate",
+        metavar="FUNCTION",
+        help="package.module.function, which takes a state dict and returns its score, greater is better "
+        f"({_askers(merges, 'evaluate')})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     settings = {s.name: s for cls in merges.values() for s in inspect.signature(cls).parameters.values()}
     for name, setting in settings.items():
         owners = ", ".join(cls.__name__ for cls in merges.values() if name in inspect.signature(cls).parameters)
-        usage = f"a setting of {owners} (default: {setting.default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(setting.default), help=usage)
+        usage = f"{type_name(setting.annotation)}; a setting of {owners} (default: {setting.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", help=usage)
     options = vars(parser.parse_args(args[1:]))
-    chosen = {name: options[name] for name in settings if options[name] is not None}
+    words = {name: options[name] for name in settings if options[name] is not None}
+    taken = ("order", "part", "buffers", "base", "importance", "seed", "force")
     _run(parser, options["out"], options["force"], lambda: merge_checkpoints(
-        options["files"], _method(merges[options["method"]], chosen), options["out"], order=options["order"],
-        part=options["part"], buffers=options["buffers"], force=options["force"],
-        verbose=True,
+        options["files"], _method(merges[options["method"]], words), options["out"], verbose=True,
+        evaluate=options["evaluate"] and imported(options["evaluate"]), **{name: options[name] for name in taken},
     ))  # fmt: skip
+
+
+def _askers(merges: Mapping[str, Any], what: str) -> str:
+    return ", ".join(name for name, cls in merges.items() if what in cls.asks) or "no method here"
 
 
 def export(args: list[str]) -> None:
@@ -68,10 +90,17 @@ def _add_output(parser: argparse.ArgumentParser, usage: str) -> None:
     parser.add_argument("--force", action="store_true", help="replace a file that is there, even if it is an input")
 
 
-def _method(cls: type[Any], settings: dict[str, Any]) -> Any:
-    unknown = settings.keys() - inspect.signature(cls).parameters.keys()
+def _method(cls: type[Any], words: Mapping[str, str]) -> Any:
+    parameters = inspect.signature(cls).parameters
+    unknown = words.keys() - parameters.keys()
     if unknown:
         raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}.")
+    settings = {}
+    for name, text in words.items():
+        try:
+            settings[name] = typed(text, parameters[name].annotation)
+        except ValueError as error:
+            raise ValueError(f"argument --{name.replace('_', '-')}: {error}") from error
     return cls(**settings)
 
 

@@ -2,6 +2,20 @@
 
 from lightning_objectives._files.export import export_checkpoint
 from lightning_objectives._files.merge import merge_checkpoints
+from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_merge
+from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
+from lightning_objectives.merging.ties import TIES, ties_merge
 from lightning_objectives.merging.wsm import WSM, wsm_coefficients
 
-__all__ = ["WSM", "export_checkpoint", "merge_checkpoints", "wsm_coefficients"]
+__all__ = [
+    "TIES",
+    "WSM",
+    "FisherMerging",
+    "GreedySoup",
+    "export_checkpoint",
+    "fisher_merge",
+    "greedy_soup_coefficients",
+    "merge_checkpoints",
+    "ties_merge",
+    "wsm_coefficients",
+]

@@ -112,9 +112,16 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
     kinds.Merge: (
         merging.one_finite_coefficient_a_checkpoint,
         merging.the_coefficients_sum_to_one,
-        merging.identical_checkpoints_merge_into_themselves,
         merging.only_the_distances_of_the_steps_matter,
         merging.steps_that_do_not_increase_are_refused,
+        merging.identical_checkpoints_merge_into_themselves,
+        merging.where_every_file_equals_the_base_it_stays,
+        merging.the_order_of_the_files_means_nothing,
+        merging.a_linear_merge_is_linear,
+        merging.parts_of_a_tensor_make_no_difference,
+        merging.nothing_is_written_to,
+        merging.all_draws_come_from_the_generator,
+        merging.a_merge_equals_its_function,
         a_copy_is_the_same,
     ),
     LRScheduler: (

@@ -406,7 +406,7 @@ def test_pieces_make_no_difference(tmp_path, monkeypatch):
         state["w"][4] = torch.inf
         torch.save({**state, "c": state["c"].to(memory_format=torch.channels_last)}, file)
     whole = torch.load(merge_checkpoints(files, WSM(), tmp_path / "whole.pt"))
-    monkeypatch.setattr("lightning_objectives._files.merge._PIECE", 3)
+    monkeypatch.setattr("lightning_objectives._files.linear_merge._PIECE", 3)
     pieces = torch.load(merge_checkpoints(files, WSM(), tmp_path / "pieces.pt"))
     shares = WSM().coefficients([0, 1, 2]).tolist()
     for key in ("w", "c"):

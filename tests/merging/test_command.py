@@ -1,3 +1,6 @@
+from collections.abc import Callable, Sequence
+from typing import Literal
+
 import pytest
 import torch
 import yaml
@@ -7,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_objectives import cli
 from lightning_objectives.averaging import EMA
 from lightning_objectives.callbacks import AverageWeights
+from lightning_objectives.cli.typed import typed
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*litlogger.*", "ignore:LightningCLI's args")
 
@@ -54,6 +58,106 @@ def test_wrong_words(tmp_path, capsys, words, message):
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.pt").exists()
+
+
+def network(folder, name, *values):
+    path = folder / f"{name}.pt"
+    torch.save({"w": torch.tensor(values)}, path)
+    return str(path)
+
+
+def test_a_merge_with_a_base(tmp_path, capsys):
+    """Half of four changes are kept: 4 and 3 of the first, -8 and 2 of the second."""
+    base = network(tmp_path, "base", 1.0, 1.0, 1.0, 1.0)
+    files = [network(tmp_path, "a", 5.0, 4.0, 2.0, 1.0), network(tmp_path, "b", 1.5, -7.0, 1.0, 3.0)]
+    cli.main(["merge", *files, "--method=TIES", "--base", base, "--density", "0.5", "--scale=0.5", "-o", "out.pt"])
+    assert torch.load("out.pt")["w"].tolist() == [3.0, -3.0, 1.0, 2.0]
+    assert "coefficient" not in capsys.readouterr().out
+
+
+def test_a_merge_with_importance_and_settings_of_every_type(tmp_path):
+    files = [network(tmp_path, "a", 0.0), network(tmp_path, "b", 1.0)]
+    importance = [network(tmp_path, "fa", 1.0), network(tmp_path, "fb", 2.0)]
+    words = ["merge", *files, "--method=FisherMerging", "--force", "-o", "out.pt"]
+    words += [word for path in importance for word in ("--importance", path)]
+    for more, expected in [
+        ([], 0.5),
+        (["--normalize", "false"], 2 / 3),
+        (["--normalize=False", "--shares", "[1, 3.5]"], 7 / 8),
+        (["--shares", "1,3"], 3 / 4),
+        (["--shares=None", "--floor=1"], 0.5),
+    ]:
+        cli.main([*words, *more])
+        assert torch.load("out.pt")["w"].item() == pytest.approx(expected), more
+
+
+def test_a_search_by_a_function_of_the_current_folder(tmp_path):
+    (tmp_path / "score_of_this_test.py").write_text("def score(state):\n    return -abs(state['w'].item() - 2)\n")
+    files = [network(tmp_path, "a", 1.0), network(tmp_path, "b", 3.5), network(tmp_path, "c", 9.0)]
+    words = ["merge", *files, "--method=GreedySoup", "--evaluate=score_of_this_test.score", "--strict=true"]
+    cli.main([*words, "-o", "out.pt"])
+    assert torch.load("out.pt")["w"].item() == 2.25
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method=TIES"], "TIES(density=0.2, scale=1.0) cannot merge without base"),
+        (["--method=TIES", "--density=x"], "argument --density: invalid float value: 'x'"),
+        (["--method=TIES", "--density=None"], "argument --density: invalid float value: 'None'"),
+        (["--method=TIES", "--shape=linear"], "TIES has no setting shape"),
+        (["--method=GreedySoup", "--strict=maybe"], "argument --strict: invalid bool value: 'maybe'"),
+        (["--method=GreedySoup", "--evaluate=math.nothing"], "'math.nothing' cannot be imported"),
+        (["--method=GreedySoup", "--evaluate=nothing"], "'nothing' cannot be imported"),
+        (["--method=GreedySoup", "--evaluate=math.pi"], "'math.pi' is a float, not a function"),
+        (["--method=FisherMerging", "--shares=1,x"], "argument --shares: invalid float value: 'x'"),
+        (["--base=net-step=5.pt"], "does not use base"),
+    ],
+)
+def test_wrong_words_of_other_methods(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["merge", *files(tmp_path), *words, "-o", "out.pt"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_the_help_tells_types_and_owners(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["merge", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--density DENSITY float; a setting of TIES (default: 0.2)" in text
+    assert "list of float or None; a setting of FisherMerging (default: None)" in text
+    assert "{FisherMerging,GreedySoup,TIES,WSM} default: WSM" in text
+    assert "what the files were trained from (TIES)" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "expected"),
+    [
+        ("null", float | None, None),
+        ("none", str, "none"),
+        ("True", bool, True),
+        ("3", int | float, 3),
+        ("3", float, 3.0),
+        ("1e-3", float, 1e-3),
+        ("[]", list[int], []),
+        ("(1, 2)", Sequence[int], [1, 2]),
+        ("[true, False]", list[bool], [True, False]),
+        ("cosine", Literal["cosine"] | Callable[[float], float], "cosine"),
+    ],
+)
+def test_a_word_is_read_as_its_type(text, annotation, expected):
+    found = typed(text, annotation)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(("text", "annotation"), [("1.5", int), ("yes", bool), ("", float), ("f", Callable[[], int])])
+def test_a_word_of_another_type_is_refused(text, annotation):
+    with pytest.raises(ValueError, match=r"invalid .*value"):
+        typed(text, annotation)
 
 
 def test_export(tmp_path, capsys):

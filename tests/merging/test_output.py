@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lightning_objectives import cli
-from lightning_objectives._files import merge, progress
+from lightning_objectives._files import linear_merge, progress
 from lightning_objectives.merging import WSM, export_checkpoint, merge_checkpoints
 
 
@@ -111,7 +111,7 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path, files, suffix, 
         raise KeyboardInterrupt
 
     if at == "a tensor":
-        monkeypatch.setattr(merge, "merged_tensor", interrupt)
+        monkeypatch.setattr(linear_merge, "merged_tensor", interrupt)
     else:
         monkeypatch.setattr(os, "fsync", interrupt)
     (tmp_path / f"old{suffix}").write_text("of before")
@@ -129,11 +129,11 @@ def test_ctrl_c_of_a_process(tmp_path, files):
     code = """
         import sys, time
         from lightning_objectives import cli
-        from lightning_objectives._files import merge
+        from lightning_objectives._files import linear_merge
         def slow(*args):
             print("merging", flush=True)
             time.sleep(60)
-        merge.merged_tensor = slow
+        linear_merge.merged_tensor = slow
         cli.main(sys.argv[1:])
     """
     before = held(tmp_path)

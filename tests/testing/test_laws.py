@@ -90,6 +90,14 @@ class Plain(kinds.Merge):
         return torch.full((len(steps),), 1 / len(steps))
 
 
+class FromTheBase(kinds.Merge):
+    linear, asks, by_element = False, ("base",), True
+
+    def tensor(self, weights, *, base=None, importance=None, generator=None, statistics=None):
+        pulls = torch.stack([base - weight for weight in weights])
+        return base - pulls.clamp(-1, 1).sort(0).values.mean(0)
+
+
 class Halving(LRScheduler):
     def get_lr(self):
         return [peak / 2**self.last_epoch for peak in self.base_lrs]
@@ -141,7 +149,8 @@ class Warmth(kinds.Calibrator):
         return (logits * self.beta).softmax(1)
 
 
-SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, Halving, MeanLoss]
+SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, FromTheBase]
+SOUND += [Halving, MeanLoss]
 
 
 # The same with one fault each, filed under the law that must see it.
@@ -561,6 +570,62 @@ class TooHeavy(Plain):
         return super().coefficients(steps) * 1.01
 
 
+class OtherShares(Plain):
+    calls = 0
+
+    def coefficients(self, steps):
+        OtherShares.calls += 1
+        first = 1 / (1 + OtherShares.calls)
+        rest = [(1 - first) / max(1, len(steps) - 1)] * (len(steps) - 1)
+        return torch.tensor([first, *rest]) if rest else torch.ones(1)
+
+
+class AddsTheChange(FromTheBase):
+    """-0 + 0 is +0."""
+
+    def tensor(self, weights, *, base=None, **rest):
+        return base + torch.stack([weight - base for weight in weights]).mean(0)
+
+
+class RoundsTheMean(FromTheBase):
+    asks = ()
+
+    def tensor(self, weights, **rest):
+        return sum(weight / len(weights) for weight in weights)
+
+
+class FirstFileDouble(FromTheBase):
+    def tensor(self, weights, *, base=None, **rest):
+        return base - sum((base - weight for weight in weights), base - weights[0]) / (len(weights) + 1)
+
+
+class SubtractsTheNorm(FromTheBase):
+    def tensor(self, weights, *, base=None, **rest):
+        pull = sum(base - weight for weight in weights)
+        return base - pull / (1 + pull.norm())
+
+
+class InTheFile(FromTheBase):
+    def tensor(self, weights, *, base=None, **rest):
+        return super().tensor([weight.mul_(2) for weight in weights], base=base)
+
+
+class Drawn(FromTheBase):
+    def tensor(self, weights, *, base=None, **rest):
+        return super().tensor(weights, base=base) * torch.rand(())
+
+
+class DrawnFromNowhere(FromTheBase):
+    def tensor(self, weights, *, base=None, **rest):
+        with torch.random.fork_rng():
+            torch.seed()
+            return super().tensor(weights, base=base) * torch.rand(())
+
+
+class OtherShareOfTheFunction(Plain):
+    function = staticmethod(lambda steps: torch.ones(len(steps)))
+
+
 class ByStep(Plain):
     def coefficients(self, steps):
         return torch.tensor(steps) / sum(steps) if sum(steps) else super().coefficients(steps)
@@ -623,7 +688,14 @@ FAULTS = {
     "a_copy_is_the_same": [lambda: ForgetsASetting(decay=0.25)],
     "one_finite_coefficient_a_checkpoint": [ForgetsTheNewest, HalfOfOne],
     "the_coefficients_sum_to_one": [TooHeavy],
-    "identical_checkpoints_merge_into_themselves": [TooHeavy],
+    "identical_checkpoints_merge_into_themselves": [AddsTheChange, RoundsTheMean],
+    "where_every_file_equals_the_base_it_stays": [AddsTheChange],
+    "the_order_of_the_files_means_nothing": [FirstFileDouble],
+    "a_linear_merge_is_linear": [OtherShares],
+    "parts_of_a_tensor_make_no_difference": [SubtractsTheNorm],
+    "nothing_is_written_to": [InTheFile],
+    "all_draws_come_from_the_generator": [Drawn, DrawnFromNowhere],
+    "a_merge_equals_its_function": [OtherShareOfTheFunction],
     "only_the_distances_of_the_steps_matter": [ByStep],
     "the_rate_stays_within_the_peak": [lambda: build(Rising)],
     "going_on_from_a_state_is_going_on": [lambda: build(MemoryOutsideOfTheState)],

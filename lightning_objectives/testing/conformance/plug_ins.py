@@ -66,10 +66,9 @@ def place(cls: type[Any], case: Case, method: Any = None) -> list[Callback]:
 
 
 def methods_of(cls: type[Any]) -> Iterator[Any]:
-    """An instance of each method that the callback places."""
-    for room, method in methods():
-        if cls.kind is not None and cls.kind.room == room:
-            yield build(method)
+    """An instance of each method that the callback places, first of those that it places without anything beside."""
+    found = [method for _, method in methods(cls.kind.room) if method.callback == cls.__name__] if cls.kind else []
+    yield from map(build, sorted(found, key=lambda method: bool(getattr(method, "asks", ()))))
 
 
 def exemplars() -> list[PlugIn]:
@@ -97,8 +96,7 @@ def of_method(method: Any) -> PlugIn:
 
 def every_method() -> list[PlugIn]:
     """Each method that a callback places, found by walking the package."""
-    placed = {kind.room for kind in kinds.KINDS if hasattr(callbacks, kind.callback)}
-    return [of_method(build(cls)) for room, cls in methods() if room in placed]
+    return [of_method(build(cls)) for _, cls in methods() if hasattr(callbacks, getattr(cls, "callback", ""))]
 
 
 def build_again(method: Any) -> Any:

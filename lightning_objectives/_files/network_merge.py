@@ -1,0 +1,261 @@
+"""Merges the tensors of one network, one at a time, by any merge."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_objectives._files.linear_merge import check_finite, merged_or_newest, surely_finite, wide
+from lightning_objectives._files.progress import Progress
+from lightning_objectives._files.reading import check_match
+from lightning_objectives._files.source import Source, first_names
+from lightning_objectives.kinds import Merge, MergePiece
+
+_PIECE = 2**15
+"""How many elements a merge by elements gets at once: they fit the cache, and torch starts no thread for so few."""
+
+Evaluate = Callable[[dict[str, Tensor]], float]
+"""Gives the score of a state dict; greater is better."""
+
+
+class NetworkMerge:
+    """Merges one tensor after the other; iterate over it to see all pieces of those that are not merged linearly.
+
+    Args:
+        method: the merge.
+        sources: the files, oldest first.
+        steps: of the files.
+        base: what the files were trained from, for a merge that asks for it.
+        importance: of each file in turn, for a merge that asks for it.
+        buffers: the tensors that are buffers. A merge that is not linear takes their plain mean.
+        evaluate: gives the score of a state dict, for a merge that asks for it.
+        seed: of all draws.
+        prefetch: is called with the files and the name of a tensor that will be read next.
+        visible: whether each iteration shows a progress bar.
+
+    Raises:
+        ValueError: what the merge asks for is missing, or does not fit the files.
+    """
+
+    def __init__(
+        self,
+        method: Merge,
+        sources: Sequence[Source],
+        steps: Sequence[int],
+        *,
+        base: Source | None = None,
+        importance: Sequence[Source] | None = None,
+        buffers: Collection[str] = (),
+        evaluate: Evaluate | None = None,
+        seed: int = 0,
+        prefetch: Callable[[Sequence[Source], str], object] | None = None,
+        visible: bool = False,
+    ) -> None:
+        check_asked(method, {"base": base, "importance": importance, "evaluate": evaluate})
+        self.method = method
+        self.sources = list(sources)
+        """The files that have a part in the merge."""
+        self.copied: list[str] = []
+        """The buffers that are the newest file's, because they have no finite merge."""
+        self.shares: list[float] | None = None
+        """Of all files, if the merge is linear."""
+        self._buffers = buffers
+        self._base = base
+        self._importance = importance
+        self._seed = seed
+        self._prefetch = prefetch
+        self._visible = visible
+        self._used = [1 / len(sources)] * len(sources)
+        self._statistics: Any = None
+        if base is not None:
+            check_match(base, sources[-1])
+        if importance is not None:
+            self._check_importance(importance)
+        if not method.linear:
+            self._statistics = method.statistics(self)
+        elif evaluate is None:
+            self.shares = self._used = method.coefficients(steps).tolist()
+            self._check_shares()
+        else:
+            score = evaluate
+            self.shares = method.search(lambda shares: score(self._trial(shares.tolist())), steps).tolist()
+            self._check_shares()
+            # A file without a share may be damaged or of a failed training, so it is not read again.
+            self.sources, self._used = _with_a_share(self.sources, self.shares)
+
+    @property
+    def newest(self) -> Source:
+        """The newest file that has a part in the merge; it gives the types, the names and the whole numbers."""
+        return self.sources[-1]
+
+    @property
+    def files(self) -> list[Source]:
+        """All files that are read."""
+        return [*self.sources, *([self._base] if self._base is not None else []), *(self._importance or [])]
+
+    def tensor(self, name: str) -> Tensor:
+        """Merge one tensor, in the newest's type.
+
+        Raises:
+            ValueError: the merge would not be finite, and the tensor is no buffer.
+        """
+        if self._is_linear(name):
+            return merged_or_newest(name, self.sources, self._used, buffers=self._buffers, copied=self.copied)
+        dtype, shape = self.newest.form(name)
+        merged = torch.empty(shape, dtype=dtype)
+        parts = torch.split(merged.view(-1), _PIECE) if self.method.by_element else [merged]
+        digest = sha256(repr((self._seed, name)).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+        finite = True
+        for part, piece in zip(parts, self._pieces(name)):
+            options = {"generator": generator, "statistics": self._statistics}
+            result = self.method.tensor(piece.weights, base=piece.base, importance=piece.importance, **options)
+            if result.shape != part.shape:
+                raise ValueError(
+                    f"{self.method!r} merged {name} of the shape {tuple(part.shape)} into {tuple(result.shape)}: its "
+                    "tensor(weights, ...) must keep the shape."
+                )
+            part.copy_(result)
+            if not surely_finite(wide(part)):
+                finite = False
+                part.copy_(torch.where(_shared_infinities(piece), piece.weights[-1], result))
+        if not finite:
+            check_finite(name, merged, [*self.sources, *([self._base] if self._base is not None else [])])
+        return merged
+
+    def merged(self) -> dict[str, Tensor]:
+        """The whole merge in memory, by plain name."""
+        return {name: self.tensor(name).clone() for name in self.newest.keys}
+
+    def __iter__(self) -> Iterator[MergePiece]:
+        """Give all that is not merged linearly once; names that are tied in all files are one tensor.
+
+        A method may skip what it does not need: the next tensor is read ahead only if the last pieces were all read.
+        """
+        first: dict[tuple[object, ...], str] = {}
+        for name in self.newest.keys:
+            if not self._is_linear(name):
+                first.setdefault(self.storage_key(name), name)
+        sizes = {name: torch.Size(self.newest.form(name)[1]).numel() for name in first.values()}
+        with Progress(visible=self._visible) as progress:
+            progress.begin(sum(sizes.values()) * len(self.files), stages=1)
+            progress.stage("measuring")
+            read = False
+            for name, following in zip(sizes, [*list(sizes)[1:], None]):
+                if read and following is not None and self._prefetch is not None:
+                    self._prefetch(self.files, following)
+                read = True
+                for piece in self._pieces(name):
+                    yield piece
+                    read = read and getattr(piece.weights, "read", True)
+                progress.add(sizes[name] * len(self.files))
+
+    def storage_key(self, name: str) -> tuple[object, ...]:
+        """Equal for names that are tied in every file."""
+        return tuple(source.storage_key(name) for source in self.files)
+
+    def _is_linear(self, name: str) -> bool:
+        dtype = self.newest.form(name)[0]
+        return self.method.linear or name in self._buffers or not (dtype.is_floating_point or dtype.is_complex)
+
+    def _pieces(self, name: str) -> Iterator[MergePiece]:
+        columns: list[Sequence[Tensor]] = [[source.tensor(name)] for source in self.files]
+        if self.method.by_element:
+            columns = [torch.split(tensor.contiguous().view(-1), _PIECE) for (tensor,) in columns]
+        count = len(self.sources)
+        for tensors in zip(*columns):
+            rest = list(tensors[count:])
+            base = wide(rest.pop(0)) if self._base is not None else None
+            yield MergePiece(_Widened(tensors[:count]), base, None if self._importance is None else _Widened(rest))
+
+    def _trial(self, shares: Sequence[float]) -> dict[str, Tensor]:
+        """The merge by these shares, as its file would hold it."""
+        sources, used = _with_a_share(self.sources, shares)
+        buffers, copied = self._buffers, list[str]()
+        keys = sources[-1].keys.items()
+        return {
+            key: merged_or_newest(name, sources, used, buffers=buffers, copied=copied).clone() for name, key in keys
+        }
+
+    def _check_shares(self) -> None:
+        if self.shares is None or len(self.shares) != len(self.sources) or not any(self.shares):
+            raise ValueError(
+                f"{self.method!r} gave the shares {self.shares} for {len(self.sources)} files: it must give one for "
+                "each, and their sum must be 1."
+            )
+
+    def _check_importance(self, importance: Sequence[Source]) -> None:
+        if len(importance) != len(self.sources):
+            raise ValueError(
+                f"There are {len(self.sources)} files, but {len(importance)} files of importance: give one for each "
+                "file, in the same order."
+            )
+        for source in importance:
+            merged = [name for name in self.newest.keys if not self._is_linear(name)]
+            missing = [name for name in merged if name not in source.keys]
+            if missing:
+                raise ValueError(
+                    f"{source.path} has no importance of {first_names(missing)}: add it, or say that these are buffers "
+                    "(buffers=[...], --buffer), of which the plain mean is taken."
+                )
+            for name in merged:
+                (dtype, shape), expected = source.form(name), self.newest.form(name)[1]
+                if shape != expected or not dtype.is_floating_point:
+                    raise ValueError(
+                        f"The importance of {name} is {dtype} {shape} in {source.path}, but must be real numbers of "
+                        f"the shape {expected}, one for each weight."
+                    )
+
+
+class _Widened(Sequence[Tensor]):
+    """Tensors that are widened only when they are asked for, so that a merge may hold one at a time."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self.read = False
+        """Whether one was asked for."""
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __getitem__(self, place: Any) -> Any:
+        self.read = True
+        tensors = self._tensors[place]
+        return wide(tensors) if isinstance(tensors, Tensor) else _Widened(tensors)
+
+
+def check_asked(method: Merge, have: Mapping[str, object]) -> None:
+    """Refuse to merge without what a merge asks for, or with what it would not use.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    for name, value in have.items():
+        if name in method.asks and value is None:
+            raise ValueError(f"{method!r} cannot merge without {name}: {_WAYS_OUT[name]}")
+        if name not in method.asks and value is not None:
+            raise ValueError(f"{method!r} does not use {name}, so it would change nothing: leave it out.")
+
+
+_WAYS_OUT = {
+    "base": "give base=, the file of the weights that all files were trained from (--base FILE).",
+    "importance": "give importance=, a file of the importance of each weight for each file, in the same order "
+    "(--importance FILE for each).",
+    "evaluate": "give evaluate=, a function that takes a state dict and returns its score on held-out data, greater is "
+    "better (--evaluate package.module.function).",
+}
+
+
+def _with_a_share(sources: Sequence[Source], shares: Sequence[float]) -> tuple[list[Source], list[float]]:
+    used = [(source, share) for source, share in zip(sources, shares) if share != 0]
+    return [source for source, _ in used], [share for _, share in used]
+
+
+def _shared_infinities(piece: MergePiece) -> Tensor:
+    newest = piece.weights[-1]
+    shared = newest.isinf()
+    for tensor in [*piece.weights, *([piece.base] if piece.base is not None else [])]:
+        shared &= tensor == newest
+    return shared
