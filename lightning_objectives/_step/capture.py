@@ -107,6 +107,7 @@ class Capture:
         self.on_recompute: Callable[..., Any] | None = None
         """Computes the head again when the backward pass recomputes a checkpointed part; None for the head alone."""
         self._listener: Listener | None = None
+        self._records_module = False
         self._patches: list[Patch | ClassPatch] = []
 
     def remove(self) -> None:
@@ -138,6 +139,9 @@ class Capture:
 
     def network(self, network: nn.Module) -> None:
         """Record the calls of a network."""
+        if network is self.module:
+            self._records_module = True
+            return
         # A network that is compiled in place runs this attribute, and its `forward` only inside the graph.
         compiled = "_compiled_call_impl" if getattr(network, "_compiled_call_impl", None) is not None else "forward"
         self._patches.append(Patch(network, compiled, partial(self._network, network)))
@@ -146,11 +150,15 @@ class Capture:
     def listening(self, listener: Listener, mode: AbstractContextManager[Any] | None = None) -> Iterator[None]:
         """Tell a listener of all calls in the body, which runs in ``mode``."""
         self._listener, self.network_calls = listener, []
+        # Only while a step runs: under DDP, Lightning exchanges the module's `forward` around each step.
+        patch = Patch(self.module, "forward", partial(self._network, self.module)) if self._records_module else None
         try:
             with self.mode or nullcontext() if mode is None else mode:
                 yield
         finally:
             self._listener = None
+            if patch is not None:
+                patch.remove()
 
     def forget(self) -> None:
         """Drop all tensors of a step."""
