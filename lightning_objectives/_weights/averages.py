@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_objectives._files.names import plainly_named
-from lightning_objectives._weights import saving
+from lightning_objectives._weights import contents, saving
 from lightning_objectives._weights.journal import Journal
 from lightning_objectives._weights.optimizer_steps import OptimizerSteps
 from lightning_objectives._weights.recalibrate import Passes
@@ -254,14 +254,18 @@ class Averages:
         if self.updates:
             saving.fill(state_dict, self.network, *self._values(name))
 
+    def holds(self, value: Any, name: str) -> bool:
+        """Whether a part of a checkpoint, such as a pickled module, holds tensors of the network."""
+        return contents.holds(value, *self._values(name))
+
     def kept(self, value: Any, name: str) -> Any:
         """Return a part of a checkpoint as it is while an average stands in the network, also for afterwards."""
-        return saving.kept(value, *self._values(name))
+        return contents.kept(value, *self._values(name))
 
     def first_raw(self, entries: Mapping[str, Tensor], name: str) -> str | None:
         """The key of an entry of a state dict that equals raw weights instead of their average, if there is one."""
         raw = dict(zip(self.names, self._shadows.raw()))
-        return saving.first_raw(entries, *self._values(name), raw)
+        return contents.first_raw(entries, *self._values(name), raw)
 
     def _values(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The tensors of an average and those of the network in their place, by name, the statistics included."""

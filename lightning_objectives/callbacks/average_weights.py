@@ -59,7 +59,8 @@ class AverageWeights(StatefulCallback):
     trained weights), so the file loads without this package. The raw weights and the averages lie in the state of this
     callback, and resuming goes on from them to the bit. A weights-only file holds the average alone. The average stands
     in the module while ``state_dict`` and the hooks ``on_save_checkpoint`` of the module and of callbacks run, so what
-    they rename, cast, prune or build anew holds it too. If a file would hold raw weights instead, saving is an error.
+    they rename, cast, prune or build anew holds it too. So does a module that the file pickles, as a copy. If a file
+    would hold raw weights instead, saving is an error.
 
     When to use: see the rules. Cost: the rule's memory, and one pass over the weights per update. At validation,
     weights and average change places, so the memory holds no further copy. Two things need a copy: a rule that computes
@@ -137,6 +138,11 @@ class AverageWeights(StatefulCallback):
     # What users call.
 
     @property
+    def has_averages(self) -> bool:
+        """Whether :meth:`weights` returns something: from the beginning of a training on."""
+        return self._averages is not None
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of the averages: the rules' class names in lower case, numbered where they repeat."""
         return tuple(self._rules)
@@ -176,11 +182,7 @@ class AverageWeights(StatefulCallback):
         if name not in (*self.names, "raw"):
             raise ValueError(f"name={name!r} must be one of {[*self.names, 'raw']}.")
         if self._averages is None:
-            raise RuntimeError(
-                "No training has begun with this AverageWeights object, so it has no averages. Call trainer.fit() "
-                "first. If you have, a framework has trained a copy of the callback, which you find in "
-                "trainer.callbacks."
-            )
+            raise self.not_trained("no averages")
         return self._averages
 
     def unsupported(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._trainer.training_pass import check_training_data
 from lightning_objectives._weights.optimizer_steps import OptimizerSteps, steps_so_far
 from lightning_objectives._weights.recalibrate import trained_norms
+from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.kinds import Merge
 
 _STATE = "MergeCheckpoints"
@@ -34,7 +35,8 @@ class MergeCheckpoints(StatefulCallback):
 
     Every ``every_n_steps`` optimizer steps the callback copies the raw weights and writes them to a file, beside the
     training. At the end of ``fit`` it merges the last snapshots into ``merged.ckpt``, which ``load_from_checkpoint``
-    opens without this package. The module stays as the training leaves it.
+    opens without this package; whatever the module's ``state_dict`` and ``on_save_checkpoint`` build there, the merge
+    stands in the module then. Afterwards the module is as the training left it.
 
     Args:
         method: gives the coefficients.
@@ -80,8 +82,8 @@ class MergeCheckpoints(StatefulCallback):
 
     Example:
         >>> from lightning_objectives.merging import WSM
-        >>> MergeCheckpoints(WSM(), last=4, every_n_steps=100, start_step=1000).path is None
-        True
+        >>> MergeCheckpoints(WSM(), last=4, every_n_steps=100, start_step=1000).method
+        WSM(shape='1-sqrt', ema_weight=0.2)
     """
 
     kind = Merge
@@ -124,8 +126,9 @@ class MergeCheckpoints(StatefulCallback):
         return [self.method]
 
     def _clear(self) -> None:
-        self.path: Path | None = None
-        """The merged checkpoint, after the fit."""
+        self._path: Path | None = None
+        self._begun = False
+        """Whether this very object, and not a copy, has seen a fit begin."""
         self._window: Window | RunningSum | None = None
         self._optimizer_steps: OptimizerSteps | None = None
         self._module: Any = None
@@ -146,7 +149,18 @@ class MergeCheckpoints(StatefulCallback):
         fresh._clear()
         return vars(fresh)
 
-    # What LogMetrics evaluates.
+    # What users and LogMetrics read.
+
+    @property
+    def path(self) -> Path | None:
+        """The merged checkpoint, after the fit; None if there is no merge, of which a warning told you.
+
+        Raises:
+            RuntimeError: no training has begun with this object.
+        """
+        if not self._begun:
+            raise self.not_trained("no merge")
+        return self._path
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -158,6 +172,8 @@ class MergeCheckpoints(StatefulCallback):
 
         Pass it to ``torch.func.functional_call``; the module stays as it is. Never write to these tensors.
         """
+        if not self._begun:
+            raise self.not_trained("no merge")
         if name not in self.names:
             raise ValueError(f"name={name!r} must be one of {list(self.names)}.")
         return self._evaluated.on_device(self._module)
@@ -172,7 +188,7 @@ class MergeCheckpoints(StatefulCallback):
         self._detach()
         self._clear()
         super().setup(trainer, pl_module, stage)
-        self._fitting = True
+        self._fitting = self._begun = True
         if self.keep == "sum":
             refuse_manual_steps(pl_module)
         # Each callback that logs other weights says so in `logged_weights`.
@@ -263,10 +279,11 @@ class MergeCheckpoints(StatefulCallback):
             return
         merged = self._merge(trainer, window)
         path = window.folder / "merged.ckpt"
-        save_merged(trainer, pl_module, merged, path)
+        averages = [callback for callback in callbacks_of(trainer, AverageWeights) if callback.has_averages]
+        save_merged(trainer, pl_module, merged, path, raw=[average.weights("raw") for average in averages])
         if self._scratch is not None:
             return
-        self.path = path
+        self._path = path
         rank_zero_info(f"The merge of the steps {window.steps} is in {path}")
 
     def _merge(self, trainer: Any, window: Window | RunningSum) -> dict[str, Tensor]:
