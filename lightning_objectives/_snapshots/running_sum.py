@@ -253,6 +253,21 @@ def total_steps(trainer: Any) -> int:
     return int(total)
 
 
+def steps_per_epoch(trainer: Any) -> int:
+    """The number of steps of each epoch.
+
+    Raises:
+        ValueError: the number cannot be known beforehand.
+    """
+    batches = trainer.num_training_batches
+    if not batches < math.inf:
+        raise ValueError(
+            f"keep='sum' must know beforehand at which step an epoch ends, but this one has {batches} batches. Use "
+            "every_n_steps and start_step, or keep='files'."
+        )
+    return int(-(-batches // trainer.accumulate_grad_batches))
+
+
 def _moved_mean(mean: Tensor | None, value: Tensor, rate: float, name: str) -> Tensor:
     """Move a mean towards a value, in place; returns the value itself if it is the first, or no float."""
     if not (value.is_floating_point() or value.is_complex()):

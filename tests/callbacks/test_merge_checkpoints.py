@@ -92,7 +92,7 @@ def test_one_snapshot_is_itself_and_none_warns():
     net, _ = fit(callback)
     assert torch.equal(merged(callback, net), after(net)[5])
     late = MergeCheckpoints(WSM(), every_n_steps=1, start_step=9)
-    with pytest.warns(UserWarning, match=r"no snapshot to merge: 8 optimizer steps were taken, with every_n_steps=1"):
+    with pytest.warns(UserWarning, match=r"no snapshot to merge: 8 optimizer steps were taken, with start_step=9"):
         untouched, _ = fit(late)
     assert equal(untouched, net)
     assert late.path is None
