@@ -8,6 +8,7 @@ from lightning_objectives._trainer.carried import CARRIED
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._weights.averages import Averages
 from lightning_objectives._weights.contents import tensors_in
+from lightning_objectives._weights.migration import REBUILT, same_entries
 
 _STATES = {"callbacks", "optimizer_states", "lr_schedulers", "loops"}
 """The parts of a checkpoint that hold no weights of the module."""
@@ -35,6 +36,8 @@ class CheckpointHooks:
         self._keys = (state_key, CARRIED + state_key)
         self._standing = ExitStack()
         self._entered = self._stands = False
+        self._filled: dict[str, Any] | None = None
+        """The state dict that we filled, if hooks got one."""
         self._patches = [
             Patch(trainer.precision_plugin, "on_save_checkpoint", self._after_states),
             Patch(module, "on_save_checkpoint", self._last),
@@ -56,6 +59,7 @@ class CheckpointHooks:
         try:
             self._enter(checkpoint)  # A checkpoint of weights alone comes here first.
             result = inner(checkpoint)
+            self._note_rebuilt(checkpoint)
             if self._entered and not self._stands and self._averages.holds(_content(checkpoint), self._name):
                 self._stand(checkpoint)  # For example, a module among the hyperparameters is the network's own.
             if self._stands:
@@ -75,6 +79,7 @@ class CheckpointHooks:
             self._stand(checkpoint)
         if plain:
             averages.fill(checkpoint["state_dict"], self._name)
+            self._filled = dict(checkpoint["state_dict"])
         else:
             checkpoint["state_dict"] = self._trainer.strategy.lightning_module_state_dict()
 
@@ -82,12 +87,24 @@ class CheckpointHooks:
         """Let the average stand in the module, and our state keep the raw weights that stood there."""
         self._standing.enter_context(self._averages.stand_in(self._name))
         self._stands = True
-        for state in map(checkpoint.get("callbacks", {}).get, self._keys):
-            if state is not None:
-                state["raw"] = self._averages.state_dict()["raw"]
+        for state in self._states(checkpoint):
+            state["raw"] = self._averages.state_dict()["raw"]
+
+    def _note_rebuilt(self, checkpoint: dict[str, Any]) -> None:
+        """Note in our state whether the file's weights are those that we filled in, for :mod:`.migration`."""
+        if self._entered:
+            rebuilt = self._filled is None or not same_entries(self._filled, checkpoint["state_dict"])
+            for state in self._states(checkpoint):
+                state[REBUILT] = rebuilt
+
+    def _states(self, checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+        """Our state in a checkpoint, if it has one."""
+        states = map(checkpoint.get("callbacks", {}).get, self._keys)
+        return [state for state in states if state is not None]
 
     def _leave(self) -> None:
         self._entered = self._stands = False
+        self._filled = None
         self._standing.close()
 
     def _hooks(self) -> bool:

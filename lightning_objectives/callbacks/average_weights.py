@@ -20,13 +20,11 @@ from lightning_objectives._weights.averages import Averages, Buffers
 from lightning_objectives._weights.checkpoint_hooks import CheckpointHooks
 from lightning_objectives._weights.journal import Journal
 from lightning_objectives._weights.lightning_average import ONE_IS_LEFT, LightningAverage, refuse_lightning_averages
+from lightning_objectives._weights.migration import STATE, MigratedStates
 from lightning_objectives._weights.optimizer_steps import steps_so_far
 from lightning_objectives._weights.saving import restore_raw
 from lightning_objectives._weights.timing import Epochs, Moment, Timing
 from lightning_objectives.kinds import Rule
-
-_STATE = "AverageWeights"
-"""What the keys of the averages' states begin with, those of subclasses too."""
 
 
 @dataclass(eq=False)
@@ -65,7 +63,8 @@ class AverageWeights(StatefulCallback):
     callback, and resuming goes on from them to the bit. A weights-only file holds the average alone. The average stands
     in the module while ``state_dict`` and the hooks ``on_save_checkpoint`` of the module and of callbacks run, so what
     they rename, cast, prune or build anew holds it too. So does a module that the file pickles, as a copy. If a file
-    would hold raw weights instead, saving is an error.
+    would hold raw weights instead, saving is an error. If the module's ``on_load_checkpoint`` renames or converts the
+    weights of an older file, raw weights and averages follow it.
 
     When to use: see the rules. Cost: the rule's memory, and one pass over the weights per update. At validation,
     weights and average change places, so the memory holds no further copy. Two things need a copy: a rule that computes
@@ -125,8 +124,8 @@ class AverageWeights(StatefulCallback):
 
     def _clear(self) -> None:
         self._averages: Averages | None = None
-        self._saving: CheckpointHooks | None = None
-        """Lets the module's checkpoints hold the average."""
+        self._hooks: list[CheckpointHooks | MigratedStates] = []
+        """What stands on the module's own checkpoint hooks."""
         self._lightning_average: LightningAverage | None = None
         self.pending = None
         self._epochs = Epochs()
@@ -205,6 +204,7 @@ class AverageWeights(StatefulCallback):
         self._clear()
         super().setup(trainer, pl_module, stage)
         self._fitting = True
+        self._hooks.append(MigratedStates(pl_module))
         primaries = [callback for callback in callbacks_of(trainer, AverageWeights) if callback.primary]
         if len(primaries) > 1:
             raise ValueError(
@@ -219,7 +219,7 @@ class AverageWeights(StatefulCallback):
         averages = self._build(trainer, pl_module)
         averages.watch(trainer.optimizers)
         if self.primary:
-            self._saving = CheckpointHooks(trainer, pl_module, averages, self.names[0], self.state_key)
+            self._hooks.append(CheckpointHooks(trainer, pl_module, averages, self.names[0], self.state_key))
 
     def _build(self, trainer: Any, pl_module: Any) -> Averages:
         if self.buffers == "recalibrate":
@@ -321,8 +321,8 @@ class AverageWeights(StatefulCallback):
         last = Patch(trainer.strategy, "on_exception", release)
 
     def _detach(self) -> None:
-        if self._saving is not None:
-            self._saving.remove()
+        for hook in self._hooks:
+            hook.remove()
         if self._averages is not None:
             self._averages.unwatch()
             if not self._finished:
@@ -339,7 +339,7 @@ class AverageWeights(StatefulCallback):
         settings |= {"buffers": self.buffers, "primary": self.primary}
         if self.parameters is not None:  # Otherwise the key stays that of earlier versions.
             settings["parameters"] = self.parameters
-        return f"{_STATE}{settings!r}"
+        return f"{STATE}{settings!r}"
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, and the raw weights if the checkpoint's own ``state_dict`` holds the average."""
@@ -352,7 +352,7 @@ class AverageWeights(StatefulCallback):
         """Put the raw weights into the module before a training goes on, because the checkpoint's hold the average."""
         if not self._fitting:
             return
-        states = saved_states(checkpoint, _STATE)
+        states = saved_states(checkpoint, STATE)
         for key, state in states.items():
             with taking(key, trainer):
                 restore_raw(pl_module, state)
