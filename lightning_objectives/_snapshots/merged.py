@@ -15,6 +15,7 @@ from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._trainer.training_pass import joint_pass
 from lightning_objectives._weights.contents import first_raw, mapped, tensors_in
 from lightning_objectives._weights.recalibrate import recalibrate
+from lightning_objectives._weights.shards import local
 from lightning_objectives._weights.whole_state import persistent_tensors, stand_in
 
 
@@ -75,7 +76,7 @@ def save_merged(
         checkpoint = mapped(_checkpoint(trainer, module), _on_cpu)
         entries = dict(tensors_in(checkpoint["state_dict"]))
         for weights in (before, *raw):
-            weights = {name: value for name, value in weights.items() if name in merged}
+            weights = {name: local(value) for name, value in weights.items() if name in merged}
             key = first_raw(entries, merged, persistent_tensors(module), weights)
             if key is not None:
                 raise RuntimeError(

@@ -40,8 +40,9 @@ class MigratedStates:
     def _load(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> Any:
         states = saved_states(checkpoint, STATE)
         others = getattr(getattr(inner, "around", None), "__self__", None)
-        if isinstance(others, MigratedStates) or not states:
-            return inner(checkpoint)  # Of several averages, the innermost does the work.
+        # Of several averages, the innermost does the work. FSDP2 reads the weights of its folders before the hook.
+        if isinstance(others, MigratedStates) or not states or "state_dict" not in checkpoint:
+            return inner(checkpoint)
         before = _copied(checkpoint)
         result = inner(checkpoint)
         after = checkpoint["state_dict"]
