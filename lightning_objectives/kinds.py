@@ -246,7 +246,8 @@ class Rule(Method):
 
     room, callback = "averaging", "AverageWeights"
     by_tensor: ClassVar[bool] = False
-    """Whether ``update`` writes each tensor in place and reads no other, so that a call may pass a part of them."""
+    """Whether ``update`` and ``read`` treat each tensor by itself, and ``update`` writes it in place, so that a call
+    may pass a part of them."""
 
     @staticmethod
     def check(state: AverageState, params: Sequence[Tensor]) -> None:

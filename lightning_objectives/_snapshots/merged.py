@@ -10,9 +10,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_objectives._files.writing import replaced, write_torch
 from lightning_objectives._trainer.lightning import VERSION
+from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._trainer.training_pass import joint_pass
+from lightning_objectives._weights.contents import first_raw, mapped, tensors_in
 from lightning_objectives._weights.recalibrate import recalibrate
+from lightning_objectives._weights.shards import local
 from lightning_objectives._weights.whole_state import persistent_tensors, stand_in
 from lightning_objectives.kinds import Merge
 
@@ -74,21 +77,47 @@ def recalibrate_merge(
         return {**merged, **{name: tensor.to("cpu", copy=True) for name, tensor in live if id(tensor) in statistics}}
 
 
-def save_merged(trainer: Any, module: Any, merged: Mapping[str, Tensor], path: Path) -> None:
-    """Write a checkpoint of the merge that ``load_from_checkpoint`` opens; all ranks take part."""
-    with stand_in(module, merged):
-        state = {key: _on_cpu(value) for key, value in module.state_dict().items()}
-    checkpoint = _checkpoint(trainer, module, state)
-    on_rank_zero(trainer, lambda: write_checkpoint(checkpoint, path))
+def save_merged(
+    trainer: Any, module: Any, merged: Mapping[str, Tensor], path: Path, *, raw: Sequence[Mapping[str, Tensor]] = ()
+) -> None:
+    """Write a checkpoint of the merge that ``load_from_checkpoint`` opens; all ranks take part.
+
+    The merge stands in the module until the file is written, so that whatever the module's hooks build, and objects
+    that the file pickles, hold it too.
+
+    Args:
+        trainer: the trainer.
+        module: its module.
+        merged: the merge, by name.
+        path: the file.
+        raw: other weights that the file must not hold in the merge's place, such as the raw ones beside an average.
+
+    Raises:
+        RuntimeError: the file would hold other weights than the merge.
+    """
+    with stand_in(module, merged) as before:
+        checkpoint = mapped(_checkpoint(trainer, module), _on_cpu)
+        entries = dict(tensors_in(checkpoint["state_dict"]))
+        for weights in (before, *raw):
+            weights = {name: local(value) for name, value in weights.items() if name in merged}
+            key = first_raw(entries, merged, persistent_tensors(module), weights)
+            if key is not None:
+                raise RuntimeError(
+                    f"{path.name} would hold the trained weights {key!r} in the place of the merge, because "
+                    f"{type(module).__name__} takes them from a copy that was made before. Take them from the module's "
+                    "parameters in state_dict or on_save_checkpoint. The snapshots of keep='files' stay in "
+                    f"{path.parent}, and `lightning-objectives merge` merges them."
+                )
+        on_rank_zero(trainer, lambda: write_checkpoint(checkpoint, path))
 
 
-def _checkpoint(trainer: Any, module: Any, state: dict[str, Any]) -> dict[str, Any]:
+def _checkpoint(trainer: Any, module: Any) -> dict[str, Any]:
     """Make what Lightning writes with ``save_weights_only``: hyperparameters, and what the user's classes add to it."""
     checkpoint = {
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
         "pytorch-lightning_version": VERSION,
-        "state_dict": state,
+        "state_dict": module.state_dict(),
     }
     data_module = getattr(trainer, "datamodule", None)
     for owner in (module, data_module):
@@ -99,8 +128,8 @@ def _checkpoint(trainer: Any, module: Any, state: dict[str, Any]) -> dict[str, A
     data_state = data_module.state_dict() if data_module is not None else {}
     if data_state:
         checkpoint[type(data_module).__qualname__] = data_state
-    # Call the class's method, because an average may have patched the instance's, to put itself into the checkpoint.
-    type(module).on_save_checkpoint(module, checkpoint)
+    hook = module.on_save_checkpoint  # An average may have patched it, to put itself into the checkpoint.
+    (hook.__wrapped__ if isinstance(hook, Patch) else hook)(checkpoint)
     return checkpoint
 
 
@@ -108,7 +137,7 @@ def _on_cpu(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     value = value.detach()
-    return (value.full_tensor() if hasattr(value, "full_tensor") else value).to("cpu", copy=True)
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu()
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

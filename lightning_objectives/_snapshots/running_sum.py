@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives._files.linear_merge import copies_sentence
+from lightning_objectives._snapshots.entries import Entries
 from lightning_objectives._snapshots.rates import varying_rates
 from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives._weights.optimizer_steps import Rates
@@ -17,7 +18,7 @@ from lightning_objectives._weights.whole_state import buffer_names, persistent_t
 from lightning_objectives.kinds import Merge
 
 
-class RunningSum:
+class RunningSum(Entries):
     """Adds up snapshots, each with its share, as the training goes on; the steps of all of them are known beforehand.
 
     It keeps the mean of the snapshots so far, weighted by their shares: one copy, in float32 at least. Tensors that are
@@ -47,6 +48,7 @@ class RunningSum:
         after: int,
         writes: bool,
     ) -> None:
+        super().__init__()
         self.folder = folder
         self.module = module
         self.method = method
@@ -54,8 +56,6 @@ class RunningSum:
         self.every_n_steps = every_n_steps
         self.after = after
         self.writes = writes
-        self.entries: list[dict[str, Any]] = []
-        """The ``step`` of each snapshot, and the learning rates since the one before, oldest first."""
         self._means: dict[str, Tensor] = {}
         """By the first name of each tensor."""
         self._copied: set[str] = set()
@@ -103,16 +103,6 @@ class RunningSum:
                 "can be prolonged."
             )
         return empty(folder(), now)
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps of the snapshots that are in the sum."""
-        return [entry["step"] for entry in self.entries]
-
-    @property
-    def rates(self) -> list[Rates]:
-        """The learning rates between them."""
-        return [entry["rates"] for entry in self.entries[1:]]
 
     @torch.no_grad()
     def take(self, step: int, rates: Rates) -> None:
@@ -261,6 +251,21 @@ def total_steps(trainer: Any) -> int:
             f"{trainer.num_training_batches} batches an epoch have no end. Set max_steps, or use keep='files'."
         )
     return int(total)
+
+
+def steps_per_epoch(trainer: Any) -> int:
+    """The number of steps of each epoch.
+
+    Raises:
+        ValueError: the number cannot be known beforehand.
+    """
+    batches = trainer.num_training_batches
+    if not batches < math.inf:
+        raise ValueError(
+            f"keep='sum' must know beforehand at which step an epoch ends, but this one has {batches} batches. Use "
+            "every_n_steps and start_step, or keep='files'."
+        )
+    return int(-(-batches // trainer.accumulate_grad_batches))
 
 
 def _moved_mean(mean: Tensor | None, value: Tensor, rate: float, name: str) -> Tensor:

@@ -15,6 +15,7 @@ from lightning_objectives._files.reading import check_match, in_order, open_sour
 from lightning_objectives._files.source import ODD_BUFFERS
 from lightning_objectives._files.writing import replaced, write_safetensors
 from lightning_objectives._snapshots.background import Background
+from lightning_objectives._snapshots.entries import Entries
 from lightning_objectives._snapshots.rates import varying_rates
 from lightning_objectives._trainer.lightning import rank_zero_info, rank_zero_warn
 from lightning_objectives._trainer.ranks import on_rank_zero
@@ -26,7 +27,7 @@ BASE = "base.safetensors"
 """The name of the file that holds the weights before the first step."""
 
 
-class Window:
+class Window(Entries):
     """Keeps the last ``last`` snapshots, each in a safetensors file that opens without this package.
 
     Every process knows which snapshots there are; the one with ``writes`` writes and deletes the files, beside the
@@ -41,13 +42,12 @@ class Window:
     """
 
     def __init__(self, folder: Path, module: Any, method: Merge, *, last: int, writes: bool) -> None:
+        super().__init__()
         self.folder = folder
         self.module = module
         self.method = method
         self.last = last
         self.writes = writes
-        self.entries: list[dict[str, Any]] = []
-        """The ``step`` and the ``file`` of each snapshot, and the learning rates since the one before, oldest first."""
         self._outdated: list[str] = []
         """Files that have left the window and are not deleted yet."""
         self._needed: list[list[str]] = []
@@ -81,7 +81,7 @@ class Window:
                 on_rank_zero(trainer, window._check_base)
         if state is None:
             return window
-        missing = on_rank_zero(trainer, lambda: window.missing(state))
+        missing = on_rank_zero(trainer, lambda: _look_through(state))
         window.load_state_dict(state, missing=missing)
         if missing:
             rank_zero_warn(
@@ -100,16 +100,6 @@ class Window:
                 f"{self.method!r} cannot merge without its base: {error} Put it back, or give base=, the file of the "
                 "weights with which the training began."
             ) from error
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps of the snapshots in the window."""
-        return [entry["step"] for entry in self.entries]
-
-    @property
-    def rates(self) -> list[Rates]:
-        """The learning rates between them."""
-        return [entry["rates"] for entry in self.entries[1:]]
 
     def take(self, step: int, rates: Rates) -> None:
         """Take a snapshot of the module; all ranks take part."""
@@ -179,19 +169,21 @@ class Window:
                 raise ValueError(f"{file!r} is no snapshot in {str(folder)!r}, such as step=100.safetensors")
         varying_rates(entry["rates"] for entry in state["entries"])  # A wrong form must fail here, not at the merge.
 
-    @staticmethod
-    def missing(state: Mapping[str, Any]) -> list[str]:
-        """The files of a state that are not there any more, or that are damaged."""
-        return [entry["file"] for entry in state["entries"] if not _opens(entry["file"])]
-
     def load_state_dict(self, state: Mapping[str, Any], *, missing: Container[str] = ()) -> None:
         """Go on with the snapshots of a state, without those that are missing."""
         self.folder = Path(state["folder"])
         self.entries = [entry for entry in state["entries"] if entry["file"] not in missing][-self.last :]
         self._outdated = list(state["left"])
         self._needed = [[entry["file"] for entry in state["entries"]]]
-        if self.writes:
-            _delete_unfinished(self.folder)
+
+
+def _look_through(state: Mapping[str, Any]) -> list[str]:
+    """Delete unfinished files in the folder of a state; returns its snapshots that are gone or damaged.
+
+    One process does it for all, before any of them goes on: a process that came late would delete what another writes.
+    """
+    _delete_unfinished(Path(state["folder"]))
+    return [entry["file"] for entry in state["entries"] if not _opens(entry["file"])]
 
 
 def _opens(file: str) -> bool:

@@ -87,6 +87,18 @@ class StatefulCallback(Callback):
         """Hold the state back until the training starts."""
         self.pending = state_dict or None
 
+    def not_trained(self, lacks: str) -> RuntimeError:
+        """The error for someone who asks for results of a training that this object has not seen.
+
+        Args:
+            lacks: what the object does not have.
+        """
+        return RuntimeError(
+            f"No training has begun with this {type(self).__name__} object, so it has {lacks}. Call trainer.fit() "
+            "first. If you have, a framework has perhaps trained a copy of the callback: ask the one in "
+            "trainer.callbacks."
+        )
+
     def take_pending(self) -> Mapping[str, Any] | None:
         """Return the state that waits, once; None if there is none."""
         state, self.pending = self.pending, None

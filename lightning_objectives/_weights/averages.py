@@ -1,7 +1,7 @@
 """Averages the weights of one network over time: all that a training loop needs, without Lightning."""
 
 import warnings
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_objectives._files.names import plainly_named
-from lightning_objectives._weights import saving
+from lightning_objectives._weights import contents, saving
 from lightning_objectives._weights.journal import Journal
 from lightning_objectives._weights.optimizer_steps import OptimizerSteps
 from lightning_objectives._weights.recalibrate import Passes
 from lightning_objectives._weights.shadows import Shadows
 from lightning_objectives._weights.shards import like, local
 from lightning_objectives._weights.swap import Swap
+from lightning_objectives._weights.timing import BEGINNING, EACH_STEP, Moment, Timing
+from lightning_objectives._weights.turns import Turn
 from lightning_objectives.kinds import AverageState, Rule
 
 Buffers = Literal["copy", "average", "recalibrate"]
@@ -32,12 +34,13 @@ class Averages:
     Args:
         network: the network whose parameters are averaged.
         rules: the averaging rules by name.
-        start_step: the number of optimizer steps after which the averages begin.
-        every_n_steps: optimizer steps between two updates.
+        timing: when the averages begin, and when they are updated. Several optimizers that take turns in a batch count
+            as one step, but the average of what only one of them steps is updated by its own steps.
         buffers: ``copy`` leaves them alone; ``average`` averages the floating ones by the rule's plain average;
             ``recalibrate`` re-estimates the statistics of BatchNorm when the average is swapped in.
         device: where the shadows are; that of each parameter by default.
-        steps: optimizer steps taken before.
+        now: the optimizer steps and epochs before.
+        epochs: tells how many epochs are completed, if ``timing`` counts in epochs; fewer than before do not matter.
         journal: shared with the other averages of this network.
         passes: for ``recalibrate``, runs the network over the training data.
         parameters: the patterns of the names of the parameters that are averaged; None takes all.
@@ -65,26 +68,24 @@ class Averages:
         network: nn.Module,
         rules: Mapping[str, Rule],
         *,
-        start_step: int = 0,
-        every_n_steps: int = 1,
+        timing: Timing = EACH_STEP,
         buffers: Buffers = "copy",
         device: torch.device | None = None,
-        steps: int = 0,
+        now: Moment = BEGINNING,
+        epochs: Callable[[], int] = int,
         journal: Journal | None = None,
         passes: Passes | None = None,
         parameters: Sequence[str] | None = None,
     ) -> None:
         self.network = network
-        self.start_step = start_step
-        self.every_n_steps = every_n_steps
+        self.timing = timing
+        self.epochs = epochs
         self.buffers = buffers
-        self.steps = steps
-        self.start = -1
-        """The step at which the averages began; -1 before."""
         self.journal = journal or Journal()
         self._shadows = Shadows(
             network, rules, buffers=buffers == "average", device=device, journal=self.journal, patterns=parameters
         )
+        self._shadows.turns.whole.now = now
         self._swap = Swap(self._shadows, recalibrates=buffers == "recalibrate", passes=passes)
         self._optimizer_steps = OptimizerSteps(before=self._before_step)
         self._group_sizes: dict[int, int] = {}
@@ -110,15 +111,36 @@ class Averages:
         """How many updates the averages have had; before the first they are no averages yet."""
         return self._shadows.updates
 
+    @property
+    def steps(self) -> int:
+        """The optimizer steps so far."""
+        return self._shadows.turns.whole.now.steps
+
+    @property
+    def start(self) -> int:
+        """The step at which the averages began; -1 before."""
+        return self._shadows.turns.whole.since.steps
+
     # Over time.
 
     def watch(self, optimizers: Iterable[Optimizer]) -> None:
         """Count the steps that these optimizers really take, so that :meth:`update` needs no number."""
         self._optimizer_steps.watch(optimizers)
+        watched, turns = self._optimizer_steps.optimizers, self._shadows.turns
+        turns.watch(watched, self._shadows.tensors)
+        indivisible = [rule for rule in self._shadows.rules.values() if not rule.by_tensor]
+        if len(turns.parts) > 1 and indivisible:
+            warnings.warn(
+                f"{len(watched)} optimizers take turns, but {indivisible} can only average all weights at once "
+                "(by_tensor is False), so the average of weights that rest is updated too, and moves towards them. "
+                "Average a part alone with parameters=, or use a rule that treats each tensor by itself.",
+                stacklevel=2,
+            )
 
     def unwatch(self) -> None:
         """Remove the hooks from the optimizers."""
         self._optimizer_steps.remove()
+        self._shadows.turns.unwatch()
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         # This is the last moment at which a parameter that is new or unfrozen still has its first weights.
@@ -129,30 +151,36 @@ class Averages:
 
     @torch.no_grad()
     def update(self, steps: int | None = None) -> None:
-        """Take the weights into the averages, after optimizer steps were taken.
+        """Take the weights into the averages, after optimizer steps were taken or an epoch has ended.
 
         Args:
             steps: how many; by default those counted since the last call, and several optimizers that took turns in
                 between count as one.
         """
+        counts = None
         if steps is None:
-            steps = self._optimizer_steps.take()
-        if steps == 0:
+            counts = self._optimizer_steps.take_each()
+            steps = max(counts.values(), default=0)
+        turns = self._shadows.turns
+        epochs = max(turns.whole.now.epochs, self.epochs() if self.timing.in_epochs else 0)
+        if not steps and epochs == turns.whole.now.epochs:
             if not self._saw_steps:
                 self._look_for_unseen_steps()
             return
-        self._saw_steps = True
+        self._saw_steps = self._saw_steps or bool(steps)
         self.journal.finish()
         if self.journal.held:
+            if not steps:
+                return  # The end of the epoch is counted once the raw weights are back.
             raise RuntimeError(
                 "An optimizer step was taken while an average stood in the network, so it changed the average instead "
                 "of the raw weights. Call swap_out() before the training goes on."
             )
-        before, self.steps = self.steps, self.steps + steps
-        if self.start < 0:
+        turns.add(steps, counts, epochs=epochs)
+        if not turns.whole.begun:
             self._begin()
-        elif (self.steps - self.start) // self.every_n_steps > (before - self.start) // self.every_n_steps:
-            self._shadows.update(self.steps, self.start)
+        elif any(turn.due(self.timing) for turn in turns.all):
+            self._shadows.update(self.timing)
         if self.buffers == "recalibrate":
             self._swap.note_norms()
 
@@ -174,9 +202,8 @@ class Averages:
             )
 
     def _begin(self) -> None:
-        if self.steps >= self.start_step:
+        if self.timing.begun(self._shadows.turns.whole.now):
             self._shadows.begin()
-            self.start = self.steps
 
     # Reading and swapping.
 
@@ -254,14 +281,18 @@ class Averages:
         if self.updates:
             saving.fill(state_dict, self.network, *self._values(name))
 
+    def holds(self, value: Any, name: str) -> bool:
+        """Whether a part of a checkpoint, such as a pickled module, holds tensors of the network."""
+        return contents.holds(value, *self._values(name))
+
     def kept(self, value: Any, name: str) -> Any:
         """Return a part of a checkpoint as it is while an average stands in the network, also for afterwards."""
-        return saving.kept(value, *self._values(name))
+        return contents.kept(value, *self._values(name))
 
     def first_raw(self, entries: Mapping[str, Tensor], name: str) -> str | None:
         """The key of an entry of a state dict that equals raw weights instead of their average, if there is one."""
         raw = dict(zip(self.names, self._shadows.raw()))
-        return saving.first_raw(entries, *self._values(name), raw)
+        return contents.first_raw(entries, *self._values(name), raw)
 
     def _values(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The tensors of an average and those of the network in their place, by name, the statistics included."""
@@ -278,7 +309,12 @@ class Averages:
         Args:
             raw: with the raw weights, which the checkpoint lacks if :meth:`fill` put an average in their place.
         """
-        return {"steps": self.steps, "start": self.start, **saving.state_of(self._shadows, self._swap, raw=raw)}
+        turns = self._shadows.turns
+        state = {"steps": self.steps, "start": self.start, **saving.state_of(self._shadows, self._swap, raw=raw)}
+        if self.timing.in_epochs:
+            whole = turns.whole
+            state["epochs"] = {"now": whole.now.epochs, "start": whole.since.epochs, "updated": whole.updated}
+        return {**state, "turns": turns.state()} if turns.parts else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`, the raw weights in the network included.
@@ -288,12 +324,22 @@ class Averages:
         """
         saving.load_state(self._shadows, self._swap, state)
         self._optimizer_steps.take()
-        self.steps, self.start = int(state["steps"]), int(state["start"])
+        steps, start = int(state["steps"]), int(state["start"])
+        epochs = state.get("epochs", {"now": 0, "start": min(start, 0), "updated": steps})
+        whole = Turn(
+            now=Moment(steps, int(epochs["now"])),
+            since=Moment(start, int(epochs["start"])),
+            updated=int(epochs["updated"]),
+            updates={name: average.updates for name, average in self.states.items()},
+        )
+        self._shadows.turns.load(whole, state.get("turns", []), self._shadows.tensors)
 
     def adopt(self, average: Mapping[str, Tensor], *, updates: int) -> list[str]:
         """Go on from a plain average that another library made, and return the rules that need more than that."""
-        if self.start < 0:
+        turns = self._shadows.turns
+        if not turns.whole.begun:
             self._shadows.begin()
         others = saving.adopt(self._shadows, average, updates=updates)
-        self.start = max(0, self.steps - updates * self.every_n_steps)
+        turns.whole.updates = {name: state.updates for name, state in self.states.items()}
+        turns.whole.since = self.timing.earlier(turns.whole.now, updates)
         return others

@@ -1,14 +1,14 @@
 """Lets an average stand in a module while its checkpoint is made, so that all hooks build the file from it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
-
-from torch import Tensor
 
 from lightning_objectives._trainer.carried import CARRIED
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._weights.averages import Averages
+from lightning_objectives._weights.contents import tensors_in
+from lightning_objectives._weights.migration import REBUILT, same_entries
 
 _STATES = {"callbacks", "optimizer_states", "lr_schedulers", "loops"}
 """The parts of a checkpoint that hold no weights of the module."""
@@ -36,6 +36,8 @@ class CheckpointHooks:
         self._keys = (state_key, CARRIED + state_key)
         self._standing = ExitStack()
         self._entered = self._stands = False
+        self._filled: dict[str, Any] | None = None
+        """The state dict that we filled, if hooks got one."""
         self._patches = [
             Patch(trainer.precision_plugin, "on_save_checkpoint", self._after_states),
             Patch(module, "on_save_checkpoint", self._last),
@@ -57,6 +59,9 @@ class CheckpointHooks:
         try:
             self._enter(checkpoint)  # A checkpoint of weights alone comes here first.
             result = inner(checkpoint)
+            self._note_rebuilt(checkpoint)
+            if self._entered and not self._stands and self._averages.holds(_content(checkpoint), self._name):
+                self._stand(checkpoint)  # For example, a module among the hyperparameters is the network's own.
             if self._stands:
                 self._keep(checkpoint)
             return result
@@ -71,18 +76,35 @@ class CheckpointHooks:
         self._entered = True
         plain = averages.is_plain(checkpoint.get("state_dict"))
         if not plain or self._hooks():
-            self._standing.enter_context(averages.stand_in(self._name))
-            self._stands = True
-            for state in map(checkpoint.get("callbacks", {}).get, self._keys):
-                if state is not None:
-                    state["raw"] = averages.state_dict()["raw"]
+            self._stand(checkpoint)
         if plain:
             averages.fill(checkpoint["state_dict"], self._name)
+            self._filled = dict(checkpoint["state_dict"])
         else:
             checkpoint["state_dict"] = self._trainer.strategy.lightning_module_state_dict()
 
+    def _stand(self, checkpoint: dict[str, Any]) -> None:
+        """Let the average stand in the module, and our state keep the raw weights that stood there."""
+        self._standing.enter_context(self._averages.stand_in(self._name))
+        self._stands = True
+        for state in self._states(checkpoint):
+            state["raw"] = self._averages.state_dict()["raw"]
+
+    def _note_rebuilt(self, checkpoint: dict[str, Any]) -> None:
+        """Note in our state whether the file's weights are those that we filled in, for :mod:`.migration`."""
+        if self._entered:
+            rebuilt = self._filled is None or not same_entries(self._filled, checkpoint["state_dict"])
+            for state in self._states(checkpoint):
+                state[REBUILT] = rebuilt
+
+    def _states(self, checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+        """Our state in a checkpoint, if it has one."""
+        states = map(checkpoint.get("callbacks", {}).get, self._keys)
+        return [state for state in states if state is not None]
+
     def _leave(self) -> None:
         self._entered = self._stands = False
+        self._filled = None
         self._standing.close()
 
     def _hooks(self) -> bool:
@@ -95,11 +117,10 @@ class CheckpointHooks:
 
     def _keep(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint keep the average after the raw weights are back."""
-        for key, value in checkpoint.items():
-            if key not in _STATES:
-                checkpoint[key] = self._averages.kept(value, self._name)
-        entries = checkpoint.get("state_dict")
-        raw = self._averages.first_raw(dict(_tensors(entries)), self._name)
+        # In one call, so that an object that lies in several places is copied once.
+        content = {key: value for key, value in checkpoint.items() if key not in _STATES}
+        checkpoint |= self._averages.kept(content, self._name)
+        raw = self._averages.first_raw(dict(tensors_in(checkpoint.get("state_dict"))), self._name)
         if raw is not None:
             raise RuntimeError(
                 f"The checkpoint would hold the raw weights {raw!r} in the place of the average, because "
@@ -109,10 +130,6 @@ class CheckpointHooks:
             )
 
 
-def _tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested mappings, each with its keys."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _tensors(inner, f"{path}.{key}".lstrip("."))
+def _content(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a checkpoint, besides the state dict, that may hold weights of the module."""
+    return {key: value for key, value in checkpoint.items() if key not in _STATES and key != "state_dict"}

@@ -91,11 +91,19 @@ class OptimizerSteps:
             low, high = self.rates.get(f"{number}.{i}", (rate, rate))
             self.rates[f"{number}.{i}"] = [min(low, rate), max(high, rate)]
 
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers that are watched, in the order of their numbers."""
+        return list(self._numbers)
+
     def take(self) -> int:
         """The steps since the last call; several optimizers that took turns in between count as one."""
-        count = max(self._counts.values(), default=0)
-        self._counts.clear()
-        return count
+        return max(self.take_each().values(), default=0)
+
+    def take_each(self) -> dict[int, int]:
+        """The steps of each optimizer since the last call, by its number."""
+        counts, self._counts = self._counts, {}
+        return counts
 
     def remove(self) -> None:
         """Remove the hooks from the optimizers, and forget what was counted."""

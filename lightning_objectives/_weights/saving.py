@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_objectives._files.names import plain_name, plainly_named
 from lightning_objectives._weights.shadows import Shadows
-from lightning_objectives._weights.shards import address, like, local, reshard, shard_of, whole
+from lightning_objectives._weights.shards import like, local, place, reshard, shard_of, whole
 from lightning_objectives._weights.swap import Swap
 from lightning_objectives.kinds import AverageState
 
@@ -141,7 +141,7 @@ def fill(
         values: by the name of a parameter or a buffer; of a DTensor this rank's shard.
         sources: the parameters and buffers themselves, at least those of ``values``.
     """
-    by_place = {_place(sources[name]): name for name in values}
+    by_place = {place(sources[name]): name for name in values}
     first_names = {id(sources[name]): name for name in values}
     aliases = plainly_named([*network.named_parameters(remove_duplicate=False), *network.named_buffers()])
     by_name = {alias: first_names[id(tensor)] for alias, tensor in aliases if id(tensor) in first_names}
@@ -153,7 +153,7 @@ def fill(
     for key, entry in list(state_dict.items()):
         if not isinstance(entry, Tensor):
             continue
-        name = by_place.get(_place(entry)) or (by_name.get(plain_name(key)) if sharded else None)
+        name = by_place.get(place(entry)) or (by_name.get(plain_name(key)) if sharded else None)
         if name is not None:
             value = wholes.get(name, values[name])
             state_dict[key] = like(value.to(local(entry).device, entry.dtype), entry)
@@ -164,66 +164,13 @@ def is_plain(state_dict: Any, network: nn.Module) -> bool:
     named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     if any(hasattr(tensor, "to_local") for _, tensor in named):
         return True
-    own = {_place(tensor) for _, tensor in named if not is_lazy(tensor)}
+    own = {place(tensor) for _, tensor in named if not is_lazy(tensor)}
     entries = state_dict.values() if isinstance(state_dict, Mapping) else [{}]
     return all(
         not isinstance(entry, (Mapping, list, tuple, Tensor))
-        or (isinstance(entry, Tensor) and (is_lazy(entry) or not entry.numel() or _place(entry) in own))
+        or (isinstance(entry, Tensor) and (is_lazy(entry) or not entry.numel() or place(entry) in own))
         for entry in entries
     )
-
-
-def kept(value: Any, values: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Any:
-    """Return what a checkpoint holds without the network's own tensors, which will hold other values soon.
-
-    Args:
-        value: a part of the checkpoint; dictionaries and lists are changed in place.
-        values: what stands in the network, by name.
-        sources: the tensors of the network, at least those of ``values``.
-    """
-    by_place = {_place(sources[name]): name for name in values}
-    storages = {local(sources[name]).untyped_storage().data_ptr() for name in values}
-
-    def keep(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            name = by_place.get(_place(value))
-            if name is not None:
-                return like(values[name].to(local(value).device, value.dtype), value)
-            return value.clone() if local(value).untyped_storage().data_ptr() in storages else value
-        if isinstance(value, (MutableMapping, list)):
-            items = value.items() if isinstance(value, MutableMapping) else enumerate(value)
-            for key, inner in [*items]:
-                value[key] = keep(inner)
-        return tuple(map(keep, value)) if type(value) is tuple else value
-
-    return keep(value)
-
-
-def first_raw(
-    entries: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
-    sources: Mapping[str, Tensor],
-    raw: Mapping[str, Tensor],
-) -> str | None:
-    """The key of an entry that equals raw weights and not their average; None if there is none."""
-    own = {_place(tensor) for tensor in sources.values()}
-    for key, entry in entries.items():
-        if hasattr(entry, "to_local") or not entry.numel() or _place(entry) in own:
-            continue
-        for name, weights in raw.items():
-            if weights.shape != entry.shape or weights.is_complex() != entry.is_complex():
-                continue
-            weights, average = (t.to(entry.device, entry.dtype) for t in (weights, values[name]))
-            # Two numbers may be equal by accident.
-            named = entry.numel() > 1 or plain_name(key).endswith(name)
-            if named and torch.equal(entry, weights) and not torch.equal(weights, average):
-                return key
-    return None
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies in memory, and how."""
-    return address(tensor), tensor.shape, tensor.stride()
 
 
 def restore_raw(network: nn.Module, state: Mapping[str, Any]) -> None:

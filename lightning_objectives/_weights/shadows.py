@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_objectives._weights.journal import Journal, parts
+from lightning_objectives._weights.timing import Timing
 from lightning_objectives._weights.tracked import Tracked
+from lightning_objectives._weights.turns import Turn, Turns
 from lightning_objectives.kinds import AverageState, Rule
 
 _PART = 2**20
@@ -44,6 +46,8 @@ class Shadows:
         """By the name of the rule; empty until the averages begin."""
         self.order: list[str] = []
         """The names of the tensors, in the order of the slots."""
+        self.turns = Turns()
+        """How many steps the tensors of each optimizer have had."""
 
     @property
     def updates(self) -> int:
@@ -130,9 +134,10 @@ class Shadows:
         with torch.inference_mode(False):
             self.states = {name: rule.init(self.tensors.inputs) for name, rule in self.rules.items()}
         self.order = list(self.tensors.names)
+        self.turns.begin()
 
-    def update(self, step: int, start: int) -> None:
-        """Take the weights after optimizer step ``step`` into the averages, which began at step ``start``.
+    def update(self, timing: Timing) -> None:
+        """Take the weights into the averages that are due.
 
         The journal must have finished its exchanges.
         """
@@ -146,15 +151,39 @@ class Shadows:
                 "has one, so there is nothing to average. Let the parameters require gradients, or begin the average "
                 "later (start_step)."
             )
-        # On a GPU the start of a kernel costs more than reading the weights again.
-        several = len(self.rules) > 1 and tensors.inputs[0].is_cpu
-        if several and all(rule.by_tensor for rule in self.rules.values()):
-            self._update_by_parts(step, start)
-        else:
-            for name, rule in self.rules.items():
-                rule.update(self.states[name], tensors.inputs, step=step, start=start)
+        self.turns.arrange(tensors)
+        for turn, names in self.turns.due(timing, self.rules):
+            self._update(turn, names)
         if tensors.buffers:
             self._keep_finite_buffers()
+
+    def _update(self, turn: Turn, names: Sequence[str]) -> None:
+        """Let averages take in the weights of a turn."""
+        inputs, at = self.tensors.inputs, {"step": turn.now.steps, "start": turn.since.steps}
+        # On a GPU the start of a kernel costs more than reading the weights again.
+        several = len(names) > 1 and inputs[0].is_cpu and all(self.rules[name].by_tensor for name in names)
+        if turn.positions is None and not several:
+            for name in names:
+                self.rules[name].update(self.states[name], inputs, **at)
+                turn.updates[name] = self.states[name].updates
+            return
+        weights = _pick(inputs, turn.positions)
+        updates = dict(turn.updates)
+        # Several averages take in a few weights, then the next few, so that each weight is read from memory once.
+        for part in parts(weights, _PART) if several else [slice(None)]:
+            positions = None if turn.positions is None else turn.positions[part]
+            few = weights[part]
+            for name in names:
+                slots = self.states[name].slots.items()
+                chosen = {
+                    slot: shadows[part] if positions is None else _pick(shadows, positions) for slot, shadows in slots
+                }
+                state = AverageState(chosen, turn.updates.get(name, 0), checked=few)
+                self.rules[name].update(state, few, **at)
+                updates[name] = state.updates
+        turn.updates = updates
+        for name in names:
+            self.states[name].updates = max(self.states[name].updates, updates[name])
 
     def _keep_finite_buffers(self) -> None:
         """Let a buffer's newest value stand for an average that is not finite, as that of a mask of infinities."""
@@ -172,19 +201,6 @@ class Shadows:
                 flat = torch.split(values, [tensor.numel() for tensor in inputs])
                 torch._foreach_copy_(averages, [part.view(t.shape) for part, t in zip(flat, inputs)])
 
-    def _update_by_parts(self, step: int, start: int) -> None:
-        """Update all averages of a few weights, then of the next few, so that each weight is read from memory once."""
-        states, inputs = {}, self.tensors.inputs
-        for part in parts(inputs, _PART):
-            weights = inputs[part]
-            for name, rule in self.rules.items():
-                state = self.states[name]
-                slots = {slot: shadows[part] for slot, shadows in state.slots.items()}
-                states[name] = AverageState(slots, state.updates, checked=weights)
-                rule.update(states[name], weights, step=step, start=start)
-        for name, state in states.items():
-            self.states[name].updates = state.updates
-
     def raw(self) -> list[Tensor]:
         """The raw tensors, from the journal or from the network."""
         return [self.journal.held.get(name, live) for name, live in zip(self.tensors.names, self.tensors.live)]
@@ -199,7 +215,24 @@ class Shadows:
         else:
             tensors.fetch()
             raw = tensors.inputs
-        values = self.rules[name].read(state, raw, step=step)
+        values = self._values(name, raw, step)
         # Buffers are averaged but never extrapolated, because a variance must stay positive.
         plain = state.slots["average"]
         return [v if key in tensors.parameters else p for key, v, p in zip(tensors.names, values, plain)]
+
+    def _values(self, name: str, raw: list[Tensor], step: int) -> list[Tensor]:
+        rule, state, parts = self.rules[name], self.states[name], self.turns.parts
+        self.turns.arrange(self.tensors)
+        if not parts or not rule.by_tensor:
+            return rule.read(state, raw, step=step)
+        values: dict[int, Tensor] = {}
+        for part in parts:
+            positions = part.positions or []
+            slots = {slot: _pick(shadows, positions) for slot, shadows in state.slots.items()}
+            own = AverageState(slots, part.updates.get(name, 0))
+            values |= zip(positions, rule.read(own, _pick(raw, positions), step=part.now.steps))
+        return [values[at] for at in range(len(raw))]
+
+
+def _pick(tensors: list[Tensor], positions: Sequence[int] | None) -> list[Tensor]:
+    return tensors if positions is None else [tensors[at] for at in positions]

@@ -20,6 +20,11 @@ def address(tensor: Any) -> int:
     return pointer
 
 
+def place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies in memory, and how."""
+    return address(tensor), tensor.shape, tensor.stride()
+
+
 def overlapping(tensors: Sequence[Tensor]) -> set[int]:
     """Find the tensors that share memory with another one, by position.
 

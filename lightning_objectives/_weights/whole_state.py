@@ -55,18 +55,21 @@ def cpu_copies(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 
 @contextmanager
-def stand_in(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let other values stand in the module within a ``with`` block; afterwards the old ones are back, to the bit."""
+def stand_in(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Let other values stand in the module within a ``with`` block; afterwards the old ones are back, to the bit.
+
+    The block gets the old values, by name, of sharded tensors this rank's part.
+    """
     targets = {id(tensor): (name, tensor) for name, tensor in persistent_tensors(module).items() if name in values}
-    before = [(local(tensor), local(tensor).clone()) for _, tensor in targets.values()]
+    before = {name: local(tensor).clone() for name, tensor in targets.values()}
     try:
         with torch.no_grad():
             reshard(module)
             for name, tensor in targets.values():
                 local(tensor).copy_(shard_of(values[name], tensor))
-        yield
+        yield before
     finally:
         with torch.no_grad():
             reshard(module)
-            for target, value in before:
-                target.copy_(value)
+            for name, tensor in targets.values():
+                local(tensor).copy_(before[name])

@@ -20,12 +20,11 @@ from lightning_objectives._weights.averages import Averages, Buffers
 from lightning_objectives._weights.checkpoint_hooks import CheckpointHooks
 from lightning_objectives._weights.journal import Journal
 from lightning_objectives._weights.lightning_average import ONE_IS_LEFT, LightningAverage, refuse_lightning_averages
+from lightning_objectives._weights.migration import STATE, MigratedStates
 from lightning_objectives._weights.optimizer_steps import steps_so_far
 from lightning_objectives._weights.saving import restore_raw
+from lightning_objectives._weights.timing import Epochs, Moment, Timing
 from lightning_objectives.kinds import Rule
-
-_STATE = "AverageWeights"
-"""What the keys of the averages' states begin with, those of subclasses too."""
 
 
 @dataclass(eq=False)
@@ -38,9 +37,10 @@ class AverageWeights(StatefulCallback):
 
     Args:
         rule: the averaging rule, or several.
-        start_step: the number of optimizer steps after which the average begins.
-        every_n_steps: optimizer steps between two updates. Steps that a gradient scaler skips do not count, and several
-            optimizers that step in one batch count once.
+        start_step: the number of optimizer steps after which the average begins; 0 by default.
+        every_n_steps: optimizer steps between two updates; 1 by default. Steps that a gradient scaler skips do not
+            count. If several optimizers take turns, those that step in one batch count once, and weights that only some
+            of them step are averaged after the steps of these alone.
         buffers: the buffers that the average is evaluated with. ``copy`` takes those of the training, so BatchNorm's
             statistics belong to the raw weights. ``average`` averages the floating ones too, and never extrapolates
             them. ``recalibrate`` re-estimates BatchNorm's statistics at each validation, by an epoch of forward passes,
@@ -49,17 +49,22 @@ class AverageWeights(StatefulCallback):
         primary: whether this average is validated, saved and left in the module.
         parameters: the pattern, or several, of the names of the parameters that are averaged, in which ``*`` stands for
             anything: ``"generator.*"``. The others stay raw everywhere. By default, all trainable ones are averaged.
+        start_epoch: in place of ``start_step``, the number of epochs after which the average begins.
+        every_n_epochs: in place of ``every_n_steps``, epochs between two updates, each after the last batch. An epoch
+            that the training ends before its last batch does not count.
 
     Raises:
-        ValueError: a setting outside its range; at setup: a second primary callback, Lightning's own averages beside a
-            primary one, or a strategy whose shards cannot be averaged; when the training starts: a pattern of
-            ``parameters`` that matches none.
+        ValueError: a setting outside its range, or both in steps and in epochs; at setup: a second primary callback,
+            Lightning's own averages beside a primary one, or a strategy whose shards cannot be averaged; when the
+            training starts: a pattern of ``parameters`` that matches none.
 
     Checkpoints: ``state_dict`` has the keys of the plain module and holds the average (before the average begins: the
     trained weights), so the file loads without this package. The raw weights and the averages lie in the state of this
     callback, and resuming goes on from them to the bit. A weights-only file holds the average alone. The average stands
     in the module while ``state_dict`` and the hooks ``on_save_checkpoint`` of the module and of callbacks run, so what
-    they rename, cast, prune or build anew holds it too. If a file would hold raw weights instead, saving is an error.
+    they rename, cast, prune or build anew holds it too. So does a module that the file pickles, as a copy. If a file
+    would hold raw weights instead, saving is an error. If the module's ``on_load_checkpoint`` renames or converts the
+    weights of an older file, raw weights and averages follow it.
 
     When to use: see the rules. Cost: the rule's memory, and one pass over the weights per update. At validation,
     weights and average change places, so the memory holds no further copy. Two things need a copy: a rule that computes
@@ -84,21 +89,20 @@ class AverageWeights(StatefulCallback):
 
     rule: Rule | Sequence[Rule]
     _: KW_ONLY
-    start_step: int = 0
-    every_n_steps: int = 1
+    start_step: int | None = None
+    every_n_steps: int | None = None
     buffers: Buffers = "copy"
     device: str | torch.device | None = None
     primary: bool = True
     parameters: str | Sequence[str] | None = None
+    start_epoch: int | None = None
+    every_n_epochs: int | None = None
 
     def __post_init__(self) -> None:
         rules = self.methods()
         if not rules or not all(isinstance(r, Rule) for r in rules):
             raise ValueError(f"rule={self.rule!r} must be an averaging rule, such as EMA(), or a sequence of them.")
-        if self.start_step < 0:
-            raise ValueError(f"start_step={self.start_step} must be >= 0.")
-        if self.every_n_steps < 1:
-            raise ValueError(f"every_n_steps={self.every_n_steps} must be >= 1.")
+        self._timing = Timing(self.start_step, self.every_n_steps, self.start_epoch, self.every_n_epochs)
         if self.buffers not in ("copy", "average", "recalibrate"):
             raise ValueError(f"buffers={self.buffers!r} must be 'copy', 'average' or 'recalibrate'.")
         if self.parameters is not None and not self.parameters:
@@ -120,10 +124,11 @@ class AverageWeights(StatefulCallback):
 
     def _clear(self) -> None:
         self._averages: Averages | None = None
-        self._saving: CheckpointHooks | None = None
-        """Lets the module's checkpoints hold the average."""
+        self._hooks: list[CheckpointHooks | MigratedStates] = []
+        """What stands on the module's own checkpoint hooks."""
         self._lightning_average: LightningAverage | None = None
         self.pending = None
+        self._epochs = Epochs()
         self._fitting = False
         self._finished = False
 
@@ -135,6 +140,11 @@ class AverageWeights(StatefulCallback):
         return vars(fresh)
 
     # What users call.
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether :meth:`weights` returns something: from the beginning of a training on."""
+        return self._averages is not None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -176,11 +186,7 @@ class AverageWeights(StatefulCallback):
         if name not in (*self.names, "raw"):
             raise ValueError(f"name={name!r} must be one of {[*self.names, 'raw']}.")
         if self._averages is None:
-            raise RuntimeError(
-                "No training has begun with this AverageWeights object, so it has no averages. Call trainer.fit() "
-                "first. If you have, a framework has trained a copy of the callback, which you find in "
-                "trainer.callbacks."
-            )
+            raise self.not_trained("no averages")
         return self._averages
 
     def unsupported(self) -> dict[str, str]:
@@ -198,6 +204,7 @@ class AverageWeights(StatefulCallback):
         self._clear()
         super().setup(trainer, pl_module, stage)
         self._fitting = True
+        self._hooks.append(MigratedStates(pl_module))
         primaries = [callback for callback in callbacks_of(trainer, AverageWeights) if callback.primary]
         if len(primaries) > 1:
             raise ValueError(
@@ -212,7 +219,7 @@ class AverageWeights(StatefulCallback):
         averages = self._build(trainer, pl_module)
         averages.watch(trainer.optimizers)
         if self.primary:
-            self._saving = CheckpointHooks(trainer, pl_module, averages, self.names[0], self.state_key)
+            self._hooks.append(CheckpointHooks(trainer, pl_module, averages, self.names[0], self.state_key))
 
     def _build(self, trainer: Any, pl_module: Any) -> Averages:
         if self.buffers == "recalibrate":
@@ -221,11 +228,11 @@ class AverageWeights(StatefulCallback):
         averages = Averages(
             pl_module,
             self._rules,
-            start_step=self.start_step,
-            every_n_steps=self.every_n_steps,
+            timing=self._timing,
             buffers=self.buffers,
             device=None if self.device is None else torch.device(self.device),
-            steps=steps_so_far(trainer),
+            now=Moment(steps_so_far(trainer), trainer.current_epoch),
+            epochs=self._epochs.completed,
             journal=next((other.journal for other in others if other is not None), Journal()),
             passes=partial(joint_pass, trainer, pl_module),
             parameters=[self.parameters] if isinstance(self.parameters, str) else self.parameters,
@@ -242,6 +249,7 @@ class AverageWeights(StatefulCallback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Put the raw weights back, however the validation ended."""
+        self._epochs.note(trainer)
         if self._averages is not None:
             self._averages.swap_out()
 
@@ -262,8 +270,9 @@ class AverageWeights(StatefulCallback):
             self._averages.swap_out()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Note which weights are pruned, before the end of the training makes that permanent."""
+        """Take the weights in at the end of an epoch, and note which are pruned before that becomes permanent."""
         if self._averages is not None:
+            self._averages.update()  # The last batch may have been skipped.
             self._averages.note_masks()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -283,8 +292,7 @@ class AverageWeights(StatefulCallback):
         if not averages.updates:
             rank_zero_warn(
                 f"AverageWeights of {self.names} never began: {averages.steps} optimizer steps were taken, with "
-                f"start_step={self.start_step} and every_n_steps={self.every_n_steps}, so the module holds the trained "
-                "weights. Use smaller settings, or train longer."
+                f"{self._timing}, so the module holds the trained weights. Use smaller settings, or train longer."
             )
         elif self.primary:
             averages.swap_in(self.names[0])
@@ -313,37 +321,38 @@ class AverageWeights(StatefulCallback):
         last = Patch(trainer.strategy, "on_exception", release)
 
     def _detach(self) -> None:
-        if self._saving is not None:
-            self._saving.remove()
+        for hook in self._hooks:
+            hook.remove()
         if self._averages is not None:
             self._averages.unwatch()
             if not self._finished:
                 self._averages.swap_out()
         self._fitting = False
+        self._epochs.forget()
 
     # Checkpoints.
 
     @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:
         """Made of the settings, so that the states of several callbacks stay apart."""
-        settings = {"rule": list(self._rules.values()), "start_step": self.start_step}
-        settings |= {"every_n_steps": self.every_n_steps, "buffers": self.buffers, "primary": self.primary}
+        settings = {"rule": list(self._rules.values()), **self._timing.settings()}
+        settings |= {"buffers": self.buffers, "primary": self.primary}
         if self.parameters is not None:  # Otherwise the key stays that of earlier versions.
             settings["parameters"] = self.parameters
-        return f"{_STATE}{settings!r}"
+        return f"{STATE}{settings!r}"
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, and the raw weights if the checkpoint's own ``state_dict`` holds the average."""
         if self._averages is None:
             return dict(self.pending or {})
-        self._averages.update()  # A callback before this one may save at the end of a batch.
+        self._averages.update()  # A callback before this one may save after a batch.
         return self._averages.state_dict(raw=self.primary)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Put the raw weights into the module before a training goes on, because the checkpoint's hold the average."""
         if not self._fitting:
             return
-        states = saved_states(checkpoint, _STATE)
+        states = saved_states(checkpoint, STATE)
         for key, state in states.items():
             with taking(key, trainer):
                 restore_raw(pl_module, state)

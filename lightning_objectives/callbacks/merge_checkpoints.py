@@ -18,7 +18,7 @@ from lightning_objectives._snapshots.merged import (
     save_merged,
 )
 from lightning_objectives._snapshots.rates import warn_of_varying_rates
-from lightning_objectives._snapshots.running_sum import RunningSum, refuse_manual_steps
+from lightning_objectives._snapshots.running_sum import RunningSum, refuse_manual_steps, steps_per_epoch
 from lightning_objectives._snapshots.window import Window
 from lightning_objectives._trainer.callback import Callback, StatefulCallback
 from lightning_objectives._trainer.carried import callbacks_of, none_is_of, saved_states
@@ -28,6 +28,8 @@ from lightning_objectives._trainer.ranks import on_rank_zero
 from lightning_objectives._trainer.training_pass import check_training_data
 from lightning_objectives._weights.optimizer_steps import OptimizerSteps, steps_so_far
 from lightning_objectives._weights.recalibrate import trained_norms
+from lightning_objectives._weights.timing import BEGINNING, Epochs, Moment, Timing
+from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.kinds import Merge
 
 _STATE = "MergeCheckpoints"
@@ -40,15 +42,17 @@ class MergeCheckpoints(StatefulCallback):
 
     Every ``every_n_steps`` optimizer steps the callback copies the raw weights and writes them to a file, beside the
     training. At the end of ``fit`` it merges the last snapshots into ``merged.ckpt``, which ``load_from_checkpoint``
-    opens without this package. The module stays as the training leaves it.
+    opens without this package; whatever the module's ``state_dict`` and ``on_save_checkpoint`` build there, the merge
+    stands in the module then. Afterwards the module is as the training left it.
 
     Args:
         method: the merge. One that asks for the importance of weights, or for scores, is refused: run it on the files
             after the training, by ``merge_checkpoints``.
         last: how many snapshots are merged, at most; as long as there are fewer, those.
-        every_n_steps: a snapshot is taken after each optimizer step that this number divides. Steps that a gradient
-            scaler skips do not count, and several optimizers that step in one batch count once.
+        every_n_steps: a snapshot is taken after each optimizer step that this number divides; 500 by default. Steps
+            that a gradient scaler skips do not count, and several optimizers that step in one batch count once.
         start_step: the first step that may have a snapshot; the warm-up, and the first fast descent, should end before.
+            0 by default.
         evaluate: also merge the snapshots so far at each validation of the fit, from the first snapshot on, so that
             ``LogMetrics(weights=["average"])`` logs the merge's metrics under the method's name (``val/wsm/top1``).
         buffers: ``average`` merges floating buffers as the weights, ``recalibrate`` also re-estimates BatchNorm's
@@ -61,11 +65,15 @@ class MergeCheckpoints(StatefulCallback):
         directory: where the files go; by default the folder ``merge`` in the directory of the logger or of the trainer.
             A fit that begins anew takes a new folder: ``merge-v1``, ``merge-v2``, ... Under ``fast_dev_run`` the files
             are written elsewhere, and deleted.
+        start_epoch: in place of ``start_step``, the number of epochs after which there may be a snapshot.
+        every_n_epochs: in place of ``every_n_steps``, a snapshot is taken at the end of each epoch whose number,
+            counted from 1, this one divides. An epoch that the training ends before its last batch does not count. With
+            ``keep="sum"`` all epochs must have the same number of batches.
 
     Raises:
-        ValueError: a setting outside its range; at setup: ``evaluate`` without a callback that logs it, or a strategy
-            whose shards cannot be merged; at the start: ``keep="sum"`` if the last step is not known; at the end: a
-            parameter that is NaN or infinite in a snapshot.
+        ValueError: a setting outside its range, or both in steps and in epochs; at setup: ``evaluate`` without a
+            callback that logs it, or a strategy whose shards cannot be merged; at the start: ``keep="sum"`` if the last
+            step is not known; at the end: a parameter that is NaN or infinite in a snapshot.
 
     Snapshots are safetensors files with all parameters and persistent buffers, frozen ones too: each can be loaded, and
     ``lightning-objectives merge`` can merge them in other ways. The last ones stay after the fit. With ``keep="sum"``
@@ -90,8 +98,8 @@ class MergeCheckpoints(StatefulCallback):
 
     Example:
         >>> from lightning_objectives.merging import WSM
-        >>> MergeCheckpoints(WSM(), last=4, every_n_steps=100, start_step=1000).path is None
-        True
+        >>> MergeCheckpoints(WSM(), last=4, every_n_steps=100, start_step=1000).method
+        WSM(shape='1-sqrt', ema_weight=0.2)
     """
 
     kind = Merge
@@ -102,23 +110,24 @@ class MergeCheckpoints(StatefulCallback):
     method: Merge
     _: KW_ONLY
     last: int = 8
-    every_n_steps: int = 500
-    start_step: int = 0
+    every_n_steps: int | None = None
+    start_step: int | None = None
     evaluate: bool = False
     buffers: Literal["average", "recalibrate"] = "average"
     keep: Literal["files", "sum"] = "files"
     base: str | Path | None = None
     directory: str | Path | None = None
+    start_epoch: int | None = None
+    every_n_epochs: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, Merge):
             raise ValueError(f"method={self.method!r} must be a merge, such as those of lightning_objectives.merging.")
         if self.last < 1:
             raise ValueError(f"last={self.last} must be >= 1.")
-        if self.every_n_steps < 1:
-            raise ValueError(f"every_n_steps={self.every_n_steps} must be >= 1.")
-        if self.start_step < 0:
-            raise ValueError(f"start_step={self.start_step} must be >= 0.")
+        self._timing = Timing(
+            self.start_step, self.every_n_steps, self.start_epoch, self.every_n_epochs, default_steps=500
+        )
         if self.buffers not in ("average", "recalibrate"):
             raise ValueError(f"buffers={self.buffers!r} must be 'average' or 'recalibrate'.")
         if self.keep not in ("files", "sum"):
@@ -136,15 +145,17 @@ class MergeCheckpoints(StatefulCallback):
         return [self.method]
 
     def _clear(self) -> None:
-        self.path: Path | None = None
-        """The merged checkpoint, after the fit."""
+        self._path: Path | None = None
+        self._begun = False
+        """Whether this very object, and not a copy, has seen a fit begin."""
         self._window: Window | RunningSum | None = None
         self._optimizer_steps: OptimizerSteps | None = None
         self._module: Any = None
         self._writes = False
         self._scratch: Path | None = None
         """Where a trial run (``fast_dev_run``) writes; deleted at its end."""
-        self._steps = 0
+        self._now = BEGINNING
+        self._epochs = Epochs()
         self._norms: list[Any] = []
         self._evaluated = EvaluatedMerge()
         self.pending = None
@@ -158,7 +169,18 @@ class MergeCheckpoints(StatefulCallback):
         fresh._clear()
         return vars(fresh)
 
-    # What LogMetrics evaluates.
+    # What users and LogMetrics read.
+
+    @property
+    def path(self) -> Path | None:
+        """The merged checkpoint, after the fit; None if there is no merge, of which a warning told you.
+
+        Raises:
+            RuntimeError: no training has begun with this object.
+        """
+        if not self._begun:
+            raise self.not_trained("no merge")
+        return self._path
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -170,6 +192,8 @@ class MergeCheckpoints(StatefulCallback):
 
         Pass it to ``torch.func.functional_call``; the module stays as it is. Never write to these tensors.
         """
+        if not self._begun:
+            raise self.not_trained("no merge")
         if name not in self.names:
             raise ValueError(f"name={name!r} must be one of {list(self.names)}.")
         return self._evaluated.on_device(self._module)
@@ -184,7 +208,7 @@ class MergeCheckpoints(StatefulCallback):
         self._detach()
         self._clear()
         super().setup(trainer, pl_module, stage)
-        self._fitting = True
+        self._fitting = self._begun = True
         if self.keep == "sum":
             refuse_manual_steps(pl_module)
         # Each callback that logs other weights says so in `logged_weights`.
@@ -204,11 +228,12 @@ class MergeCheckpoints(StatefulCallback):
         if self.buffers == "recalibrate":
             check_training_data(trainer)
         self._module = pl_module
-        self._steps = steps_so_far(trainer)
+        self._now = Moment(steps_so_far(trainer), trainer.current_epoch)
+        self._due = self._timing
         state = self.take_pending()
         if state is not None:
             with taking(self.state_key, trainer):
-                self._steps = int(state["steps"])
+                self._now = Moment(int(state["steps"]), int(state.get("epochs", 0)))
                 (RunningSum if self.keep == "sum" else Window).check(state["window"])
         if trainer.fast_dev_run:
             self._writes = trainer.is_global_zero
@@ -216,7 +241,9 @@ class MergeCheckpoints(StatefulCallback):
         settings: dict[str, Any] = {"last": self.last, "state": state and state["window"]}
         settings["folder"] = lambda: self._scratch or self._new_folder(trainer)
         if self.keep == "sum":
-            settings |= {"every_n_steps": self.every_n_steps, "start_step": self.start_step}
+            if self._timing.in_epochs:  # A sum must know its steps beforehand.
+                self._due = self._timing.in_steps(steps_per_epoch(trainer))
+            settings |= {"every_n_steps": self._due.every_n_steps, "start_step": self._due.start_step}
             self._window = RunningSum.begin(trainer, pl_module, self.method, **settings)
         else:
             self._window = Window.begin(trainer, pl_module, self.method, base=self.base, **settings)
@@ -229,22 +256,33 @@ class MergeCheckpoints(StatefulCallback):
         used = [window.folder for window in windows if window is not None]
         return on_rank_zero(trainer, lambda: new_folder(path, used))
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Note the epoch."""
+        self._epochs.note(trainer)
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take a snapshot, if this step has one; the raw weights stand in the module now."""
+        self._advance()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Take a snapshot, if this epoch has one and its last batch was skipped."""
         self._advance()
 
     def _advance(self) -> None:
         if self._window is None or self._optimizer_steps is None:
             return
-        before, new = self._steps, self._optimizer_steps.take()
+        before, new = self._now, self._optimizer_steps.take()
         # A sum must know the last step beforehand. Nobody knows which steps a scaler will skip, so there they count.
-        self._steps = self._module.global_step if self.keep == "sum" else before + new
-        if self._steps // self.every_n_steps == before // self.every_n_steps or self._steps < self.start_step:
+        steps = self._module.global_step if self.keep == "sum" else before.steps + new
+        self._now = Moment(steps, max(before.epochs, self._epochs.completed()))
+        if not (self._due.due(before, self._now) and self._due.begun(self._now)):
             return
+        if steps in (0, *self._window.steps):
+            return  # The epoch had no step, so the weights are those of the last snapshot.
         if self.buffers == "recalibrate":
             # The evaluation mode will hide which layers are frozen.
             self._norms = trained_norms(self._module)
-        self._window.take(self._steps, self._optimizer_steps.rates)
+        self._window.take(steps, self._optimizer_steps.rates)
         self._optimizer_steps.rates = {}
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -264,21 +302,21 @@ class MergeCheckpoints(StatefulCallback):
         if self._window is None and self.pending is None:
             return  # No training began.
         window = self._window or self._begin(trainer, pl_module)  # The checkpoint left nothing to train.
-        if isinstance(window, RunningSum) and not window.has_merge_at(self._steps):
+        if isinstance(window, RunningSum) and not window.has_merge_at(self._now.steps):
             return
         if not window.steps:
             rank_zero_warn(
-                f"MergeCheckpoints has no snapshot to merge: {self._steps} optimizer steps were taken, with "
-                f"every_n_steps={self.every_n_steps} and start_step={self.start_step}. Use smaller settings, or train "
-                "longer."
+                f"MergeCheckpoints has no snapshot to merge: {self._now.steps} optimizer steps were taken, with "
+                f"{self._timing}. Use smaller settings, or train longer."
             )
             return
         merged = self._merge(trainer, window)
         path = window.folder / "merged.ckpt"
-        save_merged(trainer, pl_module, merged, path)
+        averages = [callback for callback in callbacks_of(trainer, AverageWeights) if callback.has_averages]
+        save_merged(trainer, pl_module, merged, path, raw=[average.weights("raw") for average in averages])
         if self._scratch is not None:
             return
-        self.path = path
+        self._path = path
         rank_zero_info(f"The merge of the steps {window.steps} is in {path}")
 
     def _merge(self, trainer: Any, window: Window | RunningSum) -> dict[str, Tensor]:
@@ -306,6 +344,7 @@ class MergeCheckpoints(StatefulCallback):
         if self._scratch is not None and self._writes:
             shutil.rmtree(self._scratch)
         self._scratch = None
+        self._epochs.forget()
         self._fitting = False
 
     # Checkpoints.
@@ -313,8 +352,8 @@ class MergeCheckpoints(StatefulCallback):
     @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:
         """Made of the settings, so that the states of several callbacks stay apart."""
-        settings = {"method": self.method, "last": self.last, "every_n_steps": self.every_n_steps}
-        settings |= {"start_step": self.start_step, "buffers": self.buffers, "keep": self.keep}
+        settings = {"method": self.method, "last": self.last, **dict(reversed(self._timing.settings().items()))}
+        settings |= {"buffers": self.buffers, "keep": self.keep}
         settings |= {} if self.base is None else {"base": str(self.base)}
         return re.sub(r" at 0x\w+", "", f"{_STATE}{settings!r}")  # Each process has its own addresses.
 
@@ -323,7 +362,8 @@ class MergeCheckpoints(StatefulCallback):
         if self._window is None:
             return dict(self.pending or {})
         self._advance()  # A callback before this one may save at the end of a batch.
-        return {"steps": self._steps, "window": self._window.state_dict()}
+        epochs = {"epochs": self._now.epochs} if self._timing.in_epochs else {}
+        return {"steps": self._now.steps, **epochs, "window": self._window.state_dict()}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Warn if the checkpoint's snapshots are of other settings."""

@@ -36,12 +36,14 @@ class EMACallback(AverageWeights):
         decay: the share of the average that an update keeps, in [0, 1).
         warmup: let the decay grow from 0, so that the average forgets the early weights soon.
         power: how fast the decay grows during the warm-up.
-        start_step: the number of optimizer steps after which the average begins.
-        every_n_steps: the number of optimizer steps between two updates.
+        start_step: the number of optimizer steps after which the average begins; 0 by default.
+        every_n_steps: the number of optimizer steps between two updates; 1 by default.
         buffers: the buffers that the average is evaluated with: ``copy``, ``average`` or ``recalibrate``.
         device: where the average is kept; beside the parameters by default.
         primary: whether this average is validated, saved and left in the module.
         parameters: pattern, or patterns, of the names of the parameters that are averaged; None averages all.
+        start_epoch: in place of ``start_step``, the number of epochs after which the average begins.
+        every_n_epochs: in place of ``every_n_steps``, the number of epochs between two updates.
 
     Example:
         >>> EMACallback(decay=0.99, start_step=100).rule
@@ -54,12 +56,14 @@ class EMACallback(AverageWeights):
         decay: float = 0.999,
         warmup: bool = False,
         power: float = 2 / 3,
-        start_step: int = 0,
-        every_n_steps: int = 1,
+        start_step: int | None = None,
+        every_n_steps: int | None = None,
         buffers: Buffers = "copy",
         device: str | torch.device | None = None,
         primary: bool = True,
         parameters: str | Sequence[str] | None = None,
+        start_epoch: int | None = None,
+        every_n_epochs: int | None = None,
     ) -> None:
         super().__init__(
             EMA(decay=decay, warmup=warmup, power=power),
@@ -69,6 +73,8 @@ class EMACallback(AverageWeights):
             device=device,
             primary=primary,
             parameters=parameters,
+            start_epoch=start_epoch,
+            every_n_epochs=every_n_epochs,
         )
 
 
@@ -81,13 +87,15 @@ class BEMACallback(AverageWeights):
         lag: a number of optimizer steps, at least 1, that is added to the step in both coefficients.
         multiplier: how fast both coefficients fall.
         min_ema: the least share of the newest weights in an update, in [0, 1].
-        start_step: the number of optimizer steps after which the average begins.
-        every_n_steps: the number of optimizer steps between two updates.
+        start_step: the number of optimizer steps after which the average begins; 0 by default.
+        every_n_steps: the number of optimizer steps between two updates; 1 by default.
         buffers: the buffers that the average is evaluated with: ``copy``, ``average``, or ``recalibrate``, which
             networks with BatchNorm need here.
         device: where the average is kept; beside the parameters by default.
         primary: whether this average is validated, saved and left in the module.
         parameters: pattern, or patterns, of the names of the parameters that are averaged; None averages all.
+        start_epoch: in place of ``start_step``, the number of epochs after which the average begins.
+        every_n_epochs: in place of ``every_n_steps``, the number of epochs between two updates.
 
     Example:
         >>> BEMACallback(lag=20, buffers="recalibrate").rule
@@ -102,12 +110,14 @@ class BEMACallback(AverageWeights):
         lag: float = 10,
         multiplier: float = 1.0,
         min_ema: float = 0.0,
-        start_step: int = 0,
-        every_n_steps: int = 1,
+        start_step: int | None = None,
+        every_n_steps: int | None = None,
         buffers: Buffers = "copy",
         device: str | torch.device | None = None,
         primary: bool = True,
         parameters: str | Sequence[str] | None = None,
+        start_epoch: int | None = None,
+        every_n_epochs: int | None = None,
     ) -> None:
         super().__init__(
             BEMA(ema_power=ema_power, bias_power=bias_power, lag=lag, multiplier=multiplier, min_ema=min_ema),
@@ -117,6 +127,8 @@ class BEMACallback(AverageWeights):
             device=device,
             primary=primary,
             parameters=parameters,
+            start_epoch=start_epoch,
+            every_n_epochs=every_n_epochs,
         )
 
 
@@ -128,13 +140,15 @@ class WSMCallback(MergeCheckpoints):
             function.
         ema_weight: the newest snapshot's share with ``shape="ema"``.
         last: the largest number of snapshots that are merged.
-        every_n_steps: the number of optimizer steps between two snapshots.
-        start_step: the first optimizer step after which a snapshot may be taken.
+        every_n_steps: the number of optimizer steps between two snapshots; 500 by default.
+        start_step: the first optimizer step after which a snapshot may be taken; 0 by default.
         evaluate: merge at each validation too, for ``LogMetrics(weights=["average"])``.
         buffers: ``average`` merges floating buffers like weights; ``recalibrate`` also re-estimates BatchNorm's
             statistics.
         keep: keep a file for each snapshot, or one ``sum`` of all in memory.
         directory: where the files go; by default the folder ``merge`` in the directory of the logger or the trainer.
+        start_epoch: in place of ``start_step``, the number of epochs after which a snapshot may be taken.
+        every_n_epochs: in place of ``every_n_steps``, the number of epochs between two snapshots.
 
     Example:
         >>> callback = WSMCallback(shape="linear", last=4, every_n_steps=100)
@@ -148,12 +162,14 @@ class WSMCallback(MergeCheckpoints):
         shape: Shape | Callable[[float], float] = "1-sqrt",
         ema_weight: float = 0.2,
         last: int = 8,
-        every_n_steps: int = 500,
-        start_step: int = 0,
+        every_n_steps: int | None = None,
+        start_step: int | None = None,
         evaluate: bool = False,
         buffers: Literal["average", "recalibrate"] = "average",
         keep: Literal["files", "sum"] = "files",
         directory: str | Path | None = None,
+        start_epoch: int | None = None,
+        every_n_epochs: int | None = None,
     ) -> None:
         super().__init__(
             WSM(shape=shape, ema_weight=ema_weight),
@@ -164,6 +180,8 @@ class WSMCallback(MergeCheckpoints):
             buffers=buffers,
             keep=keep,
             directory=directory,
+            start_epoch=start_epoch,
+            every_n_epochs=every_n_epochs,
         )
 
 

@@ -76,11 +76,21 @@ def parts_of_the_weights_make_no_difference(rule: Rule) -> None:
         weights = _weights(step)
         rule.update(whole, weights, step=step)
         for at in range(len(weights)):
-            part = AverageState({slot: tensors[at : at + 1] for slot, tensors in parts.slots.items()}, parts.updates)
-            rule.update(part, weights[at : at + 1], step=step)
+            rule.update(_part(parts, at), weights[at : at + 1], step=step)
         parts.updates += 1
     same = all(close(whole.slots[slot], parts.slots[slot], 0) for slot in whole.slots)
     require(same, rule, "by_tensor: update must write each tensor in place, and read no other.")
+    live = _weights(STEPS)
+    pieces = [rule.read(_part(parts, at), live[at : at + 1], step=STEPS)[0] for at in range(len(live))]
+    require(
+        close(pieces, rule.read(whole, live, step=STEPS), 0),
+        rule,
+        "by_tensor: read must compute each tensor from its own slots and weights.",
+    )
+
+
+def _part(state: AverageState, at: int) -> AverageState:
+    return AverageState({slot: tensors[at : at + 1] for slot, tensors in state.slots.items()}, state.updates)
 
 
 def reading_changes_nothing(rule: Rule) -> None:

@@ -1,4 +1,4 @@
-"""Modules of the tests of averages in checkpoints, which also open where this package cannot be imported."""
+"""Modules and hooks for the tests of averages and merges in files; they also open where this package is missing."""
 
 import torch
 from averaging_nets import Net
@@ -20,3 +20,19 @@ class Holder(Net):
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = self
+
+
+def rebuilt(self, checkpoint):
+    checkpoint["state_dict"] = {f"net.{k}": v for k, v in self.state_dict().items()}
+
+
+def cloned(self, checkpoint):
+    checkpoint["state_dict"] = {f"net.{k}": v.detach().clone() for k, v in self.named_parameters()}
+
+
+def cast(self, checkpoint):
+    checkpoint["state_dict"] = {f"net.{k}": v.double() for k, v in checkpoint["state_dict"].items()}
+
+
+def renamed(self, checkpoint):
+    checkpoint["state_dict"] = {f"net.{k}": v for k, v in checkpoint["state_dict"].items()}

@@ -10,7 +10,7 @@ import types
 import lightning as L
 import pytest
 import torch
-from average_checkpoint_nets import Classifier, Holder
+from average_checkpoint_nets import Classifier, Holder, cast, cloned, rebuilt, renamed
 from averaging_nets import Net, ema, equal, fit, loader, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
 
@@ -105,22 +105,6 @@ def close(a, b, atol=1e-6):
     assert a.keys() == b.keys()
     for key in a:
         torch.testing.assert_close(a[key].float(), b[key], rtol=0, atol=atol)
-
-
-def rebuilt(self, checkpoint):
-    checkpoint["state_dict"] = {f"net.{k}": v for k, v in self.state_dict().items()}
-
-
-def cloned(self, checkpoint):
-    checkpoint["state_dict"] = {f"net.{k}": v.detach().clone() for k, v in self.named_parameters()}
-
-
-def cast(self, checkpoint):
-    checkpoint["state_dict"] = {f"net.{k}": v.double() for k, v in checkpoint["state_dict"].items()}
-
-
-def renamed(self, checkpoint):
-    checkpoint["state_dict"] = {f"net.{k}": v for k, v in checkpoint["state_dict"].items()}
 
 
 def moved(self, checkpoint):
@@ -269,3 +253,99 @@ def test_beside_pruning_the_file_and_the_module_hold_the_pruned_average(tmp_path
         resumed = Net()  # There is nothing left to train.
         trainer(AverageWeights(EMA(decay=0.5))).fit(resumed, loader(), ckpt_path=saver.best_model_path)
         assert equal(resumed, dict(saved["state_dict"]))
+
+
+# Objects in the file
+
+
+def attribute(net):
+    return types.SimpleNamespace(deep=[net.layers])
+
+
+def array(net):
+    return {"numbers": net.layers[0].weight.detach().numpy()}
+
+
+def method(net):
+    return net.layers.forward
+
+
+def first_weight(value):
+    """The first layer's weight in what a file holds, whatever holds it."""
+    value = value.deep[0] if isinstance(value, types.SimpleNamespace) else value
+    value = value["numbers"] if isinstance(value, dict) else value
+    value = getattr(value, "__self__", value)
+    value = value.layers if isinstance(value, Net) else value
+    value = value[0].weight if isinstance(value, torch.nn.Sequential) else value
+    return torch.as_tensor(value).detach()
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+@pytest.mark.parametrize("part", [lambda net: net, lambda net: net.layers, attribute, array, method])
+def test_an_object_in_the_file_holds_the_average(tmp_path, part, weights_only):
+    class Hooked(Net):
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["part"] = part(self)
+
+    Hooked.__qualname__ = "Hooked"
+    globals()["Hooked"] = Hooked  # A pickle names the class.
+    net = Hooked()
+    saved, average, raw, _ = saved_average(tmp_path, net, weights_only=weights_only)
+    torch.testing.assert_close(first_weight(saved["part"]), average["layers.0.weight"], rtol=0, atol=1e-6)
+    plain, _ = fit(epochs=1)
+    assert equal(net.path, plain.path)
+    if not weights_only:
+        (state,) = [s for key, s in saved["callbacks"].items() if key.startswith("AverageWeights")]
+        assert equal(dict(state["raw"]), raw)
+
+
+class Given(Net):
+    """Takes its layers as a hyperparameter, which Lightning pickles into each file."""
+
+    def __init__(self, layers):
+        super().__init__(*layers)
+        self.save_hyperparameters()
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'layers' is an instance of `nn.Module`")
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_module_among_the_hyperparameters_holds_the_average(tmp_path, weights_only):
+    net = Given(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)))
+    saved, average, raw, _ = saved_average(tmp_path, net, weights_only=weights_only)
+    layer = saved["hyper_parameters"]["layers"][0]
+    torch.testing.assert_close(layer.weight.detach(), average["layers.0.weight"], rtol=0, atol=1e-6)
+    assert net.hparams["layers"][0] is net.layers[0], "the user's own stay the network's"
+    if not weights_only:
+        (state,) = [s for key, s in saved["callbacks"].items() if key.startswith("AverageWeights")]
+        assert equal(dict(state["raw"]), raw)
+
+
+def test_the_users_own_containers_stay_as_they_are(tmp_path):
+    class Bank(Net):
+        def __init__(self):
+            super().__init__()
+            self.bank = {"weights": [self.layers[0].weight]}
+
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["bank"] = self.bank
+
+    net = Bank()
+    saved, average, *_ = saved_average(tmp_path, net)
+    torch.testing.assert_close(saved["bank"]["weights"][0].detach(), average["layers.0.weight"], rtol=0, atol=1e-6)
+    assert net.bank["weights"][0] is net.layers[0].weight
+    assert saved["state_dict"]._metadata == net.state_dict()._metadata
+
+
+class Stubborn:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __deepcopy__(self, memo):
+        raise TypeError("mine")
+
+
+def test_an_object_that_cannot_be_copied_is_refused(tmp_path):
+    net = type("Hooked", (Net,), {"on_save_checkpoint": lambda self, c: c.update(x=Stubborn(self.layers[0].weight))})()
+    with pytest.raises(RuntimeError, match=r"holds a Stubborn with weights of the network, .* cannot be copied: mine"):
+        saved_average(tmp_path, net)
+    assert not (tmp_path / "x.ckpt").exists()

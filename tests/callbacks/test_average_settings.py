@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 import torch
-from averaging_nets import Net, NormNet, equal, fit
+from averaging_nets import Net, NormNet, ema, equal, fit
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_objectives._weights.averages import Averages
 from lightning_objectives.averaging import EMA
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*litlogger
 def test_an_object_whose_copy_was_trained_says_where_the_copy_is(copied):
     mine = AverageWeights(EMA(decay=0.5))
     _, runner = fit(copied(mine), epochs=1)
-    with pytest.raises(RuntimeError, match=r"trained a copy of the callback, which you find in trainer\.callbacks"):
+    with pytest.raises(RuntimeError, match=r"has perhaps trained a copy of the callback: ask the one in"):
         mine.weights("ema")
     assert next(c for c in runner.callbacks if isinstance(c, AverageWeights)).weights("ema")
 
@@ -104,3 +105,46 @@ def test_patterns_that_choose_nothing_are_refused():
     for nothing in ("", []):
         with pytest.raises(ValueError, match="averages nothing"):
             AverageWeights(EMA(), parameters=nothing)
+
+
+class Adversaries(Net):
+    """Steps the generator in each batch, and the discriminator in each third one."""
+
+    automatic_optimization = False
+
+    def __init__(self, alone=None):
+        super().__init__()
+        self.alone = alone
+        self.after = {"layers.0": [], "layers.2": []}
+
+    def training_step(self, batch, batch_idx):
+        for at, optimizer in zip((0, 2), self.optimizers()):
+            if (at == 0 or self.global_batch % 3 == 2) and self.alone in (None, at):
+                for number, p in enumerate(self.layers[at].parameters()):
+                    p.grad = torch.full_like(p, float(self.global_batch + number))
+                optimizer.step()
+                self.after[f"layers.{at}"].append(self.layers[at].weight.detach().clone())
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.global_batch = self.current_epoch * 4 + batch_idx
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.layers[at].parameters(), 0.1) for at in (0, 2)]
+
+
+@pytest.mark.parametrize("cut", [None, "epoch=0"])
+def test_the_average_of_a_half_that_rests_is_not_decayed(tmp_path, cut):
+    averages, net = AverageWeights(EMA(decay=0.5)), Adversaries()
+    if cut:
+        saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        fit(AverageWeights(EMA(decay=0.5)), saver, net=net, epochs=1)
+        net, path = Adversaries(), net.after
+        fit(averages, net=net, epochs=3, ckpt_path=tmp_path / f"{cut}.ckpt")
+        net.after = {key: path[key] + net.after[key] for key in path}
+    else:
+        fit(averages, net=net, epochs=3)
+    assert [len(path) for path in net.after.values()] == [12, 4]
+    for key, path in net.after.items():
+        torch.testing.assert_close(
+            net.get_parameter(f"{key}.weight").detach(), ema(path, 0.5).float(), rtol=0, atol=1e-6
+        )

@@ -1,4 +1,5 @@
 import copy
+import operator
 import pickle
 import time
 import warnings
@@ -91,7 +92,7 @@ def test_one_snapshot_is_itself_and_none_warns():
     net, _ = fit(callback)
     assert torch.equal(merged(callback, net), after(net)[5])
     late = MergeCheckpoints(WSM(), every_n_steps=1, start_step=9)
-    with pytest.warns(UserWarning, match=r"no snapshot to merge: 8 optimizer steps were taken, with every_n_steps=1"):
+    with pytest.warns(UserWarning, match=r"no snapshot to merge: 8 optimizer steps were taken, with start_step=9"):
         untouched, _ = fit(late)
     assert equal(untouched, net)
     assert late.path is None
@@ -467,9 +468,15 @@ def test_copies_have_the_settings_and_begin_anew():
     callback = WSMCallback(shape="linear", last=2, every_n_steps=2)
     fit(callback)
     for other in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
-        assert (other.path, other.last, other.state_key) == (None, 2, callback.state_key)
-        fit(other)
+        assert (other.last, other.state_key) == (2, callback.state_key)
+        for ask in (operator.attrgetter("path"), operator.methodcaller("weights", "wsm")):
+            with pytest.raises(
+                RuntimeError, match=r"No training has begun with this WSMCallback .* ask the one in trainer\.callbacks"
+            ):
+                ask(other)
+        _, runner = fit(other)
         assert other.path is not None
+        assert next(c for c in runner.callbacks if isinstance(c, MergeCheckpoints)).path == other.path
 
 
 def test_it_does_nothing_outside_of_a_fit():

@@ -106,6 +106,8 @@ OTHERS = {
     "power": 0.75,
     "start_step": 3,
     "every_n_steps": 2,
+    "start_epoch": 4,
+    "every_n_epochs": 5,
     "buffers": "average",
     "device": "cpu",
     "primary": False,
@@ -180,6 +182,8 @@ def test_from_yaml(cls):
         chosen["teacher"] = "resnet18"
     if cls is WSMCallback:
         chosen["buffers"] = "recalibrate"
+    for in_steps in {"start_step", "every_n_steps"} & chosen.keys():
+        del chosen[in_steps]  # In epochs instead.
     made = parser.instantiate_classes(parser.parse_object({"callback": {"class_path": path, "init_args": chosen}}))
     assert type(made.callback) is cls
     for name, value in chosen.items():

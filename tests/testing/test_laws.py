@@ -422,6 +422,12 @@ class DividesByTheNormOfAll(Mean):
         super().update(state, [p / norm for p in params], step=step, start=start)
 
 
+class ReadsTheNormOfAll(Mean):
+    def read(self, state, params, *, step):
+        norm = sum(p.square().sum() for p in params).sqrt()
+        return [average / norm for average in state.slots["average"]]
+
+
 class ReadsOnce(Mean):
     def read(self, state, params, *, step):
         state.slots["average"] = [(a + p) / 2 for a, p in zip(state.slots["average"], params)]
@@ -682,7 +688,7 @@ FAULTS = {
     "the_average_has_the_form_of_the_weights": [Doubled, Uncounted],
     "constant_weights_stay": [Biased, BiasedOnceStartedLate],
     "going_on_from_a_file_is_going_on": [MemoryOfItsOwn, MemoryBeside, FitsAnAttribute],
-    "parts_of_the_weights_make_no_difference": [DividesByTheNormOfAll],
+    "parts_of_the_weights_make_no_difference": [DividesByTheNormOfAll, ReadsTheNormOfAll],
     "reading_changes_nothing": [ReadsOnce],
     "the_live_weights_are_neither_changed_nor_aliased": [HandsOutTheLiveWeights, WritesToTheLiveWeights],
     "a_copy_is_the_same": [lambda: ForgetsASetting(decay=0.25)],
