@@ -102,7 +102,7 @@ class AverageWeights(StatefulCallback):
         rules = self.methods()
         if not rules or not all(isinstance(r, Rule) for r in rules):
             raise ValueError(f"rule={self.rule!r} must be an averaging rule, such as EMA(), or a sequence of them.")
-        self._timing = Timing(self.start_step, self.every_n_steps, self.start_epoch, self.every_n_epochs)
+        _ = self._timing  # It refuses settings outside their ranges.
         if self.buffers not in ("copy", "average", "recalibrate"):
             raise ValueError(f"buffers={self.buffers!r} must be 'copy', 'average' or 'recalibrate'.")
         if self.parameters is not None and not self.parameters:
@@ -117,6 +117,11 @@ class AverageWeights(StatefulCallback):
         for rule in rules:
             self._rules[numbered(type(rule).__name__.lower(), self._rules)] = rule
         self._clear()
+
+    @property
+    def _timing(self) -> Timing:
+        """When the average begins, and when it takes the weights in."""
+        return Timing(self.start_step, self.every_n_steps, self.start_epoch, self.every_n_epochs)
 
     def methods(self) -> list[Any]:
         """The averaging rules, the primary one first."""

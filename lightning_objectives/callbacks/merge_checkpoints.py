@@ -125,9 +125,7 @@ class MergeCheckpoints(StatefulCallback):
             raise ValueError(f"method={self.method!r} must be a merge, such as those of lightning_objectives.merging.")
         if self.last < 1:
             raise ValueError(f"last={self.last} must be >= 1.")
-        self._timing = Timing(
-            self.start_step, self.every_n_steps, self.start_epoch, self.every_n_epochs, default_steps=500
-        )
+        _ = self._timing  # It refuses settings outside their ranges.
         if self.buffers not in ("average", "recalibrate"):
             raise ValueError(f"buffers={self.buffers!r} must be 'average' or 'recalibrate'.")
         if self.keep not in ("files", "sum"):
@@ -139,6 +137,11 @@ class MergeCheckpoints(StatefulCallback):
                 "alone. Use keep='files', or evaluate=False."
             )
         self._clear()
+
+    @property
+    def _timing(self) -> Timing:
+        """When snapshots begin, and when one is taken."""
+        return Timing(self.start_step, self.every_n_steps, self.start_epoch, self.every_n_epochs, default_steps=500)
 
     def methods(self) -> list[Any]:
         """The one method."""
