@@ -150,7 +150,6 @@ class Averages:
             self._shadows.collect()
         self._group_sizes[id(optimizer)] = size
 
-    @torch.no_grad()
     def update(self, steps: int | None = None) -> None:
         """Take the weights into the averages, after optimizer steps were taken or an epoch has ended.
 
@@ -180,10 +179,11 @@ class Averages:
                 "of the raw weights. Call swap_out() before the training goes on."
             )
         turns.add(steps, counts, epochs=epochs)
-        if not turns.whole.begun:
-            self._begin()
-        else:
-            self._shadows.update(self.timing)
+        with torch.no_grad():  # As a decorator it would cost more than all counting.
+            if turns.whole.begun:
+                self._shadows.update(self.timing)
+            else:
+                self._begin()
         if self.buffers == "recalibrate":
             self._swap.note_norms()
 
