@@ -80,6 +80,7 @@ class Averages:
         self.network = network
         self.timing = timing
         self.epochs = epochs
+        self._in_epochs = timing.in_epochs
         self.buffers = buffers
         self.journal = journal or Journal()
         self._shadows = Shadows(
@@ -149,7 +150,6 @@ class Averages:
             self._shadows.collect()
         self._group_sizes[id(optimizer)] = size
 
-    @torch.no_grad()
     def update(self, steps: int | None = None) -> None:
         """Take the weights into the averages, after optimizer steps were taken or an epoch has ended.
 
@@ -162,12 +162,14 @@ class Averages:
             counts = self._optimizer_steps.take_each()
             steps = max(counts.values(), default=0)
         turns = self._shadows.turns
-        epochs = max(turns.whole.now.epochs, self.epochs() if self.timing.in_epochs else 0)
-        if not steps and epochs == turns.whole.now.epochs:
+        before = epochs = turns.whole.now.epochs
+        if self._in_epochs:
+            epochs = max(before, self.epochs())
+        if not steps and epochs == before:
             if not self._saw_steps:
                 self._look_for_unseen_steps()
             return
-        self._saw_steps = self._saw_steps or bool(steps)
+        self._saw_steps |= steps > 0
         self.journal.finish()
         if self.journal.held:
             if not steps:
@@ -177,10 +179,11 @@ class Averages:
                 "of the raw weights. Call swap_out() before the training goes on."
             )
         turns.add(steps, counts, epochs=epochs)
-        if not turns.whole.begun:
-            self._begin()
-        elif any(turn.due(self.timing) for turn in turns.all):
-            self._shadows.update(self.timing)
+        with torch.no_grad():  # As a decorator it would cost more than all counting.
+            if turns.whole.begun:
+                self._shadows.update(self.timing)
+            else:
+                self._begin()
         if self.buffers == "recalibrate":
             self._swap.note_norms()
 
@@ -311,7 +314,7 @@ class Averages:
         """
         turns = self._shadows.turns
         state = {"steps": self.steps, "start": self.start, **saving.state_of(self._shadows, self._swap, raw=raw)}
-        if self.timing.in_epochs:
+        if self._in_epochs:
             whole = turns.whole
             state["epochs"] = {"now": whole.now.epochs, "start": whole.since.epochs, "updated": whole.updated}
         return {**state, "turns": turns.state()} if turns.parts else state

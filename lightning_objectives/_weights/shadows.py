@@ -1,7 +1,7 @@
 """Keeps the averages of a network's tensors, one for each rule, beside the tensors themselves."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,9 @@ class Shadows:
 
         The journal must have finished its exchanges.
         """
-        tensors = self.tensors
+        tensors, due = self.tensors, self.turns.due(timing, self.rules)
+        if not due:
+            return
         if tensors.changed():
             self._find_again()
         tensors.fetch()
@@ -151,20 +153,23 @@ class Shadows:
                 "has one, so there is nothing to average. Let the parameters require gradients, or begin the average "
                 "later (start_step)."
             )
-        self.turns.arrange(tensors)
-        for turn, names in self.turns.due(timing, self.rules):
+        if self.turns.parts:
+            self.turns.arrange(tensors)
+            due = self.turns.due(timing, self.rules)
+        for turn, names in due:
             self._update(turn, names)
+            turn.updated = turn.now.steps
         if tensors.buffers:
             self._keep_finite_buffers()
 
-    def _update(self, turn: Turn, names: Sequence[str]) -> None:
+    def _update(self, turn: Turn, names: Collection[str]) -> None:
         """Let averages take in the weights of a turn."""
-        inputs, at = self.tensors.inputs, {"step": turn.now.steps, "start": turn.since.steps}
+        inputs, step, start = self.tensors.inputs, turn.now.steps, turn.since.steps
         # On a GPU the start of a kernel costs more than reading the weights again.
         several = len(names) > 1 and inputs[0].is_cpu and all(self.rules[name].by_tensor for name in names)
         if turn.positions is None and not several:
             for name in names:
-                self.rules[name].update(self.states[name], inputs, **at)
+                self.rules[name].update(self.states[name], inputs, step=step, start=start)
                 turn.updates[name] = self.states[name].updates
             return
         weights = _pick(inputs, turn.positions)
@@ -179,7 +184,7 @@ class Shadows:
                     slot: shadows[part] if positions is None else _pick(shadows, positions) for slot, shadows in slots
                 }
                 state = AverageState(chosen, turn.updates.get(name, 0), checked=few)
-                self.rules[name].update(state, few, **at)
+                self.rules[name].update(state, few, step=step, start=start)
                 updates[name] = state.updates
         turn.updates = updates
         for name in names:
@@ -221,8 +226,8 @@ class Shadows:
         return [v if key in tensors.parameters else p for key, v, p in zip(tensors.names, values, plain)]
 
     def _values(self, name: str, raw: list[Tensor], step: int) -> list[Tensor]:
-        rule, state, parts = self.rules[name], self.states[name], self.turns.parts
         self.turns.arrange(self.tensors)
+        rule, state, parts = self.rules[name], self.states[name], self.turns.parts
         if not parts or not rule.by_tensor:
             return rule.read(state, raw, step=step)
         values: dict[int, Tensor] = {}

@@ -90,11 +90,8 @@ class Timing:
 
     def due(self, before: Moment, now: Moment, since: Moment = BEGINNING) -> bool:
         """Whether it is due between two moments; the interval is counted from ``since``."""
-        if self.every_n_epochs is not None:
-            every, times = self.every_n_epochs, (before.epochs - since.epochs, now.epochs - since.epochs)
-        else:
-            every, times = self.every_n_steps or 1, (before.steps - since.steps, now.steps - since.steps)
-        return times[1] // every > times[0] // every
+        unit, every = (0, self.every_n_steps or 1) if self.every_n_epochs is None else (1, self.every_n_epochs)
+        return (now[unit] - since[unit]) // every > (before[unit] - since[unit]) // every
 
     def earlier(self, now: Moment, times: int) -> Moment:
         """The moment that lies so many intervals before, if the training was as fast then."""
@@ -128,12 +125,12 @@ class Epochs:
 
     def note(self, trainer: Any) -> None:
         """Note which epoch is running, at the beginning of each batch."""
-        # Lightning's own counts differ after a resume, and `is_last_batch` stays until the next epoch's first batch.
+        # Lightning's own counts change before `is_last_batch` does, and differ after a resume.
         self._trainer, self._running = trainer, trainer.current_epoch
 
     def completed(self) -> int:
         """How many epochs are completed, at the end of a batch or of an epoch; 0 if this one is not."""
-        if self._trainer is None or self._running != self._trainer.current_epoch:
+        if self._trainer is None:
             return 0
         batches = self._trainer.fit_loop.epoch_loop.batch_progress
         trained = batches.is_last_batch and batches.current.processed == batches.current.ready

@@ -1,6 +1,6 @@
 """Knows which optimizer steps which tensors, because the average of a part that rests must stay as it is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,11 +41,13 @@ class Turn:
 
     def add(self, steps: int, epochs: int) -> None:
         """Count steps."""
-        self.before, self.now = self.now, Moment(self.now.steps + steps, epochs)
+        self.before = now = self.now
+        self.now = tuple.__new__(Moment, (now[0] + steps, epochs))  # This takes half of the time, in each step.
 
     def due(self, timing: Timing) -> bool:
         """Whether the average takes the weights in now; not if the tensors had no step since the last time."""
-        return self.now.steps > self.updated and timing.due(self.before, self.now, self.since)
+        now = self.now
+        return now[0] > self.updated and timing.due(self.before, now, self.since)
 
 
 class Turns:
@@ -60,15 +62,12 @@ class Turns:
         self.parts: list[Turn] = []
         """Empty if there is one optimizer."""
         self._optimizers: list[Optimizer] = []
+        self._owners: dict[int, tuple[Any, frozenset[int]]] = {}
+        """By its id, each parameter and the numbers of its optimizers, if there are several."""
         self._saved: list[Mapping[str, Any]] = []
         self._sizes: list[int] = []
         self._arranged: object = None
         """The list of tensors that the positions are of."""
-
-    @property
-    def all(self) -> list[Turn]:
-        """The whole, and the parts."""
-        return [self.whole, *self.parts]
 
     def watch(self, optimizers: Sequence[Optimizer], tensors: Tracked) -> None:
         """Divide the tensors by these optimizers."""
@@ -81,7 +80,7 @@ class Turns:
 
     def begin(self) -> None:
         """Let the averages of all parts begin now."""
-        for turn in self.all:
+        for turn in (self.whole, *self.parts):
             turn.begin()
 
     def add(self, steps: int, counts: Mapping[int, int] | None, *, epochs: int) -> None:
@@ -91,40 +90,47 @@ class Turns:
             own = [counts.get(number, 0) for number in part.optimizers] if counts is not None else []
             part.add(max(own, default=steps), epochs)
 
-    def due(self, timing: Timing, rules: Mapping[str, Rule]) -> Iterator[tuple[Turn, list[str]]]:
+    def due(self, timing: Timing, rules: Mapping[str, Rule]) -> list[tuple[Turn, Collection[str]]]:
         """The parts, or the whole, whose averages take the weights in now, and the names of their rules."""
-        divisible = [name for name, rule in rules.items() if rule.by_tensor] if self.parts else []
+        if not self.parts:
+            return [(self.whole, rules)] if self.whole.due(timing) else []
+        divisible = [name for name, rule in rules.items() if rule.by_tensor]
         turns = [(part, divisible) for part in self.parts]
-        for turn, names in [*turns, (self.whole, [name for name in rules if name not in divisible])]:
-            if turn.due(timing):
-                turn.updated = turn.now.steps
-                yield turn, names
+        turns.append((self.whole, [name for name in rules if name not in divisible]))
+        return [(turn, names) for turn, names in turns if turn.due(timing)]
 
     def arrange(self, tensors: Tracked) -> None:
         """Find the places of the tensors again, and their optimizers, if either may have changed."""
         sizes = [sum(len(group["params"]) for group in optimizer.param_groups) for optimizer in self._optimizers]
-        if len(sizes) > 1 and (sizes != self._sizes or tensors.inputs is not self._arranged):
+        if tensors.inputs is self._arranged and sizes == self._sizes:
+            return
+        if len(sizes) > 1:
+            self._note_owners()
+        if self._owners:
             self._divide(tensors)
-        elif tensors.inputs is not self._arranged:
-            self._locate(tensors)
-        self._sizes, self._arranged = sizes or self._sizes, tensors.inputs
+        self._sizes, self._arranged = sizes, tensors.inputs
 
-    def _divide(self, tensors: Tracked) -> None:
-        owners: dict[int, set[int]] = {}
+    def _note_owners(self) -> None:
+        self._owners = {}
         for number, optimizer in enumerate(self._optimizers):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    owners.setdefault(id(parameter), set()).add(number)
+                    _, numbers = self._owners.get(id(parameter), (None, frozenset[int]()))
+                    self._owners[id(parameter)] = parameter, numbers | {number}
+
+    def _divide(self, tensors: Tracked) -> None:
         before, self.parts = {part.optimizers: part for part in self.parts}, []
-        names: dict[frozenset[int], set[str]] = {}
-        for name in tensors.names:
-            numbers = owners.get(id(tensors.parameters.get(name)), set())
-            names.setdefault(frozenset(numbers), set()).add(name)
-        for optimizers, theirs in names.items():
+        by_name = {name: part.optimizers for part in before.values() for name in part.names}
+        positions: dict[frozenset[int], list[int]] = {}
+        for at, name in enumerate(tensors.names):
+            owner = self._owners.get(id(tensors.parameters.get(name)))
+            # A parameter may take the place of another, whose optimizer still holds that one.
+            optimizers = owner[1] if owner is not None else by_name.get(name, frozenset())
+            positions.setdefault(optimizers, []).append(at)
+        for optimizers, places in positions.items():
             part = before.get(optimizers) or self._new(optimizers)
-            part.names = theirs
+            part.positions, part.names = places, {tensors.names[at] for at in places}
             self.parts.append(part)
-        self._locate(tensors)
 
     def _new(self, optimizers: frozenset[int]) -> Turn:
         """A part as it was saved; otherwise it has had all steps."""
@@ -136,16 +142,6 @@ class Turns:
                 part.since = Moment(int(saved["start"]), whole.since.epochs)
                 part.updated, part.updates = int(saved["updated"]), dict(saved["updates"])
         return part
-
-    def _locate(self, tensors: Tracked) -> None:
-        unknown = set(tensors.names).difference(*(part.names for part in self.parts)) if self.parts else set()
-        if unknown:  # They are new, and the optimizers are not watched any more.
-            rest = next((part for part in self.parts if not part.optimizers), None)
-            if rest is None:
-                self.parts.append(rest := self._new(frozenset()))
-            rest.names |= unknown
-        for part in self.parts:
-            part.positions = [at for at, name in enumerate(tensors.names) if name in part.names]
 
     def state(self) -> list[dict[str, Any]]:
         """The counts of the parts."""

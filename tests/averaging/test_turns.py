@@ -148,6 +148,18 @@ def test_the_average_that_stands_in_the_network_is_the_same_after_unwatching():
         averages.swap_out()
 
 
+def test_a_parameter_that_comes_after_unwatching_is_read_too():
+    net, optimizers, averages = start()
+    train(net, PLAN, optimizers, averages)
+    averages.unwatch()
+    net.two = nn.Sequential(net.two)
+    net.three = nn.Linear(2, 2)
+    for name in RULES:
+        assert torch.equal(averages.weights(name)["three.weight"], net.three.weight)
+        averages.swap_in(name)
+        averages.swap_out()
+
+
 def test_parameters_that_join_an_optimizer_move_with_it():
     net = Pair()
     net.two.requires_grad_(False)

@@ -109,9 +109,10 @@ def test_an_epoch_whose_last_batch_has_no_step_counts(leaves):
 def test_an_epoch_without_a_step_changes_nothing(leaves):
     averages = AverageWeights(EMA(decay=0.5), every_n_epochs=1)
     merge = MergeCheckpoints(WSM(), last=3, every_n_epochs=1)
-    fit(averages, merge, net=ByHand(lambda epoch, batch: epoch == 1, leaves), epochs=3)
+    fit(averages, merge, net=ByHand(lambda epoch, batch: epoch in (0, 2), leaves), epochs=4)
     assert averages._averages.updates == 2
     assert merge._window.steps == [4, 8]
+    assert all(rates for rates in merge._window.rates)
 
 
 @pytest.mark.parametrize("ends", ["max_steps", "should_stop"])
@@ -127,10 +128,16 @@ def test_an_epoch_that_the_training_ends_early_does_not_count(ends):
 
 
 class Saves(L.Callback):
-    """Saves after each step, before or after the average acts."""
+    """Saves around each step, before or after the average acts."""
 
     def __init__(self, folder):
         self.folder = folder
+
+    def on_train_epoch_start(self, trainer, *_):
+        trainer.save_checkpoint(self.folder / f"start{trainer.current_epoch}.pt")
+
+    def on_train_batch_start(self, trainer, *_):
+        trainer.save_checkpoint(self.folder / f"before{trainer.global_step}.pt")
 
     def on_train_batch_end(self, trainer, *_):
         trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
@@ -140,12 +147,13 @@ class Saves(L.Callback):
         trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}.ckpt")
 
 
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
-def test_going_on_anywhere_is_going_on(tmp_path, first):
+def test_going_on_anywhere_is_going_on(tmp_path, first, every):
     def callbacks():
-        averages = AverageWeights([EMA(decay=0.5), BEMA()], start_epoch=1, every_n_epochs=1)
-        return [averages, MergeCheckpoints(WSM(), last=4, start_epoch=1, every_n_epochs=1)]
+        averages = AverageWeights([EMA(decay=0.5), BEMA()], start_epoch=1, every_n_epochs=every)
+        return [averages, MergeCheckpoints(WSM(), last=4, start_epoch=1, every_n_epochs=every)]
 
     # All batches are alike, because the loader begins anew where a training goes on.
     data = torch.utils.data.DataLoader([next(iter(loader()))] * 4, batch_size=None)
@@ -153,6 +161,9 @@ def test_going_on_anywhere_is_going_on(tmp_path, first):
     whole, _ = fit(*([saves, averages, merge] if first else [averages, merge, saves]), data=data, epochs=4)
     files = sorted(tmp_path.glob("*.ckpt"))
     assert len(files) == 16 + 4
+    counted = [torch.load(tmp_path / f"before{step}.pt")["callbacks"] for step in range(16)]
+    epochs = [next(s for k, s in states.items() if k.startswith("AverageW"))["epochs"]["now"] for states in counted]
+    assert epochs == [step // 4 for step in range(16)], "the last batch of an epoch is not trained when it starts"
     for file in files:
         if (alone := tmp_path / f"weights{file.stem}.pt").exists():
             assert equal(dict(torch.load(alone)["state_dict"]), dict(torch.load(file)["state_dict"]))

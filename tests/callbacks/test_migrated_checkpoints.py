@@ -74,6 +74,8 @@ class Transposed(Net):
         state["layers.0.weight"] = state["layers.0.weight"].t().clone()
         momentum = checkpoint["optimizer_states"][0]["state"][0]
         momentum["momentum_buffer"] = momentum["momentum_buffer"].t().clone()
+        assert "turned" not in momentum, "each run of the hook sees the checkpoint as it was"
+        momentum["turned"] = True
 
 
 def ordered(net, tensors=None):
