@@ -197,7 +197,8 @@ def a_step_that_returns_none(trial: Trial) -> None:
 
 
 def _require_counters(trial: Trial, a: Run, b: Run, sentence: str) -> None:
-    mine, theirs = counters(a), counters(b)
+    # The parts that several optimizers step are counted beside the whole; of one optimizer there are no parts.
+    mine, theirs = ([(path, n) for path, n in counters(run) if ".turns." not in path] for run in (a, b))
     other = sorted(set(mine) ^ set(theirs))
     trial.require(mine == theirs, f"{sentence}, but in the states these differ: {other}.")
 
