@@ -47,6 +47,8 @@ class CriterionMode(TorchFunctionMode):
         super().__init__()
         self.on_call = on_call
         self.trace = trace or Trace()
+        # What is recorded differs from step to step, so a graph of torch.compile must not depend on it.
+        self._follow = torch.compiler.disable(self.trace.follow)  # type: ignore[no-untyped-call]  # torch
         self.reads = False
         """Whether the mode only notes the criteria's calls, which does not break a graph of torch.compile."""
         self.whole = False
@@ -69,8 +71,8 @@ class CriterionMode(TorchFunctionMode):
         if noted:
             self.notes.append((func, args, kwargs, result))
         # The batch alone is not followed into a graph of torch.compile, which would depend on what follows it.
-        if self.trace.output is not None or (not torch.compiler.is_compiling() and self.trace.active):
-            self.trace.follow(func, args, kwargs, result)
+        if self.trace.has_output or (not torch.compiler.is_compiling() and self.trace.active):
+            self._follow(func, args, kwargs, result)
         return result
 
     def noted_calls(self) -> list[tuple[Call, Tensor]]:

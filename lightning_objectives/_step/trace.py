@@ -75,6 +75,8 @@ class Trace:
     def __init__(self) -> None:
         self.output: Node | None = None
         """The node of the head's output; None before the head is called."""
+        self.has_output = False
+        """Whether the head was called: a flag, on which a graph of torch.compile may depend."""
         self.active = False
         """Whether anything is recorded."""
         self._nodes: dict[int, Node] = {}  # by id: a node keeps its tensor alive, so that no other gets its id
@@ -82,7 +84,7 @@ class Trace:
     def start(self, output: Tensor) -> None:
         """Record what happens to the head's output."""
         self.output = self._nodes[id(output)] = Node(output, output._version)
-        self.active = True
+        self.active = self.has_output = True
 
     def start_batch(self, tensors: Iterable[Tensor]) -> None:
         """Record what happens to the tensors of the batch."""
@@ -94,7 +96,7 @@ class Trace:
 
     def stop(self) -> None:
         """Record no more, and forget all tensors."""
-        self.output, self.active = None, False
+        self.output, self.active, self.has_output = None, False, False
         self._nodes.clear()
 
     def follow(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:

@@ -18,13 +18,18 @@ def says(rows):
     return torch.stack([rows.sum(1), rows[:, 0], -rows[:, 1], rows.prod(1)], 1)
 
 
+def asked(rows):
+    """What the teacher says of the rows that are asked."""
+    return says(INPUTS[rows])
+
+
 def cache(folder, top_k=None):
     return LogitCache(str(folder), top_k=top_k, teacher="a")
 
 
 def write(folder, top_k=None):
     made = cache(folder, top_k)
-    made(INDEX, INPUTS, says)
+    made(INDEX, INPUTS, asked)
     made.save()
     return folder / "logits-0.safetensors"
 
@@ -51,7 +56,7 @@ def test_damage(tmp_path, top_k, damage):
             assert path.read_bytes()[:size] == whole[:size] or damage == "flipped"
             assert len(path.read_bytes()) == len(whole)
             try:
-                found = made(INDEX, INPUTS, says)
+                found = made(INDEX, INPUTS, asked)
             except ValueError as error:  # a checksum of the inputs was hit
                 assert "are not those that" in str(error)  # noqa: PT017  # one of two ways
             else:
@@ -160,7 +165,7 @@ def test_classes_that_are_none(tmp_path, classes):
 def test_the_files_of_two_ranks_must_agree(tmp_path):
     write(tmp_path)
     other = LogitCache(str(tmp_path / "other"), top_k=None, teacher="a", rank=1)
-    other(INDEX, INPUTS, lambda x: says(x)[:, :3])
+    other(INDEX, INPUTS, lambda rows: asked(rows)[:, :3])
     other.save()
     (tmp_path / "other/logits-1.safetensors").rename(tmp_path / "logits-1.safetensors")
     (tmp_path / "other").rmdir()
@@ -172,13 +177,13 @@ def test_an_empty_cache_and_what_writers_left_are_no_harm(tmp_path):
     path = write(tmp_path)
     rows(lambda r: {**r, "known": torch.zeros_like(r["known"])})(path)
     (tmp_path / ".logits-0.safetensors.1.2.tmp.safetensors").write_bytes(b"half")
-    assert torch.equal(cache(tmp_path)(INDEX, INPUTS, says), says(INPUTS))
+    assert torch.equal(cache(tmp_path)(INDEX, INPUTS, asked), says(INPUTS))
 
 
 def test_a_teacher_that_gives_nan_is_not_kept(tmp_path):
     made = cache(tmp_path)
     with pytest.raises(ValueError, match="The teacher gives NaN, which is not kept"):
-        made(INDEX, INPUTS, lambda x: nan(says(x)))
+        made(INDEX, INPUTS, lambda rows: nan(asked(rows)))
     made.save()
     assert not list(tmp_path.iterdir())
-    assert torch.equal(made(INDEX, INPUTS, says), says(INPUTS))
+    assert torch.equal(made(INDEX, INPUTS, asked), says(INPUTS))
