@@ -102,26 +102,22 @@ class AverageWeights(StatefulCallback):
         rules = self.methods()
         if not rules or not all(isinstance(r, Rule) for r in rules):
             raise ValueError(f"rule={self.rule!r} must be an averaging rule, such as EMA(), or a sequence of them.")
-        _ = self._timing  # It refuses settings outside their ranges.
+        self._timing.settings()  # It refuses settings outside their ranges.
         if self.buffers not in ("copy", "average", "recalibrate"):
             raise ValueError(f"buffers={self.buffers!r} must be 'copy', 'average' or 'recalibrate'.")
         if self.parameters is not None and not self.parameters:
             raise ValueError(
-                f"parameters={self.parameters!r} averages nothing. Use a pattern such as 'layers.*', or None."
+                f"parameters={self.parameters!r} averages nothing. Use a pattern like 'layers.*', or None."
             )
         if self.buffers == "recalibrate" and not self.primary:
-            raise ValueError(
-                "buffers='recalibrate' is for the average that is validated, but primary=False. Use buffers='copy'."
-            )
+            raise ValueError("buffers='recalibrate' is for the average that is validated: set primary=True, or 'copy'.")
         self._rules: dict[str, Rule] = {}
         for rule in rules:
             self._rules[numbered(type(rule).__name__.lower(), self._rules)] = rule
         self._clear()
 
-    @property
-    def _timing(self) -> Timing:
-        """When the average begins, and when it takes the weights in."""
-        return Timing(self.start_step, self.every_n_steps, self.start_epoch, self.every_n_epochs)
+    _timing = property(lambda self: Timing(self.start_step, self.every_n_steps, self.start_epoch, self.every_n_epochs))
+    """When the average begins, and when it takes the weights in."""
 
     def methods(self) -> list[Any]:
         """The averaging rules, the primary one first."""
