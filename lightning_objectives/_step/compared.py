@@ -66,13 +66,12 @@ class Compared:
     def pair(self) -> tuple[Tensor, Tensor]:
         """Predictions and targets that count, as metrics take them: logits for classes, numbers for a regression."""
         preds, target = self.input, self.target
-        if self.probabilities:
+        if self.probabilities and self.problem == "binary":
             preds = preds[:, None] if preds.dim() == 1 else preds
             target = target[:, None] if target.dim() == 1 else target
             no, yes = (1 - preds).log().clamp_min(_LOG_OF_ZERO), preds.log().clamp_min(_LOG_OF_ZERO)
-            if preds.shape[1] == 1:  # Log-probabilities are logits: the softmax gives the probabilities back.
-                return torch.cat([no, yes], 1), self._two_columns(target)
-            return yes - no, target
+            # Log-probabilities are logits: the softmax gives the probabilities back.
+            return torch.cat([no, yes], 1), self._two_columns(target)
         if self.problem == "binary":
             preds = preds[:, None] if preds.dim() == 1 else preds
             target = target[:, None] if target.dim() == 1 else target

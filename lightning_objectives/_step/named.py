@@ -194,7 +194,25 @@ class NamedCall(Call):
     @property
     def elements(self) -> Tensor:
         """The losses of the rows."""
-        return self._value if self.acts_by_element else self._split[0]
+        if not self.acts_by_element:
+            return self._split[0]
+        self._check_unreduced()
+        return self._value
+
+    def _check_unreduced(self) -> None:
+        """Prove that a value with one entry for each row has the losses of the rows, and not of as many classes."""
+        key = self._value.shape, self.input.shape
+        if key in self.named.proved or len(self._value) < 2 or not self._value.requires_grad:
+            return
+        first = torch.autograd.grad(self._value[0].sum(), self.input, retain_graph=True, materialize_grads=True)[0]
+        if bool((first[1:] != 0).any()):
+            raise ValueError(
+                f"criterion={self.name!r} does not act row by row: the first of the {len(self._value)} numbers that it "
+                "returns depends on other rows too. So there are no per-sample losses. Name a criterion that acts row "
+                "by row, or use a method that does not need per-sample losses."
+            )
+        if bool((first[0] != 0).any()):
+            self.named.proved.add(key)
 
     @cached_property
     def valid(self) -> Tensor | None:
@@ -218,10 +236,6 @@ class NamedCall(Call):
         losses, shares, _ = self._split
         change = torch.where(shares == 0, 0.0, shares * (weights - 1) * losses)
         return self._value + change.sum().view_as(self._value)
-
-    def weighted(self, weights: Tensor) -> Tensor:
-        """The value with weights of the rows."""
-        return self.summed(weights)
 
     def on(self, substitute: Callable[[Tensor], Tensor]) -> "NamedCall":
         """The same call with other tensors in place of its own."""
@@ -301,21 +315,14 @@ class NamedCall(Call):
         """(N,) shares, which of them the gradients show, and how far each row is from having one."""
         inputs = [self.leaves[i] for i in by_row if self.leaves[i].requires_grad]
         sums = self._value.sum(), torch.where(losses.isfinite(), losses, 0.0).sum()
-        whole, alone = (
-            torch.cat(
-                [
-                    part.reshape(len(part), -1).double()
-                    if part.device.type == "cpu"
-                    else part.reshape(len(part), -1).float()
-                    for part in parts
-                ],
-                1,
-            )
-            for parts in (
-                torch.autograd.grad(total, inputs, retain_graph=True, materialize_grads=True) for total in sums
-            )
-        )
-        # A share needs one row more than one dimension: the rows of (N,) inputs have one number each.
+        wide = torch.float64 if losses.device.type == "cpu" else torch.float32
+
+        def gradient(total: Tensor) -> Tensor:
+            """(N, D): of a sum, at the inputs of each row."""
+            parts = torch.autograd.grad(total, inputs, retain_graph=True, materialize_grads=True)
+            return torch.cat([part.reshape(len(part), -1).to(wide) for part in parts], 1)
+
+        whole, alone = map(gradient, sums)
         size, scale = alone.norm(dim=1), alone.norm(dim=1).amax().clamp_min(1e-30)
         known = size > 1e-6 * scale
         shares = torch.where(known, (whole * alone).sum(1) / size.square().clamp_min(1e-60), 0.0)

@@ -48,17 +48,15 @@ def fold(elements: Tensor, valid: Tensor | None, samples: Samples | None) -> Row
         means = torch.where(valid.flatten(1), table, 0.0).sum(1) / counts.clamp_min(1)
         return _kept(means, counts > 0, spread)
     ids, flat = samples.ids.flatten(), elements.flatten()
-    inside = ids >= 0
-    if valid is not None:
-        inside = inside & valid.flatten()
+    inside = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid.flatten()
     # Sums by sample in double precision: the order of the elements must not show.
     wide = torch.promote_types(flat.dtype, torch.float64) if flat.device.type == "cpu" else torch.float32
     sums = torch.zeros(samples.count, dtype=wide, device=flat.device)
-    counts = sums.new_zeros(samples.count).index_add(0, ids.clamp_min(0), inside.to(wide))
-    sums = sums.index_add(0, ids.clamp_min(0), torch.where(inside, flat, 0.0).to(wide))
+    counts = sums.new_zeros(samples.count).index_add(0, ids, inside.to(wide))
+    sums = sums.index_add(0, ids, torch.where(inside, flat, 0.0).to(wide))
     means = (sums / counts.clamp_min(1)).to(flat.dtype)
     # A sample without any element is no row.
-    return _kept(means, counts > 0, lambda w: torch.where(inside, w[ids.clamp_min(0)], 0.0).reshape(shape))
+    return _kept(means, counts > 0, lambda w: torch.where(inside, w[ids], 0.0).reshape(shape))
 
 
 def _kept(losses: Tensor, keep: Tensor | None, spread: Callable[[Tensor], Tensor]) -> Rows:

@@ -37,7 +37,7 @@ class Samples:
 
     count: int
     ids: Tensor | None = None
-    """The number of the sample of each element, -1 for none; None if the first dimension counts the samples."""
+    """The number of the sample of each element; None if the first dimension counts the samples."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class SampleFinder:
             self.axes[key] = axis
             first = torch.arange(shape[0], device=ids.device).view(-1, *[1] * (len(shape) - 1))
             self.is_plain = _keeps_places(node) and shape[0] == count and bool((ids == first).all())
-        return Samples(count) if self.is_plain else Samples(count, ids)
+        return Samples(count) if self.is_plain and shape[0] == count else Samples(count, ids)
 
     def _tell(self, root: Node, axes: list[int]) -> None:
         if not self._told:
@@ -220,6 +220,7 @@ class SampleFinder:
             if call.by_class and ids.dim() == len(elements) + 1:
                 ids = _constant(ids, (call.class_dim or 0) % ids.dim() if ids.dim() > 1 else 0)
             ids = _reduced(ids, elements)
+            ids = None if bool((ids < 0).any()) else ids  # Rows of no sample, such as those of a memory.
         except (_MixedError, RuntimeError):  # RuntimeError: of other shapes
             ids = None
         if key[-1] is not None:
@@ -229,7 +230,7 @@ class SampleFinder:
 
 def _keeps_places(node: Node) -> bool:
     """Whether nothing on the path to a node moves, drops or reshapes anything."""
-    return node.function is None or (node.name in CASTS | VALUES and all(map(_keeps_places, node.nodes())))
+    return node.function is None or (node.name in CASTS | VALUES and all(map(_keeps_places, node.sources())))
 
 
 class _MixedError(Exception):
@@ -241,9 +242,7 @@ def _signature(node: Node) -> Any:
     parts: list[Any] = []
 
     def add(value: Any) -> None:
-        if isinstance(value, Node):
-            visit(value)
-        elif isinstance(value, Tensor):
+        if isinstance(value, (Node, Tensor)):
             parts.append(None)
         elif isinstance(value, dict):
             for item in value.values():
@@ -257,7 +256,10 @@ def _signature(node: Node) -> Any:
     def visit(node: Node) -> None:
         parts.append((node.name, node.position, node.tensor.shape))
         if node.function is not None:
-            add(node.nodes() if node.name in CASTS | VALUES | JOINS else (node.args, node.kwargs))
+            for source in node.sources():
+                visit(source)
+            if node.name not in CASTS | VALUES | JOINS:
+                add((node.args[1:], node.kwargs))
 
     visit(node)
     return None if None in parts else tuple(parts)
@@ -265,7 +267,7 @@ def _signature(node: Node) -> Any:
 
 def _numbers(node: Node, of: Callable[[Node], Any]) -> Any:
     """Do to the numbers of the samples what an operation does to the places of logits, and not to their values."""
-    shape, others = node.tensor.shape, node.nodes()
+    shape, others = node.tensor.shape, node.sources()
     if node.name in CASTS:
         return of(others[0])
     if node.name in VALUES:
@@ -293,12 +295,12 @@ def _numbers(node: Node, of: Callable[[Node], Any]) -> Any:
         return node.function(parts, *node.args[1:], **node.kwargs)  # type: ignore[misc]  # every operation has one
     if node.name in SELECTIONS and _has_equal_columns(of(others[0])):
         try:
-            thin = node.run(lambda other: of(other)[..., :1])
+            thin = node.run(lambda other: of(other)[..., :1], first_alone=True)
             if thin.shape == (*shape[:-1], 1):
                 return thin.expand(shape)
         except (RuntimeError, IndexError):
             pass  # It selects among the columns.
-    return node.run(of)
+    return node.run(of, first_alone=True)
 
 
 def _has_equal_columns(numbers: Tensor) -> bool:

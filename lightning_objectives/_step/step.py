@@ -232,7 +232,9 @@ class Step(Signals):
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:
             return output
-        self.loss = self._replaced(loss if self.plan.verified else self._proved(loss))
+        # A step with another criterion than that of the first step is a first step again.
+        is_proved = self.plan.verified and (self._value is not None or not self._calls)
+        self.loss = self._replaced(loss if is_proved else self._proved(loss))
         if self._late is not None:
             self.loss = self._weighted(*self._late)
         terms = [term for term in (member.term(self) for member in self.running["term"]) if term is not None]
@@ -264,13 +266,13 @@ class Step(Signals):
                 which = inside[0]
                 name = self._calls[which].name
                 plan.chosen = name, sum(call.name == name for call in self._calls[:which])
-                if which:  # The calls before it are metrics.
+                if self._value is not self._values[which]:  # The calls before it are metrics.
                     changed = self._changed_afterwards(loss, which)
             head = self.head_output if plan.needs_head and not self.running["head"] else None
             user = type(self.module).__name__
             prove(loss, self._calls, self._value, which=which, head=head, user=user, plan=plan.words())
             loss = changed
-        if mode is not None:
+        if mode is not None and not plan.verified:
             alone = loss is self._value and len(self._calls) == 1 and plan.capture.named is None
             mode.whole = alone and not any(member.place == "head" for member in plan.members)
         plan.verified = True

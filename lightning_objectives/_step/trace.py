@@ -51,18 +51,22 @@ class Node:
         """The name of the operation."""
         return getattr(self.function, "__name__", repr(self.function))
 
-    def nodes(self) -> list["Node"]:
-        """The nodes among its arguments that come from where it comes from itself."""
-        return [node for node in _nodes((self.args, self.kwargs)) if node.of_batch == self.of_batch]
+    def sources(self) -> list["Node"]:
+        """The nodes whose places its own places come from: not those that only say where to look, such as an index."""
+        whole = self.name in VALUES | JOINS
+        nodes = _nodes((self.args, self.kwargs)) if whole else [arg for arg in self.args[:1] if isinstance(arg, Node)]
+        return [node for node in nodes if node.of_batch == self.of_batch]
 
     def roots(self) -> set["Node"]:
-        """Where it comes from."""
-        return {self} if self.function is None else set().union(*(node.roots() for node in self.nodes()))
+        """Where its places come from."""
+        return {self} if self.function is None else set().union(*(node.roots() for node in self.sources()))
 
-    def run(self, of: Callable[["Node"], Any]) -> Any:
-        """Repeat the operation on what ``of`` gives for each node among its arguments."""
+    def run(self, of: Callable[["Node"], Any], *, first_alone: bool = False) -> Any:
+        """Repeat the operation on what ``of`` gives for each node among its arguments, or for the first alone."""
         assert self.function is not None
-        result = self.function(*_replaced(self.args, of), **_replaced(self.kwargs, of))
+        others = (lambda node: node.tensor) if first_alone else of
+        args = (*_replaced(self.args[:1], of), *_replaced(self.args[1:], others))
+        result = self.function(*args, **_replaced(self.kwargs, others))
         return result if self.position is None else result[self.position]
 
 
@@ -108,8 +112,9 @@ class Trace:
         obstacle = next((node.obstacle for node in nodes if node.obstacle is not None), None)
         of_batch = all(node.of_batch for node in nodes)
         name = getattr(function, "__name__", repr(function))
-        if of_batch and name not in FOLLOWED:
-            return
+        first = args[0] if args else None
+        if of_batch and (name not in FOLLOWED or not (name in VALUES | JOINS or isinstance(first, Node))):
+            return  # Also what a table holds at indices from the batch.
         outputs = [result] if isinstance(result, Tensor) else result if isinstance(result, (tuple, list)) else []
         for position, output in enumerate(outputs):
             if not isinstance(output, Tensor) or output.is_inference():

@@ -318,3 +318,40 @@ def test_a_metric_before_the_loss_is_no_loss():
         for a, b in zip(logs.parameters(), plain.parameters()):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
         assert not equal(logs, fit()[0])
+
+
+def test_losses_of_classes_are_no_losses_of_rows():
+    """As many classes as rows: one number for each is no proof."""
+
+    class ByClass(nn.Module):
+        def forward(self, logits, target):
+            p, t = logits.softmax(1), F.one_hot(target, 3)
+            return 1 - 2 * (p * t).sum(0) / (p + t).sum(0)
+
+    batch = torch.randn(3, 3), torch.tensor([0, 1, 2])
+
+    def compute(module, z, y):
+        return module.loss_fn(z, y).mean()
+
+    with pytest.raises(ValueError, match="does not act row by row"):
+        loss_and_gradient(compute, batch, ReweightSamples(ones, criterion="loss_fn"), criterion=ByClass())
+
+
+def test_another_criterion_later_in_the_training_is_not_left_alone():
+    """A warm-up with one loss and then another: the callback acts on whichever is the loss."""
+
+    class Changes(Net):
+        def training_step(self, batch, batch_idx):
+            z = self(batch[0])
+            if self.trainer.current_epoch == 0:
+                return F.mse_loss(z, F.one_hot(batch[1], 3).float())
+            return F.cross_entropy(z, batch[1])
+
+    class Doubled(Changes):
+        def training_step(self, batch, batch_idx):
+            return 2 * super().training_step(batch, batch_idx)
+
+    weighted, _ = fit(ReweightSamples(lambda losses: 2 * torch.ones_like(losses)), net=Changes)
+    reference, _ = fit(net=Doubled)
+    for a, b in zip(weighted.parameters(), reference.parameters()):
+        torch.testing.assert_close(a, b)

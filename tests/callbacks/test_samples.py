@@ -278,3 +278,52 @@ def test_a_metric_in_inference_mode_is_not_followed():
         return flat(module, z, y)
 
     torch.testing.assert_close(seen_by(compute, (tensors(B, T, C), labels(B, T))), TABLE.mean(1))
+
+
+def test_a_table_that_is_indexed_by_labels_is_no_list_of_samples():
+    """Coarse labels of fine ones: the numbers of the samples must not be taken for labels."""
+    coarse = torch.tensor([2, 0, 1])
+
+    def compute(module, z, y):
+        return F.cross_entropy(z.flatten(0, 1), coarse[y].flatten())
+
+    z, y = tensors(B, T, C), labels(B, T)
+    expected = F.cross_entropy(z.movedim(-1, 1), coarse[y], reduction="none").mean(1)
+    torch.testing.assert_close(seen_by(compute, (z, y)), expected)
+
+
+def test_rows_that_the_labels_themselves_select():
+    def compute(module, z, y):
+        return F.cross_entropy(z[y], y[y])
+
+    z, y = tensors(C, C), torch.tensor([1, 2, 2])
+    losses = F.cross_entropy(z[y], y[y], reduction="none")
+    torch.testing.assert_close(seen_by(compute, (z, y)), torch.stack([losses[0], losses[1:].mean()]))
+
+
+def twice(module, z, y):
+    """Two calls of the head, and a target from nowhere."""
+    return F.cross_entropy(torch.cat([module.head(z.sin()), z]), torch.zeros(2 * B, dtype=torch.long))
+
+
+def with_others(module, z, y):
+    """Rows that no sample of the batch has, such as those of a memory."""
+    return F.cross_entropy(torch.cat([z, 2 * torch.ones(B, C)]), torch.zeros(2 * B, dtype=torch.long))
+
+
+@pytest.mark.parametrize("compute", [twice, with_others])
+def test_rows_of_no_sample_are_not_left_out_without_a_word(compute):
+    with pytest.raises(ValueError, match="It is unknown which of the criterion's losses"):
+        seen_by(compute, (tensors(B, C), labels(B)))
+
+
+def test_rows_that_an_index_of_the_batch_selects():
+    """Another index in each batch: what one batch has shown is not kept for the next."""
+    orders = iter([torch.arange(B * T), torch.arange(B * T).flip(0)])
+
+    def compute(module, z, y, order):
+        order.copy_(next(orders))
+        return F.cross_entropy(z.flatten(0, 1)[order], y.flatten()[order])
+
+    batch = tensors(B, T, C), labels(B, T), torch.zeros(B * T, dtype=torch.long)
+    torch.testing.assert_close(seen_by(compute, batch, steps=2, batch_size=B), TABLE.mean(1))
