@@ -140,7 +140,7 @@ def work(name: str, folder: str, hot: bool, count: int) -> dict[str, float]:
 
 
 def by_kthvalue(files: list[Path], base: Path) -> torch.Tensor:
-    """The authors' own way: one vector for each network, of which ``kthvalue`` finds the threshold."""
+    """The authors' own way: one vector for each network, and its threshold by ``kthvalue``."""
     from safetensors.torch import load_file
 
     start = torch.cat([value.flatten() for value in load_file(base).values()])

@@ -198,7 +198,7 @@ class NetworkMerge:
             if missing:
                 raise ValueError(
                     f"{source.path} has no importance of {first_names(missing)}: add it, or say that these are buffers "
-                    "(buffers=[...], --buffer), of which the plain mean is taken."
+                    "(buffers=[...], --buffer): their plain mean is taken."
                 )
             for name in merged:
                 (dtype, shape), expected = source.form(name), self.newest.form(name)[1]

@@ -271,44 +271,42 @@ def parse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Torch
     return TorchCall(criterion, input, target, options, reduction)
 
 
-class Stacked(Call):
+def _of_first(name: str) -> Any:
+    return property(lambda derived: getattr(derived.first, name))
+
+
+class Derived(Call):
+    """A call that is made of others: answers as the first of them, but for what a subclass says itself.
+
+    Args:
+        first: the call.
+    """
+
+    def __init__(self, first: Call) -> None:
+        self.first = first
+
+    name, input, target, reduction = map(_of_first, ("name", "input", "target", "reduction"))
+    by_class, class_dim, probabilities = map(_of_first, ("by_class", "class_dim", "probabilities"))
+    is_reduced, divides, divisor, parts = map(_of_first, ("is_reduced", "divides", "divisor", "parts"))
+    valid, counted, indexed, problem = map(_of_first, ("valid", "counted", "indexed", "problem"))
+    logits, targets = map(_of_first, ("logits", "targets"))
+
+    def table(self, tensor: Tensor) -> Tensor:
+        """The input, or a target of its shape, as (rows, C)."""
+        return self.first.table(tensor)
+
+
+class Stacked(Derived):
     """Stands for one call on each stack of a head: its losses are the means of theirs."""
 
     def __init__(self, calls: list[Call]) -> None:
+        super().__init__(calls[0])
         self.calls = calls
-        first = calls[0]
-        self.name, self.input, self.class_dim = first.name, first.input, first.class_dim
-        self.by_class, self.probabilities = first.by_class, first.probabilities
-
-    @property
-    def target(self) -> Tensor:  # type: ignore[override]
-        """The target of the call."""
-        return self.calls[0].target
-
-    @property
-    def reduction(self) -> str:  # type: ignore[override]
-        """How the criterion reduces its losses."""
-        return self.calls[0].reduction
-
-    @property
-    def is_reduced(self) -> bool:
-        """Whether the user's code gets one number."""
-        return self.calls[0].is_reduced
-
-    @property
-    def indexed(self) -> bool:
-        """Whether the target holds class indices."""
-        return self.calls[0].indexed
 
     @property
     def logits(self) -> Tensor:
         """(rows, C) the mean of the logits of the stacks."""
         return _mean([call.logits for call in self.calls])
-
-    @property
-    def targets(self) -> Tensor:
-        """(rows,) class indices, or (rows, C) numbers."""
-        return self.calls[0].targets
 
     def value(self) -> Tensor:
         """The mean of the values."""
@@ -318,21 +316,6 @@ class Stacked(Call):
     def elements(self) -> Tensor:
         """The mean of the unreduced losses."""
         return _mean([call.elements for call in self.calls])
-
-    @property
-    def valid(self) -> Tensor | None:
-        """Which elements count."""
-        return self.calls[0].valid
-
-    @property
-    def counted(self) -> Tensor | None:
-        """Which targets are not to be ignored."""
-        return self.calls[0].counted
-
-    @property
-    def problem(self) -> Problem | None:
-        """What kind of problem the criterion belongs to."""
-        return self.calls[0].problem
 
     def weighted(self, weights: Tensor) -> Tensor:
         """The mean of the weighted values."""

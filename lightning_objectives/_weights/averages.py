@@ -179,7 +179,7 @@ class Averages:
                 "of the raw weights. Call swap_out() before the training goes on."
             )
         turns.add(steps, counts, epochs=epochs)
-        with torch.no_grad():  # As a decorator it would cost more than all counting.
+        with torch.no_grad():
             if turns.whole.begun:
                 self._shadows.update(self.timing)
             else:

@@ -176,7 +176,7 @@ class MergeCheckpoints(StatefulCallback):
 
     @property
     def path(self) -> Path | None:
-        """The merged checkpoint, after the fit; None if there is no merge, of which a warning told you.
+        """The merged checkpoint, after the fit; None if there is no merge; a warning then says why.
 
         Raises:
             RuntimeError: no training has begun with this object.

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
-from lightning_objectives._step.calls import Call
+from lightning_objectives._step.calls import MEANS, Call, Derived
 from lightning_objectives._step.step import Step
-from lightning_objectives.kinds import Loss, Problem
+from lightning_objectives.kinds import Loss
 
 
 @dataclass(eq=False)
@@ -50,7 +50,7 @@ class ReplaceLoss(StepCallback):
         return Replaced(call, losses_of)
 
 
-class Replaced(Call):
+class Replaced(Derived):
     """A call of a criterion with other losses in place of its own.
 
     Args:
@@ -58,83 +58,56 @@ class Replaced(Call):
         losses_of: computes the losses (rows,) of what a call compares.
     """
 
-    by_class = True
-
     def __init__(self, call: Call, losses_of: Callable[[Call], Tensor]) -> None:
-        self.call, self.losses_of = call, losses_of
-        self.name, self.input, self.reduction, self.probabilities = (
-            call.name,
-            call.input,
-            call.reduction,
-            call.probabilities,
-        )
-        self.class_dim = call.class_dim if call.by_class else 1
-        self.by_class = self.input.dim() > 1  # Elements become rows: a loss for all columns of a row.
+        super().__init__(call)
+        self.losses_of = losses_of
+        self._reduction = call.reduction  # It must be known, also of a named criterion.
 
     @property
-    def target(self) -> Tensor:  # type: ignore[override]  # an attribute that is computed
-        """The target of the user's call."""
-        return self.call.target
+    def by_class(self) -> bool:  # type: ignore[override]  # an attribute that is computed
+        """Whether there are several columns: all of them have one loss."""
+        return self.input.dim() > 1  # type: ignore[no-any-return]  # of the first call
 
     @property
-    def problem(self) -> Problem | None:
-        """What kind of problem the criterion belongs to."""
-        return self.call.problem
+    def class_dim(self) -> int:  # type: ignore[override]
+        """The dimension of the columns."""
+        return self.first.class_dim or 1 if self.first.by_class else 1
 
     @property
-    def indexed(self) -> bool:
-        """Whether the target holds class indices."""
-        return self.call.indexed
-
-    @property
-    def logits(self) -> Tensor:
-        """(rows, C) logits."""
-        return self.call.logits
-
-    @property
-    def targets(self) -> Tensor:
-        """(rows,) class indices, or (rows, C) numbers."""
-        return self.call.targets
+    def divides(self) -> bool:
+        """Whether the mean of the losses is taken."""
+        return self._reduction in MEANS
 
     def value(self) -> Tensor:
         """The losses, reduced as the user's criterion reduces its own."""
-        elements = self.elements
         if not self.is_reduced:
-            return elements
-        return elements.sum() / self.divisor if self.divides else elements.sum()
+            return self.elements
+        return self.elements.sum() / self.divisor if self.divides else self.elements.sum()
 
     @cached_property
     def elements(self) -> Tensor:
         """The unreduced losses, one for each row of the input."""
         shape = list(self.input.shape)
         if len(shape) > 1:
-            del shape[self.class_dim or 0]
-        return self.losses_of(self.call).reshape(shape)
-
-    @property
-    def valid(self) -> Tensor | None:
-        """Which rows count."""
-        return self.call.valid
-
-    @property
-    def counted(self) -> Tensor | None:
-        """Which targets are not to be ignored."""
-        return self.call.counted
+            del shape[self.class_dim]
+        return self.losses_of(self.first).reshape(shape)
 
     @property
     def parts(self) -> Tensor | None:
         """What each row adds to the divisor of a mean: 1 if it counts."""
-        return self.valid
+        return self.first.valid
 
     @property
     def divisor(self) -> Tensor | int:
         """What a mean divides by."""
-        return len(self.input) if self.reduction == "batchmean" else super().divisor
+        if self._reduction == "batchmean":
+            return len(self.input)
+        return self.elements.numel() if self.parts is None else self.parts.sum()
 
     def on(self, substitute: Callable[[Tensor], Tensor]) -> "Replaced":
         """The same call with other tensors."""
-        return Replaced(self.call.on(substitute), self.losses_of)
+        return Replaced(self.first.on(substitute), self.losses_of)
 
     def with_targets_of(self, rows: Tensor) -> "Replaced":
         """The same call with the targets of other rows."""
-        return Replaced(self.call.with_targets_of(rows), self.losses_of)
+        return Replaced(self.first.with_targets_of(rows), self.losses_of)

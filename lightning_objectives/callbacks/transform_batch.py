@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lightning_objectives._step.batch import with_tensor
 from lightning_objectives._step.callback import StepCallback
-from lightning_objectives._step.calls import Call
+from lightning_objectives._step.calls import Call, Derived
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.random import batch_seed
-from lightning_objectives.kinds import BatchTransform, Problem
+from lightning_objectives.kinds import BatchTransform
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class TransformBatch(StepCallback):
         return Mixed([call.with_targets_of(rows) for rows in index.unbind(1)], weight.to(call.input.dtype))
 
 
-class Mixed(Call):
+class Mixed(Derived):
     """A call of a criterion on mixed rows: the losses for the targets of several samples, times their shares.
 
     Args:
@@ -77,30 +77,8 @@ class Mixed(Call):
     """
 
     def __init__(self, calls: list[Call], weight: Tensor) -> None:
-        first = calls[0]
+        super().__init__(calls[0])
         self.calls, self.weight = calls, weight
-        self.name, self.input, self.by_class, self.class_dim = first.name, first.input, first.by_class, first.class_dim
-        self.probabilities = first.probabilities
-
-    @property
-    def reduction(self) -> str:  # type: ignore[override]  # an attribute that is computed
-        """How the criterion reduces its losses."""
-        return self.calls[0].reduction
-
-    @property
-    def is_reduced(self) -> bool:
-        """Whether the user's code gets one number."""
-        return self.calls[0].is_reduced
-
-    @property
-    def divides(self) -> bool:
-        """Whether the sum is still to be divided."""
-        return self.calls[0].divides
-
-    @property
-    def problem(self) -> Problem | None:
-        """What kind of problem the criterion belongs to."""
-        return self.calls[0].problem
 
     def _shares(self, like: Tensor) -> list[Tensor]:
         """The shares of each of the K targets, in the shape of the losses."""
@@ -124,7 +102,7 @@ class Mixed(Call):
 
     @cached_property
     def valid(self) -> Tensor | None:
-        """Which rows count: those of which a part counts."""
+        """Which rows count: those with at least one target that counts."""
         return self._any([call.valid for call in self.calls])
 
     @property
@@ -143,7 +121,7 @@ class Mixed(Call):
         """What a mean divides by: the mixture of what each target adds."""
         parts = [call.parts for call in self.calls]
         if parts[0] is None:
-            return self.calls[0].divisor
+            return self.first.divisor
         pairs = [(share, part) for share, part in zip(self._shares(parts[0]), parts) if part is not None]
         if parts[0].dtype != torch.bool:
             return torch.stack([(share * part).sum() for share, part in pairs]).sum()
@@ -156,8 +134,13 @@ class Mixed(Call):
         """False: a mixed target holds probabilities."""
         return False
 
+    @property
+    def targets(self) -> Tensor:
+        """(rows, C) the mixed targets."""
+        return self.table(self.target)
+
     @cached_property
-    def target(self) -> Tensor:  # type: ignore[override]
+    def target(self) -> Tensor:  # type: ignore[override]  # an attribute that is computed
         """The mixed target, of the shape of the input; of class indices it is the distribution of those that count."""
         dtype = self.input.dtype
         total: Tensor | None = None
@@ -178,7 +161,7 @@ class Mixed(Call):
             total, sums = (part, share) if total is None or sums is None else (total + part, sums + share)
         assert total is not None
         assert sums is not None
-        return total / torch.where(sums == 0, 1, sums) if self.calls[0].valid is not None else total
+        return total / torch.where(sums == 0, 1, sums) if self.first.valid is not None else total
 
     def on(self, substitute: Callable[[Tensor], Tensor]) -> "Mixed":
         """The same call with other tensors."""

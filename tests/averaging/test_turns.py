@@ -175,7 +175,7 @@ def test_parameters_that_join_an_optimizer_move_with_it():
         net.one.weight.grad = net.one.bias.grad = None
         optimizers[at].step()
         averages.update()
-    # It was 0 before its first step, of which the average is a copy by then.
+    # It was 0 before its first step, and the average is a copy of that.
     assert averages.weights("ema")["two.bias"].tolist() == [1.5] * 4
 
 

@@ -129,7 +129,7 @@ def test_two_views_of_a_sample_are_one_sample():
 
 
 def test_time_major_batches_under_a_data_loader():
-    """The data loader says that there are B samples, of which the first dimension knows nothing."""
+    """The data loader says that there are B samples; the first dimension counts the positions."""
 
     def compute(module, z, y):
         return F.cross_entropy(z.flatten(0, 1), y.flatten())
@@ -197,7 +197,7 @@ def test_a_class_table_beside_the_inputs():
 
 @pytest.mark.parametrize("settings", [{"batch_size": B}, {"batch_size": "2.count"}, {"sample_dim": 0}])
 def test_what_the_user_says(settings):
-    """Rows of which nothing shows the sample, but for what is said."""
+    """Nothing shows to which sample a row belongs, so the user says it."""
 
     def compute(module, z, y, more):
         return F.cross_entropy(z.sin(), y)

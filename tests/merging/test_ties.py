@@ -167,7 +167,7 @@ def write(folder, count, **types):
 
 
 def test_files_are_merged_as_one_vector(tmp_path):
-    """Beside the slow loop over the vector of all floating tensors but the buffers, of which the mean is taken."""
+    """Equals a slow loop over all floating parameters as one vector; of the buffers it takes the mean."""
     base, files, first, states = write(tmp_path, 3)
     out = merge_checkpoints(
         files, TIES(density=0.3, scale=0.5), tmp_path / "out.safetensors", base=base, buffers=["*.running_*"]

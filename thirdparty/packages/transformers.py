@@ -49,7 +49,7 @@ def _loaders(rows: list[dict[str, Tensor]]) -> tuple[Any, Any]:
 
 
 def _padded(label: str) -> tuple[Any, Any]:
-    """Ten sentences of 8 tokens, of which the last ones are padding, with one class each, or one class per token."""
+    """Ten sentences of 8 tokens, padded at the end, with one class each or one class for each token."""
     generator = torch.Generator().manual_seed(1)
     rows = []
     for i in range(10):
