@@ -42,7 +42,7 @@ class Turn:
     def add(self, steps: int, epochs: int) -> None:
         """Count steps."""
         self.before = now = self.now
-        self.now = tuple.__new__(Moment, (now[0] + steps, epochs))  # This takes half of the time, in each step.
+        self.now = Moment(now.steps + steps, epochs)
 
     def due(self, timing: Timing) -> bool:
         """Whether the average takes the weights in now; not if the tensors had no step since the last time."""
