@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_objectives.discovery import methods
+from lightning_objectives.kinds import Method
 from lightning_objectives.testing.conformance import conditions, exemplars
 
 INTRODUCTION = """# Conformance
@@ -34,6 +35,7 @@ GROUPS = {
     "": "",
     "methods": "The methods, each under its callback",
     "library": "Metrics and schedules, which no callback places",
+    "files": "Methods that work on files after a training",
 }
 
 
@@ -79,13 +81,19 @@ def blanks(found: list[Cell]) -> list[str]:
 def sections(found: list[Cell]) -> dict[tuple[str, str], list[Cell]]:
     """The cells of each family, those of callbacks, methods and others apart: they have conditions of their own."""
     callbacks = {str(row) for row in exemplars()}
-    rooms = {cls.__name__: room for room, cls in methods()}
+    groups = {cls.__name__: group_of(cls) for _, cls in methods()}
     apart: dict[tuple[str, str], list[Cell]] = {}
     for cell in found:
-        group = "library" if rooms.get(cell.row) in ("metrics", "schedules") else "methods"
         of_callbacks = cell.row in callbacks or cell.family == "pairs"
-        apart.setdefault((cell.family, "" if of_callbacks else group), []).append(cell)
+        apart.setdefault((cell.family, "" if of_callbacks else groups.get(cell.row, "methods")), []).append(cell)
     return apart
+
+
+def group_of(cls: type) -> str:
+    """The table of a method."""
+    if not issubclass(cls, Method):
+        return "library"
+    return "methods" if cls.callback else "files"
 
 
 def page(found: list[Cell]) -> str:
