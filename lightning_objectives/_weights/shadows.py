@@ -169,8 +169,9 @@ class Shadows:
         several = len(names) > 1 and inputs[0].is_cpu and all(self.rules[name].by_tensor for name in names)
         if turn.positions is None and not several:
             for name in names:
-                self.rules[name].update(self.states[name], inputs, step=step, start=start)
-                turn.updates[name] = self.states[name].updates
+                state = self.states[name]
+                self.rules[name].update(state, inputs, step=step, start=start)
+                turn.updates[name] = state.updates
             return
         weights = _pick(inputs, turn.positions)
         updates = dict(turn.updates)

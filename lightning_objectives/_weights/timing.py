@@ -90,6 +90,8 @@ class Timing:
 
     def due(self, before: Moment, now: Moment, since: Moment = BEGINNING) -> bool:
         """Whether it is due between two moments; the interval is counted from ``since``."""
+        if self.every_n_steps == 1:
+            return now.steps > before.steps
         unit, every = (0, self.every_n_steps or 1) if self.every_n_epochs is None else (1, self.every_n_epochs)
         return (now[unit] - since[unit]) // every > (before[unit] - since[unit]) // every
 

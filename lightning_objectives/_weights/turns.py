@@ -46,8 +46,7 @@ class Turn:
 
     def due(self, timing: Timing) -> bool:
         """Whether the average takes the weights in now; not if the tensors had no step since the last time."""
-        now = self.now
-        return now[0] > self.updated and timing.due(self.before, now, self.since)
+        return self.now.steps > self.updated and timing.due(self.before, self.now, self.since)
 
 
 class Turns:
