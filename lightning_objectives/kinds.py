@@ -201,6 +201,34 @@ class Combination(Method, nn.Module):
     forward: Callable[..., Tensor]
 
 
+class Perturbation(Method):
+    """Moves the weights before the gradient is taken: ``offsets(gradients, params) -> offsets``, each by name.
+
+    ``params`` are the trained parameters, and ``gradients`` those of the loss at these weights, for each parameter that
+    has one. The callback adds the offsets, takes the gradient at the moved weights, and puts the weights back to the
+    bit. Laws: an offset has the shape, dtype and device of its parameter, and belongs to one with a gradient; gradients
+    of zero give offsets of zero; an offset never points down the gradient; parameters are not written to; all draws
+    come from ``generator``; ``rho=0`` is never active.
+    """
+
+    room, callback = "perturbations", "PerturbWeights"
+    uses_gradients: ClassVar[bool] = True
+    """Whether the offsets depend on the gradients, so that a step takes two passes; if not, it takes one."""
+
+    def offsets(
+        self,
+        gradients: Mapping[str, Tensor],
+        params: Mapping[str, Tensor],
+        *,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """What to add to the parameters. The gradients are the method's own: it may write its offsets into them.
+
+        If it does not use gradients, ``gradients`` is empty. Without a ``generator`` draws come from the global stream.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no offsets(gradients, params).")
+
+
 class GradientTransform(Method):
     """Changes gradients before the optimizer: ``init(params) -> state``, ``update(...) -> gradients``.
 
@@ -381,6 +409,7 @@ KINDS: tuple[type[Method], ...] = (
     Distillation,
     Regularizer,
     Combination,
+    Perturbation,
     GradientTransform,
     Rule,
     Merge,

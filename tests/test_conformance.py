@@ -33,7 +33,7 @@ def public_functions(module):
 
 def functions_with_the_same_inputs(cls):
     """The functions in a class's file that take the same signals as its instances, and no setting that it lacks."""
-    names = ("coefficients", "update", "forward")
+    names = ("coefficients", "update", "forward", "offsets")
     if issubclass(cls, Merge):
         names = ("search" if "evaluate" in cls.asks else "coefficients",) if cls.linear else ("tensor",)
     run = next((getattr(cls, name) for name in names if hasattr(cls, name)), None)

@@ -38,8 +38,7 @@ class Gradients:
         self._others = list(reached.values())
         """The other leaves that the terms reach, such as an input that needs a gradient."""
         self._leaves = [*(leaf for leaf in self._trained if leaf is not None), *self._others]
-        scaler = getattr(step.trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else scaler.get_scale()
+        scale = loss_scale(step.trainer, terms[0])
         rows, self._of_others = [], []
         for term in terms:
             scaled = term * scale
@@ -71,6 +70,15 @@ class Gradients:
             gradients += [weighted_sum(terms, weights) for terms in zip(*self._of_others)]
         loss: Tensor = _HandOver.apply(value, gradients, *self._leaves)
         return loss
+
+
+def loss_scale(trainer: Any, loss: Tensor) -> Tensor | float:
+    """What the Trainer's gradient scaler multiplies a loss by, without a wait for the device; 1 without a scaler."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return 1.0
+    scale: Tensor = scaler.scale(torch.ones((), device=loss.device))
+    return scale
 
 
 class _HandOver(torch.autograd.Function):

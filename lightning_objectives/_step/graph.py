@@ -39,6 +39,17 @@ def reaches(loss: Tensor, value: Tensor) -> bool:
     return any(node is value.grad_fn for node in _inputs_first(loss.grad_fn))
 
 
+def holds(loss: Tensor, function: str) -> bool:
+    """Whether a ``torch.autograd.Function`` of this name lies on the way to the loss.
+
+    >>> import torch
+    >>> holds(torch.ones(3, requires_grad=True).exp().sum(), "CheckpointFunction")
+    False
+    """
+    name = f"{function}Backward"
+    return loss.grad_fn is not None and any(node.name() == name for node in _inputs_first(loss.grad_fn))
+
+
 _AFFINE = (
     "Add Sub RSub Neg Mean Sum View UnsafeView Reshape ReshapeAlias Select Slice Index Stack Cat Clone ToCopy Squeeze "
     "Unsqueeze Expand MaskedSelect Permute Transpose Alias Where MaskedFill Unbind Split SplitWithSizes Nansum Topk "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_objectives._step.calls import Call
 
-PLACES = ("transform", "head", "loss", "weighting", "term", "combination")
+PLACES = ("transform", "head", "loss", "weighting", "term", "combination", "perturbation")
 """The places of a step, in order. Each place takes one callback; only terms can be several."""
 CHANGES = ("transform", "head", "loss", "weighting")
 """The places that change the criterion's value."""
@@ -58,6 +58,10 @@ class Member:
 
     def build(self, plan: Any, head: nn.Module | None) -> None:
         """Build what depends on the network's head, before the extra modules are added."""
+
+    def perturbed(self, run: Callable[[], Any], plan: Any) -> Any:
+        """The output of the whole step; ``run`` runs it at the weights of that moment."""
+        return run()
 
     def transformed(self, step: Any) -> Any:
         """The batch for the user's step."""

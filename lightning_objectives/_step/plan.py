@@ -20,7 +20,7 @@ from lightning_objectives._step.capture import Capture
 from lightning_objectives._step.compiled import is_compiled, lies_in_compiled
 from lightning_objectives._step.extras import Extras
 from lightning_objectives._step.head import network_of, resolve
-from lightning_objectives._step.member import PLACES, Member
+from lightning_objectives._step.member import CHANGES, PLACES, Member
 from lightning_objectives._step.samples import SampleFinder, loader_sizes
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.lightning import is_param_in_hook_signature
@@ -158,7 +158,7 @@ class Plan:
         signals = {signal for member in self.members for signal in member.signals}
         wrap = any(member.place == "head" for member in self.members)
         self.needs_head = wrap or bool(signals & FROM_HEAD)
-        self.catches = bool(signals & _FROM_CALLS) or any(m.place not in ("term", "combination") for m in self.members)
+        self.catches = bool(signals & _FROM_CALLS) or any(m.place in CHANGES for m in self.members)
         if self.catches:
             self.capture.criterion(self.option("criterion"))
         if self.needs_head:
@@ -233,8 +233,15 @@ class Plan:
         if not self.trainer.training:  # the user's validation_step calls it
             return inner(*args, **kwargs)
         batch, index = unwrap(args[0] if args else kwargs.get("batch"), self.option("input"))
-        self.capture.on_recompute = None
-        output = Step(self, batch, index).run(inner, args, kwargs)
+        self.batch = batch
+        of_batch: dict[Member, Any] = {}
+
+        def run() -> Any:
+            self.capture.on_recompute = None
+            return Step(self, batch, index, of_batch).run(inner, args, kwargs)
+
+        moving = [m for m in self.members if m.place == "perturbation" and m.active(self.trainer.global_step)]
+        output = moving[0].perturbed(run, self) if moving else run()
         if self._tap is not None and self.finder.is_plain and not self._records_network:
             self._tap.remove()  # Nothing on the path can move a sample to another place.
             self._tap = None

@@ -30,9 +30,10 @@ class Step(Signals):
         plan: the plan of the fit.
         batch: the user's batch.
         index: the index of the samples that came with the batch.
+        of_batch: what the callbacks keep for all passes over the batch, because it does not depend on the weights.
     """
 
-    def __init__(self, plan: Any, batch: Any, index: Tensor | None) -> None:
+    def __init__(self, plan: Any, batch: Any, index: Tensor | None, of_batch: dict[Member, Any]) -> None:
         super().__init__(plan.module, batch, input=plan.option("input"), index=index)
         self.plan, self.trainer, self.providers = plan, plan.trainer, plan.providers
         number, every = self.trainer.global_step, 0 if self.trainer.barebones else self.trainer.log_every_n_steps
@@ -53,6 +54,7 @@ class Step(Signals):
         self.user_call: Call | None = None
         """The same call, as the user's code made it."""
         self.head_output: Tensor | None = None
+        self.of_batch = of_batch
         self.kept: dict[Member, Any] = {}
         """What a callback keeps for the rest of the step."""
         self._stacks: Tensor | None = None

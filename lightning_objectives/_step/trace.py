@@ -61,6 +61,16 @@ class Node:
         """Where its places come from."""
         return {self} if self.function is None else set().union(*(node.roots() for node in self.sources()))
 
+    def with_all_before(self) -> set["Node"]:
+        """The node, and all that it was computed from."""
+        nodes, waiting = {self}, [self]
+        while waiting:
+            node = waiting.pop()
+            fresh = {*_nodes((node.args, node.kwargs))} - nodes
+            nodes |= fresh
+            waiting += fresh
+        return nodes
+
     def run(self, of: Callable[["Node"], Any], *, first_alone: bool = False) -> Any:
         """Repeat the operation on what ``of`` gives for each node among its arguments, or for the first alone."""
         assert self.function is not None
@@ -133,7 +143,9 @@ class Trace:
         node = self._nodes.get(id(tensor))
         if node is None or node.obstacle is not None:
             return node
-        if any(other.tensor._version != other.version and not other.of_batch for other in self._nodes.values()):
+        # A tensor that does not lie on the way, such as the state of a metric, may change.
+        on_the_way = (self._nodes[id(other.tensor)] for other in node.with_all_before() if not other.of_batch)
+        if any(latest.tensor._version != latest.version for latest in on_the_way):
             return Node(node.tensor, node.version, obstacle="an in-place change")
         return node
 

@@ -30,6 +30,11 @@ class Callback(LightningCallback):
     refuses: ClassVar[Mapping[str, str]] = {"fsdp": _FLAT, "deepspeed": _FLAT}
     """The conditions that it refuses at setup, in addition to those of its bases, each with the reason."""
 
+    @property
+    def passes(self) -> int:
+        """How often the module's training step runs for each batch."""
+        return 1
+
     def methods(self) -> list[Any]:
         """Return the methods that the callback places, in their order: instances of its kind, or plain functions."""
         return []

@@ -15,6 +15,7 @@ from lightning_objectives.callbacks.named import (
     MultiSampleDropoutCallback,
     WSMCallback,
 )
+from lightning_objectives.callbacks.perturb_weights import PerturbWeights
 from lightning_objectives.callbacks.replace_loss import ReplaceLoss
 from lightning_objectives.callbacks.restore_random_state import RestoreRandomState
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
@@ -35,6 +36,7 @@ __all__ = [
     "LossReweightingCallback",
     "MergeCheckpoints",
     "MultiSampleDropoutCallback",
+    "PerturbWeights",
     "ReplaceLoss",
     "RestoreRandomState",
     "ReweightSamples",

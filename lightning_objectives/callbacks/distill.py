@@ -286,11 +286,11 @@ class Distill(StepCallback):
         return rows_of(teacher, student)
 
     def _answer(self, name: str, step: Step) -> Any:
-        """Read what the teacher says of the batch; it runs once in each step."""
-        if self not in step.kept:
+        """Read what the teacher says of the batch; it runs once for each batch."""
+        if self not in step.of_batch:
             answer = self._asked(step)
-            step.kept[self] = {"teacher_logits": answer.logits, "teacher_features": answer.features}
-        return step.kept[self][name]
+            step.of_batch[self] = {"teacher_logits": answer.logits, "teacher_features": answer.features}
+        return step.of_batch[self][name]
 
     def _asked(self, step: Step) -> Answer:
         assert self._frozen is not None

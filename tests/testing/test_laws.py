@@ -132,6 +132,31 @@ class Momentum(kinds.GradientTransform):
         return [None if g is None else v.clone() for v, g in zip(state["velocity"], gradients)]
 
 
+def uphill(gradients, params, *, rho=0.1):
+    check_tensors([params[name] for name in gradients], gradients=list(gradients.values()))
+    return {name: rho * gradient for name, gradient in gradients.items()}
+
+
+class Uphill(kinds.Perturbation):
+    function = staticmethod(uphill)
+
+    def __init__(self, *, rho: float = 0.1):
+        self.rho = rho
+
+    def active(self, *, step):
+        return self.rho > 0
+
+    def offsets(self, gradients, params, *, generator=None):
+        return uphill(gradients, params, rho=self.rho)
+
+
+class Shaken(kinds.Perturbation):
+    uses_gradients = False
+
+    def offsets(self, gradients, params, *, generator=None):
+        return {name: torch.empty_like(p).normal_(generator=generator) for name, p in params.items()}
+
+
 class Warmth(kinds.Calibrator):
     keeps_top_class = True
 
@@ -150,7 +175,7 @@ class Warmth(kinds.Calibrator):
 
 
 SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, FromTheBase]
-SOUND += [Halving, MeanLoss]
+SOUND += [Halving, MeanLoss, Uphill, Shaken]
 
 
 # The same with one fault each, filed under the law that must see it.
@@ -637,6 +662,71 @@ class ByStep(Plain):
         return torch.tensor(steps) / sum(steps) if sum(steps) else super().coefficients(steps)
 
 
+class MovesAll(Uphill):
+    """Also what has no gradient."""
+
+    def offsets(self, gradients, params, *, generator=None):
+        return {name: torch.zeros_like(p) for name, p in params.items()} | super().offsets(gradients, params)
+
+
+class InSinglePrecision(Uphill):
+    def offsets(self, gradients, params, *, generator=None):
+        return {name: offset.float() for name, offset in super().offsets(gradients, params).items()}
+
+
+class ShrinksTheWeights(Uphill):
+    def offsets(self, gradients, params, *, generator=None):
+        torch._foreach_mul_(list(params.values()), 0.5)
+        return super().offsets(gradients, params)
+
+
+class DividesByZero(Uphill):
+    def offsets(self, gradients, params, *, generator=None):
+        return {name: g / g.norm() for name, g in super().offsets(gradients, params).items()}
+
+
+class Downhill(Uphill):
+    def offsets(self, gradients, params, *, generator=None):
+        return {name: -offset for name, offset in super().offsets(gradients, params).items()}
+
+
+class ActiveAtZero(Uphill):
+    def active(self, *, step):
+        return True
+
+
+class MovesAtZero(Uphill):
+    def offsets(self, gradients, params, *, generator=None):
+        return uphill(gradients, params, rho=self.rho + 0.1)
+
+
+class ShakenByAll(Shaken):
+    def offsets(self, gradients, params, *, generator=None):
+        return super().offsets(gradients, params)
+
+
+class AlwaysShakenAlike(Shaken):
+    def offsets(self, gradients, params, *, generator=None):
+        return super().offsets(gradients, params, generator=torch.Generator().manual_seed(0))
+
+
+class AnyShape(Uphill):
+    function = None
+
+    def offsets(self, gradients, params, *, generator=None):
+        return {name: 0.1 * gradient for name, gradient in gradients.items()}
+
+
+class FartherThanItsFunction(Uphill):
+    def __init__(self, *, rho: float = 0.2):
+        super().__init__(rho=rho)
+
+
+class OtherStepThanItsFunction(Uphill):
+    def offsets(self, gradients, params, *, generator=None):
+        return uphill(gradients, params, rho=self.rho**2)
+
+
 class Rising(Halving):
     def get_lr(self):
         return [peak * (1 + self.last_epoch) for peak in self.base_lrs]
@@ -700,7 +790,7 @@ FAULTS = {
     "a_linear_merge_is_linear": [OtherShares],
     "parts_of_a_tensor_make_no_difference": [SubtractsTheNorm],
     "nothing_is_written_to": [InTheFile],
-    "all_draws_come_from_the_generator": [Drawn, DrawnFromNowhere],
+    "all_draws_come_from_the_generator": [Drawn, DrawnFromNowhere, ShakenByAll, AlwaysShakenAlike],
     "a_merge_equals_its_function": [OtherShareOfTheFunction],
     "only_the_distances_of_the_steps_matter": [ByStep],
     "the_rate_stays_within_the_peak": [lambda: build(Rising)],
@@ -708,7 +798,13 @@ FAULTS = {
     "signals_of_a_wrong_shape_are_refused": [
         *(CoarseInputs, OneRow, BareCriterion, SharesOfATable, BroadcastTeacher, LastAxis, FirstAxis)
     ],
-    "gradients_that_do_not_fit_are_refused": [AsFarAsTheyGo],
+    "gradients_that_do_not_fit_are_refused": [AsFarAsTheyGo, AnyShape],
+    "each_offset_has_the_form_of_its_parameter": [MovesAll, InSinglePrecision],
+    "the_parameters_are_not_written_to": [ShrinksTheWeights],
+    "gradients_of_zero_move_nothing": [DividesByZero],
+    "no_offset_points_down_the_gradient": [Downhill],
+    "without_a_size_it_is_idle": [ActiveAtZero, MovesAtZero],
+    "offsets_equal_those_of_the_function": [FartherThanItsFunction, OtherStepThanItsFunction],
     "weights_that_do_not_fit_are_refused": [BroadcastMean],
     "a_fit_refuses_signals_of_a_wrong_shape": [SilentWarmth],
     "steps_that_do_not_increase_are_refused": [AnyOrder],

@@ -1,0 +1,127 @@
+"""What a second pass over the same batch must find, and leave: weights, random streams, buffers, metrics and logs."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lightning_objectives._trainer.patch import Patch
+from lightning_objectives._trainer.random import Streams
+
+
+class MovedWeights:
+    """Adds offsets to parameters, and keeps a copy that puts them back to the bit."""
+
+    def __init__(self, params: Mapping[str, Tensor], offsets: Mapping[str, Tensor]) -> None:
+        self.params = [params[name] for name in offsets]
+        self.copies = [param.detach().clone() for param in self.params]
+        with torch.no_grad():
+            torch._foreach_add_(self.params, list(offsets.values()))
+        torch.clear_autocast_cache()  # Autocast keeps the weights in half precision as they were at their first use.
+
+    def restore(self) -> None:
+        """Put the weights back."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.params, self.copies)
+        torch.clear_autocast_cache()
+
+
+class Surroundings:
+    """What a training step changes besides gradients: the global random streams, buffers and torchmetrics.
+
+    Args:
+        modules: the modules that have the buffers and the metrics.
+        device: what the training runs on.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
+        self.streams = Streams(device)
+        self.buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = []
+        """The owner of each buffer, its name, itself, and its values."""
+        self.metrics: list[tuple[nn.Module, dict[str, Any]]] = []
+        metric = getattr(sys.modules.get("torchmetrics"), "Metric", ())
+        for module in dict.fromkeys(inner for outer in modules for inner in outer.modules()):
+            for name, buffer in module._buffers.items():
+                self.buffers.append((module, name, buffer, None if buffer is None else buffer.detach().clone()))
+            if isinstance(module, metric):
+                self.metrics.append((module, dict(_states(module))))
+
+    def restore(self, *, buffers: bool = True) -> None:
+        """Put everything back, or all but the buffers, whose values the backward pass may still need."""
+        self.streams.restore()
+        for metric, states in self.metrics:
+            vars(metric).update(states)
+        if buffers:
+            self.restore_buffers()
+
+    def restore_buffers(self) -> None:
+        """Put the buffers back."""
+        with torch.no_grad():
+            for module, name, buffer, values in self.buffers:
+                if buffer is not None and values is not None:
+                    buffer.copy_(values)
+                module._buffers[name] = buffer
+
+    def values_by_place(self) -> dict[int, Tensor]:
+        """The values of the buffers, by where these lie in memory."""
+        return {b.data_ptr(): v for *_, b, v in self.buffers if b is not None and v is not None}
+
+
+def _states(metric: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The states of a metric, which it may change in place."""
+    for name, value in vars(metric).items():
+        if isinstance(value, Tensor):
+            yield name, value.detach().clone()
+        elif isinstance(value, list):
+            yield name, list(value)
+        elif value is None or isinstance(value, (bool, int, float)):
+            yield name, value
+
+
+class Muted:
+    """Lets a module log nothing for a while."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.patches = [Patch(self.module, name, lambda *_, **__: None) for name in ("log", "log_dict")]
+
+    def __exit__(self, *_: object) -> None:
+        for patch in self.patches:
+            patch.remove()
+
+
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """How often each tensor was changed in place."""
+    return [tensor._version for tensor in tensors]
+
+
+def loss_in(output: Any) -> Tensor | None:
+    """The loss in the output of a training step; None if there is none."""
+    return output.get("loss") if isinstance(output, Mapping) else output
+
+
+def with_loss(output: Any, loss: Tensor) -> Any:
+    """The output of a training step with another loss."""
+    return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+
+def with_gradient_of(value: Tensor, loss: Tensor) -> Tensor:
+    """The value of one loss with the gradient of another."""
+    joined: Tensor = _GradientOf.apply(loss, value.detach())
+    return joined
+
+
+class _GradientOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
