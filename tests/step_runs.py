@@ -14,6 +14,7 @@ from lightning_objectives.callbacks import (
     AddRegularizer,
     AverageWeights,
     Calibrate,
+    PerturbWeights,
     ReweightSamples,
     TransformGradients,
     WrapHead,
@@ -22,6 +23,7 @@ from lightning_objectives.data.with_index import with_index
 from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.kinds import Regularizer
+from lightning_objectives.perturbations import SAM
 from lightning_objectives.weighting import LossBasedReweighting
 
 
@@ -105,8 +107,42 @@ def joined(devices):
         calibrate, AddRegularizer(Learned()), batches=Validated(), devices=devices, max_steps=3
     )
     results["calibrated"]["net"] |= calibrate.calibrator.state_dict()
+    moved = PerturbWeights(SAM(rho=0.5), across_ranks=True)
+    results["moved"] = train(moved, ReweightSamples(LossBasedReweighting()), batches=batches, devices=devices)
     results["switched"] = train(AddRegularizer(Switched(), strength=0.1), batches=batches, devices=devices)
     return results
+
+
+def moved_by_rank(devices):
+    """Each of two processes moves its weights by its own gradient; one process does both by hand."""
+    if devices == 2:
+        return {"net": train(PerturbWeights(SAM(rho=0.5)), batches=Strided(), devices=2)}
+    L.seed_everything(0, verbose=False)
+    net = Net(dtype=torch.float64)
+    (optimizer, everything), params = (net.configure_optimizers(), data(dtype=torch.float64)), list(net.parameters())
+    for first in [*range(0, 24, 8)] * 2:
+        gradients = []
+        for rank in range(2):
+            rows = [everything[i] for i in range(first + rank, first + 8, 2)]
+            x, y = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+
+            def gradient(x=x, y=y):
+                return torch.autograd.grad(net.criterion(net(x), y), params)
+
+            here = gradient()
+            norm = torch.stack([g.norm() for g in here]).norm()
+            copies = [p.detach().clone() for p in params]
+            with torch.no_grad():
+                for p, g in zip(params, here):
+                    p.add_(0.5 * g / norm)
+            gradients.append(gradient())
+            with torch.no_grad():
+                for p, copy in zip(params, copies):
+                    p.copy_(copy)
+        for p, *of_ranks in zip(params, *gradients):
+            p.grad = sum(of_ranks) / 2
+        optimizer.step()
+    return {"net": {"net": dict(net.state_dict())}}
 
 
 class Uneven(BatchSampler):
@@ -150,6 +186,6 @@ def uneven(devices):
 
 
 if __name__ == "__main__":
-    results = {"joined": joined, "uneven": uneven}[sys.argv[1]](2)
+    results = {"joined": joined, "moved_by_rank": moved_by_rank, "uneven": uneven}[sys.argv[1]](2)
     rank = next(iter(results.values()))["rank"]
     torch.save(results, Path(sys.argv[2]) / f"rank{rank}.pt")

@@ -23,6 +23,13 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
         assert_close(first[name]["net"], result["net"])
 
 
+def test_each_process_moves_its_weights_by_its_own_gradient(tmp_path):
+    first, second = ranks(step_runs.__file__, "moved_by_rank", tmp_path)
+    one = step_runs.moved_by_rank(1)
+    for result in (first, second):
+        assert_close(result["net"]["net"], one["net"]["net"])
+
+
 def test_weights_of_one_on_uneven_ranks_are_untouched_ddp(tmp_path):
     first, second = ranks(step_runs.__file__, "uneven", tmp_path)
     for result in (first, second):
