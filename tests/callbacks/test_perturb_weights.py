@@ -9,6 +9,7 @@ from helpers import Net, equal, fit, loader, trainer, weights
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_objectives.averaging import EMA
@@ -162,6 +163,42 @@ def amp(precision, scale=2.0**8):
     return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))]}
 
 
+def test_weights_that_autocast_has_cached_move_too():
+    """Lightning's own contexts cache none, but a plugin of the user's may."""
+
+    class Caching(MixedPrecision):
+        def __init__(self):
+            super().__init__("bf16-mixed", "cpu")
+
+        def forward_context(self):
+            return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    ours, _ = fit(PerturbWeights(SAM(rho=0.1)), net=Deep, plugins=[Caching()])
+    theirs, _ = by_hand(sam, dtype=torch.bfloat16)
+    assert same_weights(ours, theirs)
+
+
+def test_both_passes_find_the_same_buffers_and_metrics_count_once():
+    class Remembering(Deep):
+        """Its loss depends on a buffer that each step changes."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("level", torch.ones(()))
+            self.seen = SumMetric()
+
+        def training_step(self, batch, batch_idx):
+            self.level.mul_(0.5).add_(batch[0].mean())
+            self.seen.update(1.0)
+            return self.level * super().training_step(batch, batch_idx)
+
+    ours, _ = fit(PerturbWeights(Still()), net=Remembering)
+    plain, _ = fit(net=Remembering)
+    assert equal(ours, plain)
+    assert ours.seen.compute() == 6
+    assert ours.seen.update_count == 6
+
+
 def test_two_passes_without_a_move_beside_everything_else():
     def others():
         teacher = Net().eval()
@@ -261,14 +298,19 @@ def test_an_error_on_the_way_puts_the_weights_back(moment):
             super().backward(loss, *args, **kwargs)
 
     class AfterFirstStep(Callback):
+        """Comes first, also when the error is told: a search for a batch size goes on after one."""
+
         def on_train_batch_end(self, trainer, pl_module, *_):
             self.weights = {n: p.clone() for n, p in pl_module.named_parameters()}
+
+        def on_exception(self, trainer, pl_module, exception):
+            self.same = all(torch.equal(p, self.weights[n]) for n, p in pl_module.named_parameters())
 
     noted, net = AfterFirstStep(), Failing()
     L.seed_everything(0)
     with pytest.raises(RuntimeError, match="out of memory"):
-        trainer(PerturbWeights(SAM(rho=1.0)), noted).fit(net, loader())
-    assert all(torch.equal(p, noted.weights[n]) for n, p in net.named_parameters())
+        trainer(noted, PerturbWeights(SAM(rho=1.0))).fit(net, loader())
+    assert noted.same
     assert "log" not in vars(net)
 
 

@@ -313,6 +313,12 @@ def inplace_on_a_view(self, x, y):
     return F.cross_entropy(logits, y)
 
 
+def inplace_on_a_view_before_more(self, x, y):
+    logits = self(x)
+    logits.view(-1).mul_(2)
+    return F.cross_entropy(logits * 1.0, y)
+
+
 def functional_head(self, x, y):
     return F.cross_entropy(F.linear(self.backbone(x), self.fc.weight, self.fc.bias), y)
 
@@ -337,6 +343,7 @@ REFUSED = {
         "not in it",
     ),
     "in place, on a view": (inplace_on_a_view, WrapHead(MultiSampleDropout()), "in-place change"),
+    "in place, further back": (inplace_on_a_view_before_more, WrapHead(MultiSampleDropout()), "in-place change"),
     "exp": (lambda self, x, y: F.mse_loss(self(x).exp(), F.one_hot(y, 3).float()), WrapHead(Fixed()), "'exp'"),
     "dropout": (lambda self, x, y: F.cross_entropy(F.dropout(self(x)), y), WrapHead(Fixed()), "'dropout'"),
     "property": (lambda self, x, y: F.cross_entropy(self(x).T.T, y), WrapHead(Fixed()), "cannot be repeated"),
