@@ -16,8 +16,8 @@ cheap.devices()
 
 
 def pytest_collection_finish(session):
-    cheap.metrics()
-    cheap.guards()
+    for cheaper in (cheap.guards, cheap.metrics, cheap.profilers, cheap.stages, cheap.arguments, cheap.tuners):
+        cheaper()
     cheap.garbage()
 
 

@@ -1,13 +1,17 @@
 """The tests' short cuts change nothing of a training."""
 
-import importlib.metadata
+import functools
 import random
 
 import cheap
 import numpy as np
+import pytest
 import torch
 from helpers import equal, fit, loader
+from lightning.pytorch import Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
 from lightning_objectives.callbacks import LogMetrics
 
@@ -21,10 +25,9 @@ def trained():
 def test_a_training_is_the_same_without_them(monkeypatch):
     net, metrics, streams = trained()
     assert metrics
-    monkeypatch.setattr(_ResultMetric, "to", _ResultMetric.to.__wrapped__)
-    monkeypatch.setattr(importlib.metadata, "entry_points", importlib.metadata.entry_points.__wrapped__)
-    for device, usual in cheap.SEEDS.items():
-        monkeypatch.setattr(device, "manual_seed_all", usual)
+    assert {name for _, name, _ in cheap.REPLACED} >= {"entry_points", "manual_seed_all", "to", "profile", "__eq__"}
+    for owner, name, usual in cheap.REPLACED:
+        monkeypatch.setattr(owner, name, usual)
     other, others, theirs = trained()
     assert equal(net, other)
     assert metrics == others
@@ -38,3 +41,51 @@ def test_a_value_elsewhere_is_moved():
     metric.__dict__.update(is_tensor=True, value=torch.zeros(2))
     assert metric.to("cpu") is metric
     assert metric.to(torch.device("meta")).value.device.type == "meta"
+
+
+def test_stages_are_equal_as_ever():
+    assert TrainerFn.FITTING == TrainerFn.FITTING == "fit" == TrainerFn.FITTING.value
+    assert TrainerFn.FITTING == "FIT"
+    assert TrainerFn.FITTING != TrainerFn.TESTING
+    assert RunningStage.TESTING == TrainerFn.TESTING
+
+
+def usual_and_cheap(name):
+    (module, usual), *_ = [(owner, u) for owner, n, u in cheap.REPLACED if n == name]
+    return usual, getattr(module, name)
+
+
+class Hooks:
+    def named(self, batch, batch_idx):
+        pass
+
+    def others(self, *args):
+        pass
+
+    @functools.wraps(named)
+    def wrapped(self, *args):
+        pass
+
+
+@pytest.mark.parametrize(
+    "question", [("batch_idx",), ("batch", True), ("none",), ("none", True), ("none", True, 2)]
+)
+def test_a_signature_is_read_as_ever(question):
+    usual, cheaper = usual_and_cheap("is_param_in_hook_signature")
+    hooks = Hooks()
+    for hook in (hooks.named, Hooks.named, hooks.others, hooks.wrapped, lambda self, batch_idx: None):
+        assert cheaper(hook, *question) == cheaper(hook, *question) == usual(hook, *question)
+
+
+@pytest.mark.parametrize("name", ["PL_TRAINER_DEVICES", "PL_TRAINER_NO_ARGUMENT", "PL_GLOBAL_SEED"])
+def test_arguments_in_the_environment_are_read_as_ever(name, monkeypatch):
+    usual, cheaper = usual_and_cheap("_parse_env_variables")
+    assert vars(cheaper(Trainer)) == {}
+    monkeypatch.setenv(name, "2")
+    assert vars(cheaper(Trainer)) == vars(usual(Trainer)) == ({"devices": 2} if "DEVICES" in name else {})
+
+
+def test_what_is_profiled_may_fail():
+    profiler = PassThroughProfiler()
+    with pytest.raises(KeyError), profiler.profile("it") as name:
+        raise KeyError(name)
