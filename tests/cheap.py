@@ -30,6 +30,18 @@ def lightnings(name):
     return filter(None, (sys.modules.get(f"{package}.{name}") for package in LIGHTNING))
 
 
+def before_imports():
+    no_garbage()
+    entry_points()
+    seeds()
+    devices()
+
+
+def after_imports():
+    for cheaper in (guards, metrics, profilers, hooks, records, stages, arguments, tuners, garbage):
+        cheaper()
+
+
 # -- before the imports
 
 
@@ -89,6 +101,23 @@ def profilers():
     """Enter no generator around each hook for the profiler that does nothing."""
     for module in lightnings("profilers.base"):
         replace(module.PassThroughProfiler, "profile", lambda self, action_name: contextlib.nullcontext(action_name))
+
+
+def hooks():
+    """Set the name of each hook past `Module.__setattr__`, which would look for parameters, and do the same."""
+    slow, fast = "pl_module._current_fx_name = ", 'vars(pl_module)["_current_fx_name"] = '
+    for module in lightnings("trainer.call"):
+        for function in filter(inspect.isfunction, list(vars(module).values())):
+            if function.__module__ == module.__name__ and slow in (source := inspect.getsource(function)):
+                scope = {}
+                lines = "\n" * (function.__code__.co_firstlineno - 1)
+                exec(compile(lines + source.replace(slow, fast), module.__file__, "exec"), vars(module), scope)
+                replace(function, "__code__", scope[function.__name__].__code__)
+
+
+def records():
+    """Tell no profiler of each step and batch: there is none."""
+    replace(torch.autograd.profiler, "record_function", contextlib.nullcontext)
 
 
 def stages():
