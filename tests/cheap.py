@@ -3,13 +3,16 @@
 Nothing of it changes what a training computes on the CPU: `test_cheap.py` compares trainings with it and without.
 """
 
+import _signal
 import contextlib
 import functools
 import gc
 import importlib.metadata
 import inspect
 import os
+import signal
 import sys
+import types
 import weakref
 
 import torch
@@ -38,8 +41,10 @@ def before_imports():
 
 
 def after_imports():
-    for cheaper in (guards, metrics, profilers, hooks, records, stages, arguments, tuners, garbage):
+    guards()
+    for cheaper in (metrics, profilers, hooks, records, stages, arguments, signatures, signals, tuners):
         cheaper()
+    garbage()
 
 
 # -- before the imports
@@ -143,7 +148,8 @@ def _read_once(usual):
 
     @functools.wraps(usual)
     def is_param_in_hook_signature(hook_fx, param, explicit=False, min_args=None):
-        function = getattr(hook_fx, "__func__", hook_fx)  # a method's signature is read with its `self`, too
+        hook = getattr(hook_fx, "__wrapped__", hook_fx)
+        function = getattr(hook, "__func__", hook)  # a method's signature is read with its `self`, too
         if not inspect.isfunction(function) or hasattr(function, "__wrapped__"):
             return usual(hook_fx, param, explicit, min_args)
         answers, question = known.setdefault(function, {}), (param, explicit, min_args)
@@ -152,6 +158,29 @@ def _read_once(usual):
         return answers[question]
 
     return is_param_in_hook_signature
+
+
+def signatures():
+    """Read the signature of a metric's update once for each class, not for each value that is logged."""
+    metric = sys.modules["torchmetrics.metric"]
+    known = weakref.WeakKeyDictionary()
+
+    def signature(update):
+        function = getattr(update, "__func__", None)
+        if function is None or hasattr(function, "__wrapped__"):
+            return inspect.signature(update)
+        if function not in known:
+            known[function] = inspect.signature(update)
+        return known[function]
+
+    replace(metric, "inspect", types.SimpleNamespace(**{**vars(inspect), "signature": signature}))
+
+
+def signals():
+    """Make no members of an enumeration of all handlers of signals, which each training reads and puts back."""
+    for module in lightnings("trainer.connectors.signal_connector"):
+        plain = {name: getattr(_signal, name) for name in ("getsignal", "signal")}
+        replace(module, "signal", types.SimpleNamespace(**{**vars(signal), **plain}))
 
 
 def _if_there_are_any(usual, nothing):

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from torchmetrics import MeanMetric, MinMetric
 
 from lightning_objectives.callbacks import LogMetrics
 
@@ -25,7 +26,7 @@ def trained():
 def test_a_training_is_the_same_without_them(monkeypatch):
     net, metrics, streams = trained()
     assert metrics
-    replaced = "__code__ __eq__ entry_points is_param_in_hook_signature profile record_function to".split()
+    replaced = "__code__ __eq__ entry_points is_param_in_hook_signature profile record_function signal to".split()
     assert {name for _, name, _ in cheap.REPLACED} >= {*replaced}
     for owner, name, usual in cheap.REPLACED:
         monkeypatch.setattr(owner, name, usual)
@@ -74,6 +75,21 @@ def test_a_signature_is_read_as_ever(question):
     hooks = Hooks()
     for hook in (hooks.named, Hooks.named, hooks.others, hooks.wrapped, lambda self, batch_idx: None):
         assert cheaper(hook, *question) == cheaper(hook, *question) == usual(hook, *question)
+
+
+def test_handlers_of_signals_are_put_back():
+    usual, cheaper = usual_and_cheap("signal")
+    before = {number: usual.getsignal(number) for number in usual.valid_signals() - {usual.SIGKILL, usual.SIGSTOP}}
+    fit(max_epochs=1)
+    assert {number: usual.getsignal(number) for number in before} == before
+    assert {number: cheaper.getsignal(number) for number in before} == before
+
+
+def test_the_signature_of_an_update_is_read_as_ever():
+    usual, cheaper = usual_and_cheap("inspect")
+    metric = MeanMetric()
+    for update in (metric.update, MeanMetric.update, MeanMetric.update.__get__(metric), MinMetric.update):
+        assert cheaper.signature(update) == cheaper.signature(update) == usual.signature(update)
 
 
 @pytest.mark.parametrize("name", ["PL_TRAINER_DEVICES", "PL_TRAINER_NO_ARGUMENT", "PL_GLOBAL_SEED"])
