@@ -9,16 +9,11 @@ import pytest
 import torch
 from skip_list import pytest_configure  # noqa: F401  # a hook
 
-cheap.no_garbage()
-cheap.entry_points()
-cheap.seeds()
-cheap.devices()
+cheap.before_imports()
 
 
 def pytest_collection_finish(session):
-    cheap.metrics()
-    cheap.guards()
-    cheap.garbage()
+    cheap.after_imports()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """Measures the batches of an evaluation epoch by metrics, and logs the results at its end."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -8,6 +10,8 @@ from torchmetrics import Metric, MetricCollection
 from lightning_objectives._step.calls import TARGETS
 from lightning_objectives._step.compared import Compared
 from lightning_objectives.metrics import default_metrics, regression_metrics
+
+Build = Callable[[], Metric | MetricCollection]
 
 
 class Measured:
@@ -29,22 +33,24 @@ class Measured:
             ValueError: the user names no metrics, and there are none for this kind of problem.
         """
         if self.metrics is not None:
-            self.update_rows(name, loader, *compared.plain, self.metrics)
+            own = self.metrics
+            self.update_rows(name, loader, *compared.plain, lambda: own)
             return
-        metrics = _default(compared)
+        build = _default(compared)
         preds, target = compared.pair
         if compared.problem == "regression":
             preds, target = preds.flatten(), target.expand_as(preds).flatten()
-        self.update_rows(name, loader, preds, target, metrics)
+        self.update_rows(name, loader, preds, target, build)
 
-    def update_rows(
-        self, name: str, loader: int, preds: Tensor, target: Tensor, metrics: Metric | MetricCollection
-    ) -> None:
-        """Measure predictions and targets as they are."""
+    def update_rows(self, name: str, loader: int, preds: Tensor, target: Tensor, build: Build) -> None:
+        """Measure predictions and targets as they are, from the first batch on by the metrics that it builds."""
         key = name, loader
         if key not in self._collections:
-            metrics = metrics if isinstance(metrics, MetricCollection) else MetricCollection([metrics])
-            self._collections[key] = metrics.clone().to(preds.device)
+            metrics = build()
+            collection = metrics if isinstance(metrics, MetricCollection) else MetricCollection([metrics])
+            if metrics is self.metrics:
+                collection = collection.clone()  # the user's own stay as they are
+            self._collections[key] = collection.to(preds.device)
         if len(target):
             self._collections[key].update(preds, target)
 
@@ -65,12 +71,12 @@ class Measured:
         self._collections = {}
 
 
-def _default(compared: Compared) -> MetricCollection:
-    """The metrics of a problem."""
+def _default(compared: Compared) -> Build:
+    """What builds the metrics of a problem."""
     if compared.problem == "regression":
-        return regression_metrics()
+        return regression_metrics
     if compared.problem in ("classes", "binary"):
-        return default_metrics(max(2, compared.columns))
+        return partial(default_metrics, max(2, compared.columns))
     raise ValueError(
         f"The evaluation step compares {tuple(compared.input.shape)} with {tuple(compared.target.shape)} "
         f"({compared.source}): {TARGETS[compared.problem]}, for which there are no default metrics. Say metrics=, "

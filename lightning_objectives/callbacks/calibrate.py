@@ -1,7 +1,7 @@
 """Calibrates the probabilities of a network at each validation."""
 
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -150,10 +150,13 @@ class Calibrate(StatefulCallback):
             for logits, target in batches:
                 p = self.calibrator(logits)
                 logs = p.clamp_min(torch.finfo(p.dtype).tiny).log()
-                metrics = self.metrics or default_metrics(p.shape[1])
-                measured.update_rows("", loader, logs.to(module.device), target.to(module.device), metrics)
+                build = partial(self._metrics, p.shape[1])
+                measured.update_rows("", loader, logs.to(module.device), target.to(module.device), build)
         measured.log(trainer, module, prefix)
         self._rows = {}
+
+    def _metrics(self, classes: int) -> Metric | MetricCollection:
+        return self.metrics or default_metrics(classes)
 
     @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:

@@ -4,8 +4,8 @@ import copy
 import pickle
 import subprocess
 import sys
-import textwrap
 import types
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -23,17 +23,41 @@ from lightning_objectives.regularizers import SpectralDecoupling
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*litlogger.*", "ignore:.*num_workers.*")
 
 
-def opens_without_us(path, check):
-    """Open a pickle in a process that cannot import the package, and run lines on what it holds, ``loaded``."""
-    code = f"""
-        import sys
-        sys.modules["lightning_objectives"] = None
-        sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
-        import torch
-        loaded = torch.load({str(path)!r}, weights_only=False)
-        {check}
+WITHOUT_US = f"""
+import os, sys, traceback
+sys.modules["lightning_objectives"] = None
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import lightning, torch
+for line in sys.stdin:
+    path, check = eval(line)
+    pid = os.fork()
+    if not pid:
+        try:
+            loaded = torch.load(path, weights_only=False)
+            exec(check)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def opens_without_us():
+    """Opens a pickle in a new process that cannot import the package, and runs lines on what it holds, ``loaded``.
+
+    The process is a fork of one that has imported Lightning, and none of the modules that are pickled.
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", WITHOUT_US], text=True, **pipes) as server:
+
+        def opens(path, check):
+            print((str(path), check), file=server.stdin, flush=True)
+            assert server.stdout.readline() == "0\n", "what was printed says why"
+
+        yield opens
+        server.stdin.close()
 
 
 # Pickles
@@ -42,7 +66,7 @@ def opens_without_us(path, check):
 @pytest.mark.parametrize(
     "callback", [AverageWeights(BEMA()), AddRegularizer(SpectralDecoupling())], ids=lambda c: type(c).__name__
 )
-def test_a_module_that_is_pickled_in_training_opens_without_the_package(tmp_path, callback):
+def test_a_module_that_is_pickled_in_training_opens_without_the_package(tmp_path, callback, opens_without_us):
     class Save(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             torch.save(pl_module, tmp_path / "module.pt")
@@ -54,7 +78,7 @@ def test_a_module_that_is_pickled_in_training_opens_without_the_package(tmp_path
     )
 
 
-def test_a_checkpoint_that_pickles_the_module_opens_without_the_package(tmp_path):
+def test_a_checkpoint_that_pickles_the_module_opens_without_the_package(tmp_path, opens_without_us):
     class Save(L.Callback):
         def on_train_batch_end(self, trainer, *_):
             trainer.save_checkpoint(tmp_path / "x.ckpt")

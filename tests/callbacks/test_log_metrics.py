@@ -211,6 +211,21 @@ def test_what_cannot_be_measured_is_refused(net, callback, message):
     assert "validation_step" not in vars(net)
 
 
+@pytest.mark.parametrize("callback", [LogMetrics(), Calibrate(TemperatureScaling())], ids=lambda c: type(c).__name__)
+def test_metrics_of_the_user_are_measured_by_copies(callback):
+    """Otherwise each loader, and each epoch, would go on with the sums of the one before."""
+
+    class Two(Net):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            super().validation_step(batch, batch_idx)
+
+    own = callback.metrics = default_metrics(3)
+    _, runner = fit(callback, net=Two, val=[loader(), loader(seed=1)])
+    assert not any(metric.update_called for metric in own.values())
+    first, second = (value for key, value in sorted(runner.callback_metrics.items()) if "nll/" in key)
+    assert first != second
+
+
 def test_the_second_criterion_and_other_metrics():
     net, runner = fit(LogMetrics(which=0), net=Twice, val=loader())
     close(runner.callback_metrics, reference(net))
