@@ -25,7 +25,7 @@ def build(method: type[Any]) -> Any:
     return method(**settings)
 
 
-def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed: int = 0) -> dict[str, Any]:
+def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed: int = 0) -> dict[str, Any]:
     """Make up a value for each signal, in float64 and without gradient; :func:`call` adds a new ``generator``.
 
     Args:
@@ -39,7 +39,7 @@ def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed:
 
     >>> signals = example_signals(rows=3)
     >>> signals["logits"].shape, signals["target"].shape
-    (torch.Size([3, 4]), torch.Size([3]))
+    (torch.Size([3, 3]), torch.Size([3]))
     """
     generator = torch.Generator().manual_seed(seed)
 
