@@ -1,5 +1,7 @@
 """What losses on classes share: wide log-probabilities, and the expectation of a loss over the target."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,3 +36,21 @@ def expected(values: Tensor, target: Tensor) -> Tensor:
 def shares(logits: Tensor, target: Tensor) -> Tensor:
     """(N, C) the share of each class in the target, in the type of the logits: one-hot for classes."""
     return (target if target.is_floating_point() else F.one_hot(target.long(), logits.shape[1])).to(logits.dtype)
+
+
+def of_target(formula: Callable[..., Tensor], target: Tensor, *tables: Tensor) -> Tensor:
+    """(N,) a formula of single classes at the target's class, or its expectation over a target of probabilities.
+
+    Args:
+        formula: computes losses from one or more tensors, element by element.
+        target: (N,) int classes or (N, C) float class probabilities.
+        tables: (N, C) the arguments of the formula.
+    """
+    if target.is_floating_point():
+        return expected(formula(*tables), target)
+    return formula(*(expected(table, target) for table in tables))
+
+
+def power_loss(log_p: Tensor, power: float) -> Tensor:
+    r"""Compute :math:`(1 - p^q) / q` from :math:`\log p`, exact near :math:`p = 1`; :math:`-\log p` at 0."""
+    return -log_p if power == 0 else -torch.expm1(power * log_p) / power
