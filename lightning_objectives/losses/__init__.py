@@ -1,15 +1,18 @@
 """Replaces the model's criterion by another per-sample loss: (logits, target) -> (N,)."""
 
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
+from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 
 __all__ = [
     "AdaptiveLDRLoss",
+    "FocalLoss",
     "LDRLoss",
     "LabelSmoothingLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
+    "focal_loss",
     "label_smoothing_loss",
     "ldr_loss",
     "score_gaps",
