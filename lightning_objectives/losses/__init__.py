@@ -4,16 +4,19 @@ from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_l
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
+from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
 
 __all__ = [
     "AdaptiveLDRLoss",
     "FocalLoss",
     "LDRLoss",
     "LabelSmoothingLoss",
+    "SigmoidFocalLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
     "focal_loss",
     "label_smoothing_loss",
     "ldr_loss",
     "score_gaps",
+    "sigmoid_focal_loss",
 ]
