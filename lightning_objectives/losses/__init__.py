@@ -2,6 +2,10 @@
 
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
+from lightning_objectives.losses.generalized_cross_entropy import (
+    GeneralizedCrossEntropyLoss,
+    generalized_cross_entropy_loss,
+)
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
@@ -9,12 +13,14 @@ from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_
 __all__ = [
     "AdaptiveLDRLoss",
     "FocalLoss",
+    "GeneralizedCrossEntropyLoss",
     "LDRLoss",
     "LabelSmoothingLoss",
     "SigmoidFocalLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
     "focal_loss",
+    "generalized_cross_entropy_loss",
     "label_smoothing_loss",
     "ldr_loss",
     "score_gaps",
