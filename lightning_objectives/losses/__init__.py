@@ -9,6 +9,7 @@ from lightning_objectives.losses.generalized_cross_entropy import (
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
+from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
 
 __all__ = [
     "AdaptiveLDRLoss",
@@ -17,6 +18,7 @@ __all__ = [
     "LDRLoss",
     "LabelSmoothingLoss",
     "SigmoidFocalLoss",
+    "SymmetricCrossEntropyLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
     "focal_loss",
@@ -25,4 +27,5 @@ __all__ = [
     "ldr_loss",
     "score_gaps",
     "sigmoid_focal_loss",
+    "symmetric_cross_entropy_loss",
 ]
