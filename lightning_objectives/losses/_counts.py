@@ -14,9 +14,7 @@ def check_counts(counts: Sequence[float]) -> tuple[float, ...]:
     """
     numbers = tuple(counts.tolist() if isinstance(counts, Tensor) else counts)
     if len(numbers) < 2:
-        raise ValueError(
-            f"counts={numbers} must have one number for each class, and there must be two classes or more."
-        )
+        raise ValueError(f"counts={numbers} must have one number for each of two classes or more.")
     for place, number in enumerate(numbers):
         if not 0 < number < float("inf"):
             raise ValueError(

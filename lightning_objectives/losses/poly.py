@@ -38,9 +38,7 @@ def poly_loss(logits: Tensor, target: Tensor, *, epsilon: float = 2.0) -> Tensor
 
 def _check(epsilon: float) -> None:
     if not -1 <= epsilon < float("inf"):
-        raise ValueError(
-            f"epsilon={epsilon} must be >= -1 and finite, or the loss would rise towards p = 1; 0 is cross entropy."
-        )
+        raise ValueError(f"epsilon={epsilon} must be >= -1 and finite, or the loss would rise as p nears 1; 0 is CE.")
 
 
 class PolyLoss(Loss):

@@ -49,11 +49,9 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, al
     of_positive = positive * (gamma * log_not_p).exp() * -log_p
     of_negative = negative * (gamma * log_p).exp() * -log_not_p
     # 0 * inf is NaN, so a term without a share must not count, even if its logit is infinite.
-    terms = (
-        torch.where(target == 0, 0.0, target * of_positive),
-        torch.where(target == 1, 0.0, (1 - target) * of_negative),
-    )
-    return (terms[0] + terms[1]).sum(1)
+    positive_part = torch.where(target == 0, 0.0, target * of_positive)
+    negative_part = torch.where(target == 1, 0.0, (1 - target) * of_negative)
+    return (positive_part + negative_part).sum(1)
 
 
 def _check(gamma: float, alpha: float | None) -> None:
