@@ -8,6 +8,7 @@ from lightning_objectives.losses.generalized_cross_entropy import (
 )
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
+from lightning_objectives.losses.logit_adjusted import LogitAdjustedLoss, logit_adjusted_loss
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
 from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
@@ -18,6 +19,7 @@ __all__ = [
     "GeneralizedCrossEntropyLoss",
     "LDRLoss",
     "LabelSmoothingLoss",
+    "LogitAdjustedLoss",
     "PolyLoss",
     "SigmoidFocalLoss",
     "SymmetricCrossEntropyLoss",
@@ -27,6 +29,7 @@ __all__ = [
     "generalized_cross_entropy_loss",
     "label_smoothing_loss",
     "ldr_loss",
+    "logit_adjusted_loss",
     "poly_loss",
     "score_gaps",
     "sigmoid_focal_loss",
