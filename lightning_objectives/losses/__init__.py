@@ -1,6 +1,7 @@
 """Replaces the model's criterion by another per-sample loss: (logits, target) -> (N,)."""
 
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
+from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, balanced_softmax_loss
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import (
     GeneralizedCrossEntropyLoss,
@@ -15,6 +16,7 @@ from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEn
 
 __all__ = [
     "AdaptiveLDRLoss",
+    "BalancedSoftmaxLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "LDRLoss",
@@ -25,6 +27,7 @@ __all__ = [
     "SymmetricCrossEntropyLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
+    "balanced_softmax_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
     "label_smoothing_loss",
