@@ -8,6 +8,7 @@ from lightning_objectives.losses.generalized_cross_entropy import (
     generalized_cross_entropy_loss,
 )
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
+from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 from lightning_objectives.losses.logit_adjusted import LogitAdjustedLoss, logit_adjusted_loss
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
@@ -19,6 +20,7 @@ __all__ = [
     "BalancedSoftmaxLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
+    "LDAMLoss",
     "LDRLoss",
     "LabelSmoothingLoss",
     "LogitAdjustedLoss",
@@ -31,6 +33,7 @@ __all__ = [
     "focal_loss",
     "generalized_cross_entropy_loss",
     "label_smoothing_loss",
+    "ldam_loss",
     "ldr_loss",
     "logit_adjusted_loss",
     "poly_loss",
