@@ -2,6 +2,7 @@
 
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
 from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, balanced_softmax_loss
+from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import (
     GeneralizedCrossEntropyLoss,
@@ -18,6 +19,7 @@ from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEn
 __all__ = [
     "AdaptiveLDRLoss",
     "BalancedSoftmaxLoss",
+    "ClassBalancedLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "LDAMLoss",
@@ -30,6 +32,8 @@ __all__ = [
     "adaptive_ldr_loss",
     "adaptive_temperatures",
     "balanced_softmax_loss",
+    "class_balanced_loss",
+    "class_balanced_weights",
     "focal_loss",
     "generalized_cross_entropy_loss",
     "label_smoothing_loss",
