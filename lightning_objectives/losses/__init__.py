@@ -1,6 +1,7 @@
 """Replaces the model's criterion by another per-sample loss: (logits, target) -> (N,)."""
 
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
+from lightning_objectives.losses.asymmetric import AsymmetricLoss, asymmetric_loss
 from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, balanced_softmax_loss
 from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
@@ -18,6 +19,7 @@ from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEn
 
 __all__ = [
     "AdaptiveLDRLoss",
+    "AsymmetricLoss",
     "BalancedSoftmaxLoss",
     "ClassBalancedLoss",
     "FocalLoss",
@@ -31,6 +33,7 @@ __all__ = [
     "SymmetricCrossEntropyLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
+    "asymmetric_loss",
     "balanced_softmax_loss",
     "class_balanced_loss",
     "class_balanced_weights",
