@@ -3,6 +3,7 @@
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
 from lightning_objectives.losses.asymmetric import AsymmetricLoss, asymmetric_loss
 from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, balanced_softmax_loss
+from lightning_objectives.losses.bi_tempered import BiTemperedLoss, bi_tempered_loss, tempered_softmax
 from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import (
@@ -21,6 +22,7 @@ __all__ = [
     "AdaptiveLDRLoss",
     "AsymmetricLoss",
     "BalancedSoftmaxLoss",
+    "BiTemperedLoss",
     "ClassBalancedLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
@@ -35,6 +37,7 @@ __all__ = [
     "adaptive_temperatures",
     "asymmetric_loss",
     "balanced_softmax_loss",
+    "bi_tempered_loss",
     "class_balanced_loss",
     "class_balanced_weights",
     "focal_loss",
@@ -47,4 +50,5 @@ __all__ = [
     "score_gaps",
     "sigmoid_focal_loss",
     "symmetric_cross_entropy_loss",
+    "tempered_softmax",
 ]
