@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def check_counts(counts: Sequence[float]) -> tuple[float, ...]:
+def check_counts(counts: Sequence[float] | Tensor) -> tuple[float, ...]:
     """The counts as a tuple of plain numbers.
 
     Raises:

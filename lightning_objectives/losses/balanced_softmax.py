@@ -1,6 +1,7 @@
 """Balanced softmax."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -67,7 +68,7 @@ class BalancedSoftmaxLoss(Loss):
     function = staticmethod(balanced_softmax_loss)
     family = "class imbalance"
     problems = ("classes",)
-    example = {"counts": (100, 10, 1)}
+    example: ClassVar[dict[str, Any]] = {"counts": (100, 10, 1)}
 
     def __init__(self, *, counts: Sequence[float]) -> None:
         super().__init__()

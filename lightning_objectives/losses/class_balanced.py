@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ class ClassBalancedLoss(Loss):
     function = staticmethod(class_balanced_loss)
     family = "class imbalance"
     problems = ("classes",)
-    example = {"counts": (100, 10, 1)}
+    example: ClassVar[dict[str, Any]] = {"counts": (100, 10, 1)}
 
     def __init__(
         self, *, counts: Sequence[float], beta: float = 0.9999, base: Base = "softmax", gamma: float = 2.0

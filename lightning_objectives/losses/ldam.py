@@ -1,6 +1,7 @@
 """Label-distribution-aware margin loss."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -96,7 +97,7 @@ class LDAMLoss(Loss):
     function = staticmethod(ldam_loss)
     family = "class imbalance"
     problems = ("classes",)
-    example = {"counts": (100, 10, 1)}
+    example: ClassVar[dict[str, Any]] = {"counts": (100, 10, 1)}
 
     def __init__(self, *, counts: Sequence[float], max_margin: float = 0.5, scale: float = 30.0) -> None:
         super().__init__()

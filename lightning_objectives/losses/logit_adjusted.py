@@ -1,6 +1,7 @@
 """Logit-adjusted softmax cross entropy."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -83,7 +84,7 @@ class LogitAdjustedLoss(Loss):
     function = staticmethod(logit_adjusted_loss)
     family = "class imbalance"
     problems = ("classes",)
-    example = {"counts": (100, 10, 1)}
+    example: ClassVar[dict[str, Any]] = {"counts": (100, 10, 1)}
 
     def __init__(self, *, counts: Sequence[float], strength: float = 1.0) -> None:
         super().__init__()
