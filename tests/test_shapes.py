@@ -15,7 +15,7 @@ from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
 from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient, clip_to_norm, orthogonal_gradient
 from lightning_objectives.heads import multi_sample_dropout
-from lightning_objectives.losses import adaptive_ldr_loss, adaptive_temperatures, ldr_loss, score_gaps
+from lightning_objectives.losses import adaptive_ldr_loss, adaptive_temperatures, ldr_loss, score_gaps, tempered_softmax
 from lightning_objectives.merging import wsm_coefficients
 from lightning_objectives.metrics import (
     brier_score,
@@ -82,6 +82,7 @@ WRONG = {
     ldr_loss: WITH_TARGET | ONE_CLASS,
     adaptive_ldr_loss: WITH_TARGET | ONE_CLASS,
     adaptive_temperatures: GAPS,
+    tempered_softmax: GAPS,
     binary_kl: TWO_TABLES,
     dual_head_loss: TWO_TABLES,
     vanilla_kd: TWO_CLASSES,
@@ -116,7 +117,15 @@ WRONG = {
     wsm_coefficients: {"none": ([],), "parts of steps": ([0.5, 1.5],), "equal": ([1, 1],)},
 }
 """Each public function that takes tensors or lists, with arguments that it refuses."""
-NUMBERS = {"ema_decay", "swa_weight", "bema_ema_weight", "bema_bias_weight", "warmup_factor", "wsd_factor"}
+NUMBERS = {
+    "class_balanced_weights",
+    "ema_decay",
+    "swa_weight",
+    "bema_ema_weight",
+    "bema_bias_weight",
+    "warmup_factor",
+    "wsd_factor",
+}
 """Functions of plain numbers."""
 ELSEWHERE = {
     "ties_merge",

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,8 +96,9 @@ def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -
     torch.Size([2])
     """
     method = copy.deepcopy(method) if isinstance(method, nn.Module) else method
+    asks = partial(method, **settings) if settings else method  # A setting without a default is no signal.
     with private_stream(0):
-        return method(**arguments(method, signals), **settings)
+        return method(**arguments(asks, signals), **settings)
 
 
 def take_rows(signals: dict[str, Any], rows: Tensor) -> dict[str, Any]:
