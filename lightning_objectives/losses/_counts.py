@@ -25,7 +25,10 @@ def check_counts(counts: Sequence[float] | Tensor) -> tuple[float, ...]:
 
 
 def by_class(values: Sequence[float], logits: Tensor, name: str) -> Tensor:
-    """(C,) float64 values of the classes on the device of (N, C) logits.
+    """(C,) float64 values of the classes, on the CPU, for (N, C) logits.
+
+    Move what you compute from them to the logits by ``.to(logits, non_blocking=True)``: a copy that does not block lets
+    the host run ahead of a GPU.
 
     Raises:
         ValueError: the logits have another number of classes.
@@ -35,5 +38,4 @@ def by_class(values: Sequence[float], logits: Tensor, name: str) -> Tensor:
             f"{name} of {len(values)} classes do not fit logits of the shape {tuple(logits.shape)}. Pass one number "
             "for each class, in the order of the logits."
         )
-    # A copy that does not block lets the host run ahead of a GPU.
-    return torch.tensor(values, dtype=torch.float64).to(logits.device, non_blocking=True)
+    return torch.tensor(values, dtype=torch.float64)

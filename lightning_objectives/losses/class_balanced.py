@@ -84,7 +84,7 @@ def class_balanced_loss(
     if base not in ("softmax", "sigmoid", "focal"):
         raise ValueError(f"base={base!r} must be 'softmax', 'sigmoid' or 'focal'.")
     log_p = log_probabilities(logits, target)
-    weights = _weights(by_class(counts, logits, "counts"), beta).to(log_p.dtype)
+    weights = _weights(by_class(counts, logits, "counts"), beta).to(log_p, non_blocking=True)
     if base == "softmax":
         losses = -expected(log_p, target)
     else:

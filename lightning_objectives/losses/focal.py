@@ -46,7 +46,7 @@ def focal_loss(
     log_p = log_probabilities(logits, target)
     if class_weights is None:
         return of_target(lambda x: _modulated(x, gamma), target, log_p)
-    alpha = by_class(class_weights, logits, "class_weights").to(log_p.dtype)
+    alpha = by_class(class_weights, logits, "class_weights").to(log_p, non_blocking=True)
     return of_target(lambda x, a: a * _modulated(x, gamma), target, log_p, alpha.expand_as(log_p))
 
 

@@ -50,7 +50,7 @@ def ldam_loss(
     check_classes(logits)
     numbers = by_class(counts, logits, "counts")
     logits = wide(logits)
-    margins = (max_margin * (numbers / numbers.amin()) ** -0.25).to(logits.dtype)
+    margins = (max_margin * (numbers / numbers.amin()) ** -0.25).to(logits, non_blocking=True)
     if not target.is_floating_point():
         rows = target.long()[:, None]
         lowered = logits.scatter_add(1, rows, -margins[rows])

@@ -46,9 +46,9 @@ def logit_adjusted_loss(logits: Tensor, target: Tensor, *, counts: Sequence[floa
     check_shapes(logits=logits, target=target)
     check_classes(logits)
     numbers = by_class(counts, logits, "counts")
-    adjusted = wide(logits)
-    adjusted = adjusted + (strength * (numbers / numbers.sum()).log()).to(adjusted.dtype)
-    return -expected(adjusted.log_softmax(1), target)
+    adjustment = strength * (numbers / numbers.sum()).log()
+    logits = wide(logits)
+    return -expected((logits + adjustment.to(logits, non_blocking=True)).log_softmax(1), target)
 
 
 def _check(counts: Sequence[float], strength: float) -> tuple[float, ...]:
