@@ -2,5 +2,13 @@
 
 from lightning_objectives.weighting.cvar import CVaR, cvar_weights
 from lightning_objectives.weighting.loss_based import LossBasedReweighting, loss_based_weights
+from lightning_objectives.weighting.spectral_risk import SpectralRisk, spectral_risk_weights
 
-__all__ = ["CVaR", "LossBasedReweighting", "cvar_weights", "loss_based_weights"]
+__all__ = [
+    "CVaR",
+    "LossBasedReweighting",
+    "SpectralRisk",
+    "cvar_weights",
+    "loss_based_weights",
+    "spectral_risk_weights",
+]
