@@ -2,13 +2,16 @@
 
 from lightning_objectives.weighting.cvar import CVaR, cvar_weights
 from lightning_objectives.weighting.loss_based import LossBasedReweighting, loss_based_weights
+from lightning_objectives.weighting.small_loss import SmallLossSelection, small_loss_weights
 from lightning_objectives.weighting.spectral_risk import SpectralRisk, spectral_risk_weights
 
 __all__ = [
     "CVaR",
     "LossBasedReweighting",
+    "SmallLossSelection",
     "SpectralRisk",
     "cvar_weights",
     "loss_based_weights",
+    "small_loss_weights",
     "spectral_risk_weights",
 ]
