@@ -62,8 +62,8 @@ class CVaR(Weighting):
     Raises:
         ValueError: a ``share`` outside (0, 1].
 
-    When to use: if the worst cases count, and labels are clean: with noisy labels the highest losses are the mislabelled
-    samples. Use large batches: the mean over batches is below the risk of the whole data set.
+    When to use: if the worst cases count, and labels are clean: with noisy labels the highest losses are those of the
+    mislabelled samples. Use large batches: the mean over batches is below the risk of the whole data set.
     Cost: one all-gather and one sort of the losses.
     Interactions: the gradient is noisier, because it comes from fewer samples. The loss that the model logs is the
     weighted one; the unweighted loss is logged beside it.

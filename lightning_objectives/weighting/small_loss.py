@@ -1,5 +1,6 @@
 """Small-loss selection."""
 
+import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Weighting
@@ -34,15 +35,15 @@ def small_loss_weights(
         ValueError: losses of another shape, or a setting outside its range.
 
     Example:
-        >>> import torch
         >>> small_loss_weights(torch.tensor([0.5, 2.0, 1.0, 4.0, 3.0]), 9, forget_rate=0.4)
         tensor([1.6667, 1.6667, 1.6667, 0.0000, 0.0000])
 
     Paper: Han et al., Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels, NeurIPS 2018,
     https://arxiv.org/abs/1804.06872.
 
-    Differs from the paper: one network selects its own samples. In co-teaching each of two networks selects those of the
-    other. The authors' code divides the mean loss by the number of kept samples once more, and its ramp begins at 0.
+    Differs from the paper: one network selects its own samples. In co-teaching each of two networks selects those of
+    the other. The authors' code divides the mean loss by the number of kept samples once more, and its ramp begins at
+    0.
     """
     check_shapes(losses=losses)
     _check(forget_rate, ramp_epochs, exponent)
@@ -51,7 +52,7 @@ def small_loss_weights(
     def mass(rank: Tensor, count: Tensor) -> Tensor:
         # In floats (1 - 0.8) · 10 is a bit below 2, so that its floor would be 1.
         kept = ((1 - rate) * count + 1e-6).floor().clamp_min(1)
-        return rank.minimum(kept) * (count / kept)
+        return torch.minimum(rank, kept) * (count / kept)
 
     return weights_by_rank(losses, mass)
 
@@ -82,11 +83,10 @@ class SmallLossSelection(Weighting):
     When to use: with noisy labels whose share is roughly known. Networks learn clean labels first, so high losses are a
     sign of a wrong label after a few epochs. Hard but clean samples are lost too: not with rare classes.
     Cost: one all-gather and one sort of the losses.
-    Interactions: the network confirms its own mistakes in the long run; stop early. The loss that the model logs is that
-    of the kept samples; the unweighted loss is logged beside it.
+    Interactions: the network confirms its own mistakes in the long run; stop early. The loss that the model logs is
+    that of the kept samples; the unweighted loss is logged beside it.
 
     Example:
-        >>> import torch
         >>> SmallLossSelection(forget_rate=0.5, ramp_epochs=1)(torch.tensor([3.0, 1.0]), 0)
         tensor([0., 2.])
     """

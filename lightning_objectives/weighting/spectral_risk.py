@@ -35,6 +35,7 @@ def spectral_risk_weights(losses: Tensor, *, spectrum: Spectrum = "extremile", s
         ValueError: losses of another shape, an unknown spectrum, or a strength outside its range.
 
     Example:
+        >>> import torch
         >>> spectral_risk_weights(torch.tensor([0.5, 2.0, 1.0, 4.0, 3.0]), strength=2.0)  # (2 i - 1) / 5
         tensor([0.2000, 1.0000, 0.6000, 1.8000, 1.4000])
 
@@ -85,6 +86,7 @@ class SpectralRisk(Weighting):
     Interactions: the loss that the model logs is the weighted one; the unweighted loss is logged beside it.
 
     Example:
+        >>> import torch
         >>> SpectralRisk(strength=3.0)(torch.tensor([0.0, 1.0]))  # 2 · 1/8 and 2 · 7/8
         tensor([0.2500, 1.7500])
     """
