@@ -47,7 +47,7 @@ def small_loss_weights(
     """
     check_shapes(losses=losses)
     _check(forget_rate, ramp_epochs, exponent)
-    rate = forget_rate * min((int(epoch) + 1) ** exponent / ramp_epochs, 1.0)
+    rate: float = forget_rate * min((int(epoch) + 1) ** exponent / ramp_epochs, 1.0)
 
     def mass(rank: Tensor, count: Tensor) -> Tensor:
         # In floats (1 - 0.8) · 10 is a bit below 2, so that its floor would be 1.
