@@ -5,6 +5,7 @@ from lightning_objectives.losses.asymmetric import AsymmetricLoss, asymmetric_lo
 from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, balanced_softmax_loss
 from lightning_objectives.losses.bi_tempered import BiTemperedLoss, bi_tempered_loss, tempered_softmax
 from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
+from lightning_objectives.losses.comp_sum import CompSumLoss, comp_sum_loss
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import (
     GeneralizedCrossEntropyLoss,
@@ -24,6 +25,7 @@ __all__ = [
     "BalancedSoftmaxLoss",
     "BiTemperedLoss",
     "ClassBalancedLoss",
+    "CompSumLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "LDAMLoss",
@@ -40,6 +42,7 @@ __all__ = [
     "bi_tempered_loss",
     "class_balanced_loss",
     "class_balanced_weights",
+    "comp_sum_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
     "label_smoothing_loss",
