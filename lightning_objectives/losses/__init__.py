@@ -16,6 +16,7 @@ from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 from lightning_objectives.losses.logit_adjusted import LogitAdjustedLoss, logit_adjusted_loss
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
+from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
 from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
 
@@ -33,6 +34,7 @@ __all__ = [
     "LabelSmoothingLoss",
     "LogitAdjustedLoss",
     "PolyLoss",
+    "ProbabilityPowerLoss",
     "SigmoidFocalLoss",
     "SymmetricCrossEntropyLoss",
     "adaptive_ldr_loss",
@@ -50,6 +52,7 @@ __all__ = [
     "ldr_loss",
     "logit_adjusted_loss",
     "poly_loss",
+    "probability_power_loss",
     "score_gaps",
     "sigmoid_focal_loss",
     "symmetric_cross_entropy_loss",
