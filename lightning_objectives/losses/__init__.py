@@ -15,6 +15,7 @@ from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, labe
 from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 from lightning_objectives.losses.logit_adjusted import LogitAdjustedLoss, logit_adjusted_loss
+from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitney_loss
 from lightning_objectives.losses.pass_at_n import PassAtNLoss, pass_at_n_loss
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
@@ -34,6 +35,7 @@ __all__ = [
     "LDRLoss",
     "LabelSmoothingLoss",
     "LogitAdjustedLoss",
+    "MannWhitneyLoss",
     "PassAtNLoss",
     "PolyLoss",
     "ProbabilityPowerLoss",
@@ -53,6 +55,7 @@ __all__ = [
     "ldam_loss",
     "ldr_loss",
     "logit_adjusted_loss",
+    "mann_whitney_loss",
     "pass_at_n_loss",
     "poly_loss",
     "probability_power_loss",
