@@ -20,6 +20,7 @@ from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitn
 from lightning_objectives.losses.pass_at_n import PassAtNLoss, pass_at_n_loss
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
+from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
 from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
 
@@ -41,6 +42,7 @@ __all__ = [
     "PassAtNLoss",
     "PolyLoss",
     "ProbabilityPowerLoss",
+    "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
     "SymmetricCrossEntropyLoss",
     "adaptive_ldr_loss",
@@ -63,6 +65,7 @@ __all__ = [
     "poly_loss",
     "probability_power_loss",
     "score_gaps",
+    "self_adjusting_dice_loss",
     "sigmoid_focal_loss",
     "symmetric_cross_entropy_loss",
     "tempered_softmax",
