@@ -148,7 +148,7 @@ def test_no_public_function_is_forgotten():
     functions = {name for room in rooms for name in room.__all__ if inspect.isfunction(getattr(room, name))}
     here = {function.__name__ for function in WRONG} | NUMBERS | ELSEWHERE
     assert here <= functions
-    assert functions - here <= {cls.function.__name__ for cls in BY_ROWS}
+    assert functions - here <= {cls.function.__name__ for cls in BY_ROWS if cls.function}
 
 
 @pytest.mark.parametrize(

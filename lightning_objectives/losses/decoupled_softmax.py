@@ -13,12 +13,13 @@ def decoupled_softmax_loss(logits: Tensor, target: Tensor, *, temperature: float
     r"""Compute for each positive label the cross entropy against the negative labels alone.
 
     .. math::
-        \ell = \frac{1}{|P|} \sum_{l \in P} -\log \frac{e^{z_l / \tau}}{e^{z_l / \tau} + \sum_{j \notin P} e^{z_j / \tau}}
+        \ell = \frac{1}{|P|} \sum_{l \in P}
+        -\log \frac{e^{z_l / \tau}}{e^{z_l / \tau} + \sum_{j \notin P} e^{z_j / \tau}}
 
     Args:
         logits: (N, C), in any float type; computed in float32 or better.
-        target: (N, C) float labels, or (N,) int classes, which are labels of one class. Labels above 0 are positive, and
-            are weighted by their value; labels of 0 are negative.
+        target: (N, C) float labels, or (N,) int classes, which are labels of one class. Labels above 0 are positive,
+            and are weighted by their value; labels of 0 are negative.
         temperature: :math:`\tau > 0`.
 
     Returns:

@@ -13,16 +13,16 @@ def mann_whitney_loss(logits: Tensor, target: Tensor, *, temperature: float = 1.
     r"""Compute the binary cross entropy of score differences between the positive and the negative samples.
 
     .. math::
-        \frac{1}{N} \sum_i \ell_i = \frac{1}{|P| |Q|} \sum_{i \in P} \sum_{j \in Q} \log\left(1 + e^{-(s_i - s_j) / \tau}
-        \right) \ge \log 2 \cdot (1 - \mathrm{AUC})
+        \frac{1}{N} \sum_i \ell_i = \frac{1}{|P| |Q|} \sum_{i \in P} \sum_{j \in Q}
+        \log\left(1 + e^{-(s_i - s_j) / \tau}\right) \ge \log 2 \cdot (1 - \mathrm{AUC})
 
     with :math:`P` and :math:`Q` the positive and negative samples of the batch. Each pair counts half for each of its
     two samples. With several columns it is the mean over those that have positive and negative samples.
 
     Args:
         logits: (N, C), the scores of C labels, in any float type; computed in float32 or better.
-        target: (N, C) float labels in [0, 1], or (N,) int classes, which are labels of one class. Labels between 0 and 1
-            are shares of a positive and of a negative sample.
+        target: (N, C) float labels in [0, 1], or (N,) int classes, which are labels of one class. Labels between 0
+            and 1 are shares of a positive and of a negative sample.
         temperature: :math:`\tau > 0`.
 
     Returns:
@@ -76,9 +76,9 @@ class MannWhitneyLoss(Loss):
     When to use: two classes of very different sizes, judged by the AUC, with batches that hold both. A batch of one
     class teaches nothing.
     Cost: all pairs of a batch: time and memory of N · N · C.
-    Interactions: only differences of scores count, so the scores have no threshold of their own: choose it on validation
-    data, or calibrate. Weights of samples act on each sample's half of its pairs. Gradient accumulation does not join
-    the batches. The criterion's ``weight`` and ``pos_weight`` are lost.
+    Interactions: only differences of scores count, so the scores have no threshold of their own: choose it on
+    validation data, or calibrate. Weights of samples act on each sample's half of its pairs. Gradient accumulation
+    does not join the batches. The criterion's ``weight`` and ``pos_weight`` are lost.
 
     Example:
         >>> import torch

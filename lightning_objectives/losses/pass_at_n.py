@@ -45,8 +45,8 @@ def pass_at_n_loss(logits: Tensor, target: Tensor, *, attempts: int) -> Tensor:
 
 
 def _of_log_probability(log_p: Tensor, log_n: float) -> Tensor:
-    # With b = log(-log(1 - p)) and c = b + log N the loss is -log(1 - exp(-exp(c))). Below -10 both have a series, whose
-    # next terms are below 1e-9. At p = 1 the slope is 0, but would be computed as 0 * inf.
+    # With b = log(-log(1 - p)) and c = b + log N the loss is -log(1 - exp(-exp(c))). Below -10 both have a series,
+    # whose next terms are below 1e-9. At p = 1 the slope is 0, but would be computed as 0 * inf.
     x = log_p.clamp_max(-torch.finfo(log_p.dtype).eps)
     b = torch.where(x < -10, x + x.exp() / 2, (-torch.log1p(-x.clamp_min(-10).exp())).log())
     c = b + log_n

@@ -67,8 +67,8 @@ class SelfAdjustingDiceLoss(Loss):
 
     When to use: token classification in which nearly all tokens are of one class, if F1 is judged.
     Cost: that of cross entropy.
-    Interactions: with an ``alpha`` above 0 the loss of the right class is least at a probability below 1 (at 1/2 for 1),
-    and a sample that is completely wrong has hardly any gradient. Train with cross entropy first, and calibrate
+    Interactions: with an ``alpha`` above 0 the loss of the right class is least at a probability below 1 (at 1/2 for
+    1), and a sample that is completely wrong has hardly any gradient. Train with cross entropy first, and calibrate
     afterwards. Class weights of the replaced criterion are lost.
 
     Example:

@@ -2,6 +2,7 @@
 
 from lightning_objectives.weighting.cvar import CVaR, cvar_weights
 from lightning_objectives.weighting.focal_weights import FocalWeights, focal_weights
+from lightning_objectives.weighting.group_dro import GroupDRO
 from lightning_objectives.weighting.loss_based import LossBasedReweighting, loss_based_weights
 from lightning_objectives.weighting.small_loss import SmallLossSelection, small_loss_weights
 from lightning_objectives.weighting.spectral_risk import SpectralRisk, spectral_risk_weights
@@ -9,6 +10,7 @@ from lightning_objectives.weighting.spectral_risk import SpectralRisk, spectral_
 __all__ = [
     "CVaR",
     "FocalWeights",
+    "GroupDRO",
     "LossBasedReweighting",
     "SmallLossSelection",
     "SpectralRisk",
