@@ -1,11 +1,10 @@
 """Asymmetric loss for labels."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_objectives.kinds import Loss
-from lightning_objectives.losses._targets import shares, wide
+from lightning_objectives.losses._labels import asymmetric_terms
+from lightning_objectives.losses._targets import wide
 from lightning_objectives.shapes import check_shapes
 
 
@@ -53,22 +52,8 @@ def asymmetric_loss(
     """
     _check(gamma_neg, gamma_pos, clip)
     check_shapes(logits=logits, target=target)
-    logits = wide(logits)
-    target = shares(logits, target)
-    log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
-    positive_power = (gamma_pos * log_not_p).exp()
-    if clip:
-        log_not_p = (logits.neg().sigmoid() + clip).clamp_max(1.0).log()
-        # The slope of x ** gamma at 0 is infinite for gamma < 1, and 0 * inf is NaN.
-        negative_power = (logits.sigmoid() - clip).clamp_min(torch.finfo(logits.dtype).tiny) ** gamma_neg
-    else:
-        negative_power = (gamma_neg * log_p).exp()
-    if stop_gradient:
-        positive_power, negative_power = positive_power.detach(), negative_power.detach()
-    # 0 * inf is NaN, so a term without a share must not count, even if its logit is infinite.
-    positive_part = torch.where(target == 0, 0.0, target * positive_power * -log_p)
-    negative_part = torch.where(target == 1, 0.0, (1 - target) * negative_power * -log_not_p)
-    return (positive_part + negative_part).sum(1)
+    powers = {"gamma_neg": gamma_neg, "gamma_pos": gamma_pos}
+    return asymmetric_terms(wide(logits), target, **powers, clip=clip, stop_gradient=stop_gradient).sum(1)
 
 
 def _check(gamma_neg: float, gamma_pos: float, clip: float) -> None:

@@ -1,11 +1,10 @@
 """Bi-tempered logistic loss."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Loss
+from lightning_objectives.losses._slopes import with_slopes
 from lightning_objectives.losses._targets import shares, wide
 from lightning_objectives.shapes import check_classes, check_shapes
 
@@ -77,34 +76,16 @@ def bi_tempered_loss(logits: Tensor, target: Tensor, *, t1: float = 0.8, t2: flo
     check_shapes(logits=logits, target=target)
     check_classes(logits)
     logits = wide(logits)
-    losses: Tensor = _BiTempered.apply(logits, shares(logits, target), t1, t2)
-    return losses
-
-
-class _BiTempered(torch.autograd.Function):
-    """The loss with the gradient of its implicit function, so that nothing is differentiated through the steps."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, q: Tensor, t1: float, t2: float) -> Tensor:
+    q = shares(logits, target)
+    with torch.no_grad():
         log_p = _log_probabilities(logits, t2)
         p = log_p.exp()
         # 0 * inf is NaN: a class without a share counts by its p alone, and one with p = 0 has no gradient.
         terms = torch.where(q == 0, 0.0, q * (_log(q.log(), t1) - _log(log_p, t1)))
         losses = (terms - (q ** (2 - t1) - p ** (2 - t1)) / (2 - t1)).sum(1)
         slopes = torch.where(p == 0, 0.0, (p - q) * ((t2 - t1) * log_p).exp())
-        escort = (t2 * log_p).softmax(1)
-        ctx.save_for_backward(slopes - escort * slopes.sum(1, keepdim=True))
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        if torch.is_grad_enabled():  # Autograd would take the slopes for constants, and a second derivative for 0.
-            raise RuntimeError(
-                "bi_tempered_loss has no second derivative, but its first was asked for with create_graph=True. Leave "
-                "that out, or use another loss beside a penalty of gradients."
-            )
-        (slopes,) = ctx.saved_tensors
-        return grad[:, None] * slopes, None, None, None
+        slopes = slopes - (t2 * log_p).softmax(1) * slopes.sum(1, keepdim=True)
+    return with_slopes(logits, losses, slopes, "bi_tempered_loss")
 
 
 def _log(log_x: Tensor, t: float) -> Tensor:
