@@ -22,6 +22,7 @@ from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
+from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
 from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "ProbabilityPowerLoss",
     "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
+    "SoftTopKLoss",
     "SymmetricCrossEntropyLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
@@ -67,6 +69,7 @@ __all__ = [
     "score_gaps",
     "self_adjusting_dice_loss",
     "sigmoid_focal_loss",
+    "soft_top_k_loss",
     "symmetric_cross_entropy_loss",
     "tempered_softmax",
 ]
