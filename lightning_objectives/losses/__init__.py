@@ -17,6 +17,7 @@ from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 from lightning_objectives.losses.logit_adjusted import LogitAdjustedLoss, logit_adjusted_loss
 from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitney_loss
+from lightning_objectives.losses.multi_focal_modifier import MultiFocalModifierLoss, multi_focal_modifier_loss
 from lightning_objectives.losses.pass_at_n import PassAtNLoss, pass_at_n_loss
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
@@ -40,6 +41,7 @@ __all__ = [
     "LabelSmoothingLoss",
     "LogitAdjustedLoss",
     "MannWhitneyLoss",
+    "MultiFocalModifierLoss",
     "PassAtNLoss",
     "PolyLoss",
     "ProbabilityPowerLoss",
@@ -63,6 +65,7 @@ __all__ = [
     "ldr_loss",
     "logit_adjusted_loss",
     "mann_whitney_loss",
+    "multi_focal_modifier_loss",
     "pass_at_n_loss",
     "poly_loss",
     "probability_power_loss",
