@@ -67,7 +67,7 @@ def soft_top_k_loss(logits: Tensor, target: Tensor, *, k: int | None = None, sha
 
 def _thresholds(logits: Tensor, chosen: Tensor, sharpness: float) -> Tensor:
     """(N, 1) the t for which the sigmoids sum to the chosen number."""
-    # If all logits were the highest, or the lowest, it would be one of these. Rows that choose none or all do not count.
+    # If all logits were the highest, or the lowest, t would be one of these. Rows that choose none or all do not count.
     within = chosen.clamp(0.5, logits.shape[1] - 0.5)
     odds = (within.log() - (logits.shape[1] - within).log()) / sharpness
     low, high = odds - logits.amax(1, keepdim=True), odds - logits.amin(1, keepdim=True)
