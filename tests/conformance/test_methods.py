@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from lightning_objectives import callbacks, cli
 from lightning_objectives.callbacks import LogMetrics
 from lightning_objectives.discovery import methods
-from lightning_objectives.kinds import Method, signals_of
+from lightning_objectives.kinds import Method
 from lightning_objectives.testing import build
 from lightning_objectives.testing.common import close
 from lightning_objectives.testing.conformance import Case, Condition, Memory, PlugIn, Trial, every_method, outcome
@@ -49,23 +49,13 @@ def scheduled(cls):
     return Scheduled
 
 
-class Grouped(Classifier):
-    """The case's module, which knows the groups of its samples."""
-
-    def objective_group(self, batch):
-        return batch[1] % 2
-
-
 def trial_of(cls):
     """A method in a training."""
     if issubclass(cls, LRScheduler):
         return Trial(PlugIn(cls.__name__, lambda case: []), Case(module=scheduled(cls)), MEMORY)
     if issubclass(cls, Metric):
         return Trial(PlugIn(cls.__name__, lambda case: [LogMetrics(build(cls))]), Case(), MEMORY)
-    asks_group = hasattr(cls, "forward") and "group" in signals_of(build(cls))
-    return Trial(
-        next(row for row, known in PLACED if known is cls), Case(module=Grouped) if asks_group else Case(), MEMORY
-    )
+    return Trial(next(row for row, known in PLACED if known is cls), Case(), MEMORY)
 
 
 def resume(trial):
