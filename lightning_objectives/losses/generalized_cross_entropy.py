@@ -35,7 +35,7 @@ def generalized_cross_entropy_loss(logits: Tensor, target: Tensor, *, q: float =
         tensor([0.5000])
 
     Paper: Zhang and Sabuncu, Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels,
-    NeurIPS 2018, equations 6 and 9, https://arxiv.org/abs/1805.07836.
+    NeurIPS 2018, https://arxiv.org/abs/1805.07836.
 
     Differs from the paper: the truncated loss decides by the probabilities of this step. The paper prunes by those of
     the whole data set, which it computes anew every few epochs.

@@ -43,7 +43,7 @@ def ldam_loss(
         tensor([17.4351])
 
     Paper: Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019,
-    equation 11, https://arxiv.org/abs/1906.07413.
+    https://arxiv.org/abs/1906.07413.
     """
     counts = _check(counts, max_margin, scale)
     check_shapes(logits=logits, target=target)

@@ -36,7 +36,7 @@ def logit_adjusted_loss(logits: Tensor, target: Tensor, *, counts: Sequence[floa
         >>> logit_adjusted_loss(torch.zeros(1, 2), torch.tensor([1]), counts=(3, 1))  # -log 1/4
         tensor([1.3863])
 
-    Paper: Menon et al., Long-tail Learning via Logit Adjustment, ICLR 2021, equation 10,
+    Paper: Menon et al., Long-tail Learning via Logit Adjustment, ICLR 2021,
     https://arxiv.org/abs/2007.07314.
 
     Differs from the authors' code: it adds 1e-12 to :math:`\pi^\tau` before the logarithm, which is wrong for rare
