@@ -66,6 +66,8 @@ class Method:
 
     A method for ``classes`` gets the logits of a binary problem as two columns, (0, z).
     """
+    family: ClassVar[str] = ""
+    """The problem it is for, as "label noise"; groups the methods in docs and commands."""
     by_process: ClassVar[str] = ""
     """Why several processes differ from one process with the joined batch; empty if they do not differ."""
 

@@ -112,6 +112,7 @@ class TemperatureScaling(Calibrator):
     Paper: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599.
     """
 
+    family = "overconfidence"
     keeps_top_class = True
 
     temperature: Tensor

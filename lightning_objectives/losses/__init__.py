@@ -1,6 +1,78 @@
 """Replaces the model's criterion by another per-sample loss: (logits, target) -> (N,)."""
 
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
+from lightning_objectives.losses.asymmetric import AsymmetricLoss, asymmetric_loss
+from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, balanced_softmax_loss
+from lightning_objectives.losses.bi_tempered import BiTemperedLoss, bi_tempered_loss, tempered_softmax
+from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
+from lightning_objectives.losses.comp_sum import CompSumLoss, comp_sum_loss
+from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
+from lightning_objectives.losses.focal import FocalLoss, focal_loss
+from lightning_objectives.losses.generalized_cross_entropy import (
+    GeneralizedCrossEntropyLoss,
+    generalized_cross_entropy_loss,
+)
+from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
+from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
+from lightning_objectives.losses.logit_adjusted import LogitAdjustedLoss, logit_adjusted_loss
+from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitney_loss
+from lightning_objectives.losses.multi_focal_modifier import MultiFocalModifierLoss, multi_focal_modifier_loss
+from lightning_objectives.losses.pass_at_n import PassAtNLoss, pass_at_n_loss
+from lightning_objectives.losses.poly import PolyLoss, poly_loss
+from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
+from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
+from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
+from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
+from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
 
-__all__ = ["AdaptiveLDRLoss", "LDRLoss", "adaptive_ldr_loss", "adaptive_temperatures", "ldr_loss", "score_gaps"]
+__all__ = [
+    "AdaptiveLDRLoss",
+    "AsymmetricLoss",
+    "BalancedSoftmaxLoss",
+    "BiTemperedLoss",
+    "ClassBalancedLoss",
+    "CompSumLoss",
+    "DecoupledSoftmaxLoss",
+    "FocalLoss",
+    "GeneralizedCrossEntropyLoss",
+    "LDAMLoss",
+    "LDRLoss",
+    "LabelSmoothingLoss",
+    "LogitAdjustedLoss",
+    "MannWhitneyLoss",
+    "MultiFocalModifierLoss",
+    "PassAtNLoss",
+    "PolyLoss",
+    "ProbabilityPowerLoss",
+    "SelfAdjustingDiceLoss",
+    "SigmoidFocalLoss",
+    "SoftTopKLoss",
+    "SymmetricCrossEntropyLoss",
+    "adaptive_ldr_loss",
+    "adaptive_temperatures",
+    "asymmetric_loss",
+    "balanced_softmax_loss",
+    "bi_tempered_loss",
+    "class_balanced_loss",
+    "class_balanced_weights",
+    "comp_sum_loss",
+    "decoupled_softmax_loss",
+    "focal_loss",
+    "generalized_cross_entropy_loss",
+    "label_smoothing_loss",
+    "ldam_loss",
+    "ldr_loss",
+    "logit_adjusted_loss",
+    "mann_whitney_loss",
+    "multi_focal_modifier_loss",
+    "pass_at_n_loss",
+    "poly_loss",
+    "probability_power_loss",
+    "score_gaps",
+    "self_adjusting_dice_loss",
+    "sigmoid_focal_loss",
+    "soft_top_k_loss",
+    "symmetric_cross_entropy_loss",
+    "tempered_softmax",
+]

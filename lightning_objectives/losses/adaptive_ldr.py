@@ -133,6 +133,7 @@ class AdaptiveLDRLoss(Loss):
     """
 
     function = staticmethod(adaptive_ldr_loss)
+    family = "label noise"
     problems = ("classes",)
 
     def __init__(

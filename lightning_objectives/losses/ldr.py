@@ -105,6 +105,7 @@ class LDRLoss(Loss):
     """
 
     function = staticmethod(ldr_loss)
+    family = "label noise"
     problems = ("classes",)
 
     def __init__(self, *, temperature: float = 1.0, margin: float = 0.0) -> None:

@@ -50,6 +50,7 @@ class LogPartitionPenalty(Regularizer):
     """
 
     function = staticmethod(log_partition_penalty)
+    family = "numerical stability"
     problems = ("classes",)
     default_strength = 1e-4
 

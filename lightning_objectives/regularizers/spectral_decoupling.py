@@ -50,6 +50,7 @@ class SpectralDecoupling(Regularizer):
     """
 
     function = staticmethod(spectral_decoupling)
+    family = "spurious features"
 
     def forward(self, logits: Tensor) -> Tensor:
         """(N, C) logits -> (N,) terms."""

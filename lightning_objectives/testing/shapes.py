@@ -41,7 +41,7 @@ def wrong_signals(signals: dict[str, Any], names: Sequence[str], *, head: bool =
     """Change one signal at a time: no dimension, one less, one more, another type of number, another length.
 
     >>> [tuple(value.shape) for _, value in wrong_signals(example_signals(), ["logits", "target"])][:4]
-    [(), (4,), (6, 4, 2), (5, 4)]
+    [(), (3,), (6, 3, 2), (5, 3)]
     """
     allowed = {name: OPEN if head and name == "features" else FORMS[name] for name in names if name in FORMS}
     letters = {name: next(f for f in options if f.fits(signals[name])).first for name, options in allowed.items()}

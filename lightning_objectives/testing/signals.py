@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def build(method: type[Any]) -> Any:
     return method(**settings)
 
 
-def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed: int = 0) -> dict[str, Any]:
+def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed: int = 0) -> dict[str, Any]:
     """Make up a value for each signal, in float64 and without gradient; :func:`call` adds a new ``generator``.
 
     Args:
@@ -39,7 +40,7 @@ def example_signals(*, rows: int = 6, classes: int = 4, features: int = 5, seed:
 
     >>> signals = example_signals(rows=3)
     >>> signals["logits"].shape, signals["target"].shape
-    (torch.Size([3, 4]), torch.Size([3]))
+    (torch.Size([3, 3]), torch.Size([3]))
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -95,8 +96,9 @@ def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -
     torch.Size([2])
     """
     method = copy.deepcopy(method) if isinstance(method, nn.Module) else method
+    asks = partial(method, **settings) if settings else method  # A setting without a default is no signal.
     with private_stream(0):
-        return method(**arguments(method, signals), **settings)
+        return method(**arguments(asks, signals), **settings)
 
 
 def take_rows(signals: dict[str, Any], rows: Tensor) -> dict[str, Any]:

@@ -1,5 +1,22 @@
 """Weights the samples of a batch: losses (N,) -> weights (N,)."""
 
+from lightning_objectives.weighting.cvar import CVaR, cvar_weights
+from lightning_objectives.weighting.focal_weights import FocalWeights, focal_weights
+from lightning_objectives.weighting.group_dro import GroupDRO
 from lightning_objectives.weighting.loss_based import LossBasedReweighting, loss_based_weights
+from lightning_objectives.weighting.small_loss import SmallLossSelection, small_loss_weights
+from lightning_objectives.weighting.spectral_risk import SpectralRisk, spectral_risk_weights
 
-__all__ = ["LossBasedReweighting", "loss_based_weights"]
+__all__ = [
+    "CVaR",
+    "FocalWeights",
+    "GroupDRO",
+    "LossBasedReweighting",
+    "SmallLossSelection",
+    "SpectralRisk",
+    "cvar_weights",
+    "focal_weights",
+    "loss_based_weights",
+    "small_loss_weights",
+    "spectral_risk_weights",
+]

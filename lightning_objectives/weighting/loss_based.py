@@ -95,6 +95,7 @@ class LossBasedReweighting(Weighting):
     """
 
     function = staticmethod(loss_based_weights)
+    family = "redundant samples"
 
     def __init__(self, *, strategy: Strategy = "lin_upper", temperature: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__()

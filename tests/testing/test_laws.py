@@ -213,7 +213,7 @@ class MeanOfStacks(Dropped):
 class OwnHead(Dropped):
     def __init__(self):
         super().__init__()
-        self.own = nn.Linear(5, 4, dtype=torch.float64)
+        self.own = nn.Linear(5, 3, dtype=torch.float64)
 
     def forward(self, features, head, generator):
         return torch.stack([head(features), self.own(features)])

@@ -21,7 +21,10 @@ CLASSES, SHAPE = 3, (3, 2, 2)
 
 
 class Classifier(L.LightningModule):
-    """A user's module that knows nothing of plug-ins: BatchNorm, dropout, an integer buffer, one criterion."""
+    """A user's module that knows the groups of its samples, and else nothing of plug-ins.
+
+    It has BatchNorm, dropout, an integer buffer and one criterion.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +51,11 @@ class Classifier(L.LightningModule):
         """Log the loss."""
         x, y = batch
         self.log("test_loss", F.cross_entropy(self(x), y))
+
+    def objective_group(self, batch: Any) -> Tensor:
+        """The group of each sample (N,), for methods that ask for it."""
+        groups: Tensor = batch[1] % 2
+        return groups
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Logits (N, C)."""
