@@ -200,6 +200,7 @@ class _Devices(TorchFunctionMode):
             Tensor.tolist: self._tolist,
             Tensor.numpy: self._numpy,
             F.one_hot: self._one_hot,
+            torch._C._nn._parse_to: torch._C._nn._parse_to,
             torch.repeat_interleave: self._repeated,
             Tensor.repeat_interleave: self._repeated,
         }
