@@ -40,12 +40,13 @@ class ReplaceLoss(StepCallback):
         def losses_of(call: Call) -> Tensor:
             """The losses of the rows that count, 0 for the others."""
             rows = {"logits": call.logits, "target": call.targets}
-            keep = None if call.valid is None else call.valid.flatten()
-            if keep is not None:
-                rows = {name: value[keep] for name, value in rows.items()}
+            kept = None if call.valid is None else call.valid.flatten().nonzero().squeeze(1)
+            total = len(rows["logits"])
+            if kept is not None:
+                rows = {name: value[kept] for name, value in rows.items()}
             signals = {name: self.adapted(name, value, call) for name, value in rows.items() if name in self.signals}
             losses: Tensor = self.loss(**signals, **others)
-            return losses if keep is None else losses.new_zeros(len(keep)).masked_scatter(keep, losses)
+            return losses if kept is None else losses.new_zeros(total).index_copy(0, kept, losses)
 
         return Replaced(call, losses_of)
 

@@ -117,7 +117,9 @@ def _origin() -> str:
     """The innermost line outside of torch, and of this file."""
     frame: Any = sys._getframe(1)
     hidden = (str(Path(torch.__file__).parent), __file__, "<frozen", "<string")
-    while frame is not None and frame.f_code.co_filename.startswith(hidden):
+    while frame is not None and (
+        frame.f_code.co_filename.startswith(hidden) or frame.f_code.co_name == "__torch_function__"
+    ):
         frame = frame.f_back
     if frame is None:
         return "?"
