@@ -110,7 +110,7 @@ class Calibrate(StatefulCallback):
                 f"{TARGETS[compared.problem]}. Remove Calibrate, or name the criterion that compares logits with "
                 "classes by criterion= or which=."
             )
-        rows = classification_rows(*compared.pair, from_logits=True, ignore_index=None)
+        rows = classification_rows(*compared.pair, from_logits=True)
         kept = rows.preds[rows.kept].cpu(), rows.target[rows.kept].cpu()
         self._rows.setdefault(loader, []).append(kept)
 
