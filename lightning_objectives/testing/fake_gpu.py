@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import torch
@@ -44,6 +44,25 @@ _FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
 """Functions that build a tensor on the host, and copy it to the device."""
 
 
+class Wait(NamedTuple):
+    """The host waits for the device."""
+
+    what: str
+    folder: str
+    """The folder, the file and the line outside of torch that causes it, the innermost one."""
+    file: str
+    line: int
+    function: str
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """The line that waits."""
+        return self.folder, self.file, self.line
+
+    def __str__(self) -> str:
+        return f"{self.what} in {self.function} ({self.folder}/{self.file}:{self.line})"
+
+
 class MixedDevices(RuntimeError):
     """An operation took tensors of the GPU and of the CPU."""
 
@@ -53,7 +72,7 @@ class FakeGPU:
 
     ``tensor.to("cuda")``, ``device="cuda"`` and ``module.cuda()`` work, and ``tensor.device`` answers ``cuda:0``. An
     operation on tensors of both devices raises :class:`MixedDevices`, as it does on a GPU. Each time the host would
-    wait for the device, :attr:`waits` gets a line. The rule is that of ``torch.cuda.set_sync_debug_mode``: ``item()``,
+    wait for the device, :attr:`waits` gets an entry. The rule is that of ``torch.cuda.set_sync_debug_mode``: ``item()``,
     ``bool(tensor)``, a boolean index, ``nonzero()``, and a copy from one device to the other that is not
     ``non_blocking``, such as that of ``torch.tensor(..., device="cuda")``. Values, backward passes and optimizers are
     those of the CPU, so code also runs on after it has waited.
@@ -74,8 +93,8 @@ class FakeGPU:
     """
 
     def __init__(self) -> None:
-        self.waits: list[str] = []
-        """For each wait what it is, and the innermost line outside of torch that causes it."""
+        self.waits: list[Wait] = []
+        """All waits so far, in their order."""
         self.counts = True
         """Whether waits are counted now."""
         # A weak reference keeps the address of a storage from being used again.
@@ -110,10 +129,10 @@ class FakeGPU:
     def wait(self, what: str) -> None:
         """Count a wait."""
         if self.counts:
-            self.waits.append(f"{what} at {_origin()}")
+            self.waits.append(Wait(what, *_origin()))
 
 
-def _origin() -> str:
+def _origin() -> tuple[str, str, int, str]:
     """The innermost line outside of torch, and of this file."""
     frame: Any = sys._getframe(1)
     hidden = (str(Path(torch.__file__).parent), __file__, "<frozen", "<string")
@@ -122,9 +141,9 @@ def _origin() -> str:
     ):
         frame = frame.f_back
     if frame is None:
-        return "?"
-    *_, folder, file = Path(frame.f_code.co_filename).parts
-    return f"{folder}/{file}:{frame.f_lineno} ({frame.f_code.co_name})"
+        return "?", "?", 0, "?"
+    path = Path(frame.f_code.co_filename)
+    return path.parent.name, path.name, frame.f_lineno, frame.f_code.co_name
 
 
 def _tensors(*values: Any) -> list[Tensor]:
