@@ -10,6 +10,8 @@ from torch import Tensor
 from lightning_objectives._step.samples import Samples
 
 Unit = Literal["sample", "element"]
+COUNTED = "a method sees only the rows that count, and the device alone knows how many these are"
+"""Why a step with ignored targets waits for the device."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,8 +31,8 @@ class Callback(LightningCallback):
     """The conditions that it refuses at setup, in addition to those of its bases, each with the reason."""
 
     waits: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """Where a step must wait for the device: for each condition of ``testing.conformance`` on a GPU the functions that
-    wait, each with the reason."""
+    """Where a step must wait for the device: for a condition of ``testing.conformance`` on a GPU, or ``""`` for all of
+    them, the functions that wait, each with the reason."""
 
     @property
     def passes(self) -> int:

@@ -59,6 +59,7 @@ class Calibrate(StatefulCallback):
     """
 
     kind = Calibrator
+    waits: ClassVar = {"": {"_collect": "the logits of a whole validation are kept in the memory of the CPU"}}
     leaves_training_alone = True
     refuses: ClassVar = {"binary_cross_entropy": TARGETS["labels"], "test_alone": _NOT_FITTED}
 

@@ -104,6 +104,7 @@ class MergeCheckpoints(StatefulCallback):
 
     kind = Merge
     example: ClassVar = {"last": 2, "every_n_steps": 2}
+    waits: ClassVar = {"": {"cpu_copies": "a snapshot is a copy of the weights in the memory of the CPU"}}
     zero: ClassVar = {"start_step": 10**9}
     leaves_training_alone = True
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.calls import MEANS, Call, Derived
+from lightning_objectives._step.named import SHOWN
+from lightning_objectives._step.rows import COUNTED
 from lightning_objectives._step.step import Step
 from lightning_objectives.kinds import Loss
 
@@ -26,6 +28,10 @@ class ReplaceLoss(StepCallback):
 
     kind = Loss
     place = "loss"
+    waits: ClassVar = {
+        "ignored_targets_on_a_gpu": {"losses_of": COUNTED},
+        "a_named_criterion_on_a_gpu": {"valid": SHOWN, "reduction": SHOWN},
+    }
 
     loss: nn.Module | Callable[..., Tensor]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.calls import Call
-from lightning_objectives._step.rows import Unit, fold
+from lightning_objectives._step.named import SHOWN
+from lightning_objectives._step.rows import COUNTED, Unit, fold
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.ranks import gather_rows
 from lightning_objectives.kinds import Weighting
@@ -40,6 +41,11 @@ class ReweightSamples(StepCallback):
 
     kind = Weighting
     place = "weighting"
+    waits: ClassVar = {
+        "ignored_targets_on_a_gpu": {"_kept": COUNTED},
+        "a_named_criterion_on_a_gpu": {"valid": SHOWN},
+        "two_gpus": {"gather_rows": "the ranks may have different numbers of rows"},
+    }
 
     weighting: nn.Module | Callable[..., Tensor]
     unit: Unit = "sample"

@@ -48,6 +48,8 @@ class TransformGradients(StatefulCallback):
         "lbfgs": "it evaluates the loss many times per step, and needs the unchanged gradient each time",
     }
 
+    waits: ClassVar = {"a_scaler_on_a_gpu": {"on_before_optimizer_step": "the scaler skips a step that overflows"}}
+
     transform: GradientTransform | Sequence[GradientTransform]
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class TransformGradients(StatefulCallback):
         gradients: list[Tensor | None] = [p.grad for p in params]
         present = [g for g in gradients if g is not None]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if not present or (scaled and not all(bool(g.isfinite().all()) for g in present)):
+        if not present or (scaled and not torch.stack([g.isfinite().all() for g in present]).all()):
             return  # The optimizer will not step.
         step = trainer.global_step
         for transform, state in zip(self.transforms, self._states):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, _len_torch_function_stack, _pop_mode, _push_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -109,6 +109,18 @@ class FakeGPU:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Stands for ``torch._C.DisableTorchFunction``: no mode sees torch's functions but this one."""
+        modes: list[TorchFunctionMode] = []
+        while _len_torch_function_stack() and not isinstance(_get_current_function_mode(), _Devices):
+            modes.append(_pop_mode())
+        try:
+            yield
+        finally:
+            while modes:
+                _push_mode(modes.pop())
 
     def place(self, tensor: Tensor) -> Place:
         """Where a tensor lies; what is older than the fake lies on the CPU."""
@@ -335,6 +347,7 @@ def _patches(gpu: FakeGPU) -> Iterator[None]:
     stream = SimpleNamespace(synchronize=synchronize)
     with (
         mock.patch.object(torch, "Generator", _Generator),
+        mock.patch.object(torch._C, "DisableTorchFunction", gpu.alone),
         mock.patch.multiple(
             torch.cuda,
             get_rng_state=lambda *_: torch.get_rng_state(),

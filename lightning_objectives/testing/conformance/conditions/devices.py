@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -17,11 +18,11 @@ from torch.utils.data import DataLoader
 from lightning_objectives.testing.conformance.case import Classifier
 from lightning_objectives.testing.conformance.check import Trial, told
 from lightning_objectives.testing.conformance.variants import Make, own, variant
-from lightning_objectives.testing.fake_gpu import FakeGPU, Wait
+from lightning_objectives.testing.fake_gpu import GPU, FakeGPU, Wait
 
 
 def on_a_gpu(trial: Trial) -> str:
-    """No step after the first waits for the device, in training and evaluation, and no devices are mixed."""
+    """No step after the second waits for the device, in training and evaluation, and no devices are mixed."""
     return _waits(trial, on_a_gpu, trial.case.module)
 
 
@@ -54,6 +55,14 @@ def two_gpus(trial: Trial) -> str:
 # -- how
 
 
+@dataclass
+class _Run:
+    """What is left of a training on the GPU that is not there."""
+
+    waits: list[Wait]
+    weights: dict[str, Tensor]
+
+
 def _waits(
     trial: Trial,
     condition: Callable[..., Any],
@@ -65,37 +74,48 @@ def _waits(
 ) -> str:
     """Train and validate; each wait is one of the training without the plug-in, or declared, or an error."""
 
-    def fit(callbacks: list[Any]) -> list[Wait]:
-        data = trial.case.loader_for(callbacks).dataset
+    def fit(callbacks: list[Any]) -> _Run:
         with FakeGPU() as gpu, group():
-            gpu.counts = False
-            L.seed_everything(0, verbose=False)
-            trainer = trial.case.trainer(
-                _Stops(gpu),
-                *callbacks,
-                _Counts(gpu),
-                strategy=_OnTheGPU("cuda:0"),
-                max_epochs=1,
-                log_every_n_steps=1,
-                **settings(),
-            )
-            trainer.fit(module(), *(DataLoader(data, batch_size=_BATCH, drop_last=True) for _ in range(2)))
-        return gpu.waits
+            counts = _Counts(gpu)
+            net = _fit(trial, module, [_Stops(gpu), *callbacks, counts], strategy=_OnTheGPU(GPU), **settings())
+        trial.require({*counts.steps} == {"train", "validate"}, f"no step counted but {counts.steps}.")
+        trial.require(not counts.lost, f"the module must stay on the GPU, but {counts.lost} lie on the CPU.")
+        return _Run(gpu.waits, net.state_dict())
 
-    plain = {wait.place for wait in trial.once(lambda: fit([]), condition.__name__)}
+    plain = trial.once(lambda: fit([]), condition.__name__)
     callbacks = told(trial.make(), options)
-    waits = [wait for wait in fit(callbacks) if wait.place not in plain]
-    declared = {name: why for c in callbacks for name, why in c.waits.get(condition.__name__, {}).items()}
+    run = fit(callbacks)
+    places = {wait.place for wait in plain.waits}
+    waits = [wait for wait in run.waits if wait.place not in places]
+    declared: dict[str, str] = {}
+    for callback in callbacks:
+        declared |= {**callback.waits.get("", {}), **callback.waits.get(condition.__name__, {})}
     rooms = {method.room: method.waits for c in callbacks for method in c.methods() if getattr(method, "waits", "")}
     unknown = sorted({str(w) for w in waits if w.function not in declared and w.folder not in rooms})
     trial.require(not unknown, f"it waits for the device in a step: {'; '.join(unknown)}. Mend it, or declare why.")
     idle = [n for n in declared if all(w.function != n for w in waits)]
     idle += [room for room in rooms if all(w.folder != room for w in waits)]
     trial.require(not idle, f"it declares waits for the device in {idle}, where it does not wait.")
+    if condition is on_a_gpu and not any(callback.draws for callback in callbacks):
+        cpu = _fit(trial, module, trial.make()).state_dict()
+        far = [n for n, value in run.weights.items() if not torch.allclose(value, cpu[n], rtol=1e-3, atol=1e-5)]
+        trial.require(not far, f"the weights must be those of the training on the CPU, but {far} are not.")
     reasons = dict.fromkeys([*declared.values(), *rooms.values()])
     return f"waits: {'; '.join(reasons)}" if reasons else "pass"
 
 
+def _fit(trial: Trial, module: Make, callbacks: list[Any], **settings: Any) -> L.LightningModule:
+    L.seed_everything(0, verbose=False)
+    net, data = module(), trial.case.loader_for(callbacks).dataset
+    settings = {"max_epochs": 1, "limit_val_batches": 4, "log_every_n_steps": 1, **settings}
+    trainer = trial.case.trainer(*callbacks, **settings)
+    torch.manual_seed(0)
+    trainer.fit(net, *(DataLoader(data, batch_size=_BATCH, drop_last=True) for _ in range(2)))
+    return net
+
+
+_PROOFS = 2
+"""The steps that may wait, to prove where things are: what the first does not see, the second does."""
 _BATCH = 4
 """All batches have one shape, since that is what a first step proves things for."""
 
@@ -120,13 +140,24 @@ class _Stops(L.Callback):
 
 
 class _Counts(L.Callback):
-    """Comes behind it: after the first step every wait counts."""
+    """Comes behind it: after the first steps every wait counts."""
 
     def __init__(self, gpu: FakeGPU) -> None:
         self.gpu = gpu
+        self.gpu.counts = False
+        self.steps: list[str] = []
+        """The steps that counted."""
+        self.lost: list[str] = []
+        """What of the module did not stay on the GPU."""
 
-    def _start(self, *_: Any, **__: Any) -> None:
-        self.gpu.counts = True
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look where the module lies, before Lightning moves it back."""
+        self.lost = [name for name, tensor in pl_module.state_dict().items() if self.gpu.place(tensor) != "gpu"]
+
+    def _start(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any) -> None:
+        if self.gpu.counts:
+            self.steps.append("train" if trainer.training else "validate")
+        self.gpu.counts = batch_idx >= _PROOFS - 1
 
     on_train_batch_end = on_validation_batch_end = _start
 
@@ -179,5 +210,6 @@ def _two_ranks() -> Iterator[None]:
         all_reduce=all_reduce,
         all_gather_object=all_gather_object,
         barrier=lambda *_, **__: None,
+        get_backend=lambda *_: "nccl",
     ):
         yield
