@@ -78,4 +78,4 @@ class _Moves(TorchFunctionMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from lightning_objectives.kinds import GradientTransform, Perturbation, Rule
 from lightning_objectives.testing import averaging, gradients, metrics, perturbations
 from lightning_objectives.testing.common import require
-from lightning_objectives.testing.fake_gpu import FakeGPU, MixedDevices
+from lightning_objectives.testing.fake_gpu import FakeGPU, MixedDevicesError
 from lightning_objectives.testing.signals import arguments, example_signals
 
 DIFFERENTIABLE = ("logits", "features", "losses", "inputs")
@@ -22,7 +22,7 @@ OF_TRAINER = {"step", "epoch", "progress"}
 
 
 def it_waits_for_no_gpu(method: Any) -> None:
-    """On a GPU a second step mixes no devices and does not wait, unless the method declares in ``waits`` why it must."""
+    """On a GPU a second step mixes no devices, and waits only if the method declares in ``waits`` why it must."""
     with FakeGPU() as gpu:
         gpu.counts = False
         try:
@@ -31,8 +31,9 @@ def it_waits_for_no_gpu(method: Any) -> None:
             gpu.counts = True
             result = step()
             _backward(result)
-        except MixedDevices as error:
-            raise AssertionError(f"{method}: {error} Make tensors on the device of the signals, keep others as buffers.")
+        except MixedDevicesError as error:
+            way_out = "Make tensors on the device of the signals, and keep others as buffers."
+            raise AssertionError(f"{method}: {error} {way_out}") from error
         gpu.counts = False
         away = [tuple(t.shape) for t in _tensors(result) if t.dim() and gpu.place(t) != "gpu"]
     require(not away, method, f"its results must lie on the GPU as the signals do, but those of shape {away} do not.")
@@ -64,7 +65,7 @@ def _step(method: Any) -> Callable[[], Any]:
 
 def _offsets(method: Perturbation, params: Any, gradients: Any) -> Any:
     gradients = {name: g.clone() for name, g in gradients.items()} if method.uses_gradients else {}
-    return method.offsets(gradients, params, generator=torch.Generator().manual_seed(0))
+    return method.offsets(gradients, params, generator=torch.Generator("cuda").manual_seed(0))
 
 
 def _averaged(rule: Rule, state: Any, weights: list[Tensor]) -> Any:

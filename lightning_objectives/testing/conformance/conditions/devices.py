@@ -110,7 +110,8 @@ def _fit(trial: Trial, module: Make, callbacks: list[Any], **settings: Any) -> L
     settings = {"max_epochs": 1, "limit_val_batches": 4, "log_every_n_steps": 1, **settings}
     trainer = trial.case.trainer(*callbacks, **settings)
     torch.manual_seed(0)
-    trainer.fit(net, *(DataLoader(data, batch_size=_BATCH, drop_last=True) for _ in range(2)))
+    train, val = (DataLoader(data, batch_size=_BATCH, drop_last=True) for _ in range(2))
+    trainer.fit(net, train, val)
     return net
 
 
@@ -133,10 +134,17 @@ class _Stops(L.Callback):
     def __init__(self, gpu: FakeGPU) -> None:
         self.gpu = gpu
 
-    def _stop(self, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """The training has no more steps."""
         self.gpu.counts = False
 
-    on_train_epoch_end = on_validation_start = on_validation_epoch_end = _stop
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """A validation stands between two steps of the training."""
+        self.gpu.counts = False
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """The validation has no more steps."""
+        self.gpu.counts = False
 
 
 class _Counts(L.Callback):
@@ -154,7 +162,9 @@ class _Counts(L.Callback):
         """Look where the module lies, before Lightning moves it back."""
         self.lost = [name for name, tensor in pl_module.state_dict().items() if self.gpu.place(tensor) != "gpu"]
 
-    def _start(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any) -> None:
+    def _start(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
+    ) -> None:
         if self.gpu.counts:
             self.steps.append("train" if trainer.training else "validate")
         self.gpu.counts = batch_idx >= _PROOFS - 1
