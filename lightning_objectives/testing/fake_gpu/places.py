@@ -29,19 +29,13 @@ class Wait(NamedTuple):
     """The host waits for the device."""
 
     what: str
-    folder: str
-    """The folder, the file and the line outside of torch that causes it, the innermost one."""
-    file: str
+    path: Path
+    """The file, the line and the function outside of torch that cause it, the innermost ones."""
     line: int
     function: str
 
-    @property
-    def place(self) -> tuple[str, str, int]:
-        """The line that waits."""
-        return self.folder, self.file, self.line
-
     def __str__(self) -> str:
-        return f"{self.what} in {self.function} ({self.folder}/{self.file}:{self.line})"
+        return f"{self.what} in {self.function} ({self.path.parent.name}/{self.path.name}:{self.line})"
 
 
 class MixedDevicesError(RuntimeError):
@@ -81,7 +75,7 @@ class Places:
             self.waits.append(Wait(what, *_origin()))
 
 
-def _origin() -> tuple[str, str, int, str]:
+def _origin() -> tuple[Path, int, str]:
     """The innermost line outside of torch, and of this folder."""
     frame: Any = sys._getframe(1)
     hidden = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen", "<string")
@@ -90,9 +84,8 @@ def _origin() -> tuple[str, str, int, str]:
     ):
         frame = frame.f_back
     if frame is None:
-        return "?", "?", 0, "?"
-    path = Path(frame.f_code.co_filename)
-    return path.parent.name, path.name, frame.f_lineno, frame.f_code.co_name
+        return Path("?"), 0, "?"
+    return Path(frame.f_code.co_filename), frame.f_lineno, frame.f_code.co_name
 
 
 def tensors_in(*values: Any) -> list[Tensor]:

@@ -1,9 +1,11 @@
 """A GPU that is not there: its tensors lie on the CPU, its waits are counted. Real GPUs stay unmeasured."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -85,23 +87,29 @@ def _waits(
     plain = trial.once(lambda: fit([]), condition.__name__)
     callbacks = told(trial.make(), options)
     run = fit(callbacks)
-    places = {wait.place for wait in plain.waits}
-    waits = [wait for wait in run.waits if wait.place not in places]
-    declared: dict[str, str] = {}
-    for callback in callbacks:
-        declared |= {**callback.waits.get("", {}), **callback.waits.get(condition.__name__, {})}
-    rooms = {method.room: method.waits for c in callbacks for method in c.methods() if getattr(method, "waits", "")}
-    unknown = sorted({str(w) for w in waits if w.function not in declared and w.folder not in rooms})
-    trial.require(not unknown, f"it waits for the device in a step: {'; '.join(unknown)}. Mend it, or declare why.")
-    idle = [n for n in declared if all(w.function != n for w in waits)]
-    idle += [room for room in rooms if all(w.folder != room for w in waits)]
-    trial.require(not idle, f"it declares waits for the device in {idle}, where it does not wait.")
+    users = {(wait.path, wait.line) for wait in plain.waits}
+    waits = [wait for wait in run.waits if (wait.path, wait.line) not in users]
+    reasons = _declared(trial, callbacks, condition.__name__, waits)
     if condition is on_a_gpu and not any(callback.draws for callback in callbacks):
         cpu = _fit(trial, module, trial.make()).state_dict()
         far = [n for n, value in run.weights.items() if not torch.allclose(value, cpu[n], rtol=1e-3, atol=1e-5)]
         trial.require(not far, f"the weights must be those of the training on the CPU, but {far} are not.")
-    reasons = dict.fromkeys([*declared.values(), *rooms.values()])
     return f"waits: {'; '.join(reasons)}" if reasons else "pass"
+
+
+def _declared(trial: Trial, callbacks: list[Any], condition: str, waits: list[Wait]) -> list[str]:
+    """Why it waits, each reason once: by the function of a callback that waits, or by the folder of a method."""
+    functions: dict[str, str] = {}
+    for callback in callbacks:
+        functions |= {**callback.waits.get("", {}), **callback.waits.get(condition, {})}
+    methods = [m for callback in callbacks for m in callback.methods() if getattr(m, "waits", "")]
+    folders = {Path(inspect.getfile(type(method))).parent: method.waits for method in methods}
+    unknown = {str(w): None for w in waits if w.function not in functions and w.path.parent not in folders}
+    trial.require(not unknown, f"it waits for the device in a step: {'; '.join(unknown)}. Mend it, or declare why.")
+    idle = [name for name in functions if all(wait.function != name for wait in waits)]
+    idle += [folder.name for folder in folders if all(wait.path.parent != folder for wait in waits)]
+    trial.require(not idle, f"it declares waits for the device in {idle}, where it does not wait.")
+    return list(dict.fromkeys([*functions.values(), *folders.values()]))
 
 
 def _fit(trial: Trial, module: Make, callbacks: list[Any], **settings: Any) -> L.LightningModule:
