@@ -50,7 +50,8 @@ class Calibrate(StatefulCallback):
     Checkpoints: the fitted values lie in this callback's state. A checkpoint that is written after a validation
     therefore holds the calibration of the weights that were validated.
 
-    Cost: the logits of one validation, in the CPU's memory as float32.
+    Cost: the logits of one validation, in the CPU's memory as float32. On a GPU each validation step waits for the
+    device, because the logits of a whole validation are kept in the memory of the CPU.
 
     Example:
         >>> from lightning_objectives.calibration import TemperatureScaling

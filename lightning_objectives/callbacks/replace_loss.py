@@ -22,6 +22,10 @@ class ReplaceLoss(StepCallback):
     Targets that the model's criterion ignores (``ignore_index``) stay ignored. Its class weights and its label
     smoothing no longer apply. ``reduction="mean"`` is the mean over the targets that count.
 
+    On a GPU a step waits for the device in two cases. Targets are ignored: a method sees only the rows that count, and
+    the device alone knows how many these are. The criterion is named: a named criterion shows only by its gradients
+    what it makes of its rows, in each batch anew.
+
     Args:
         loss: the method, ``(logits, target) -> (N,)``.
     """

@@ -33,7 +33,8 @@ class TransformGradients(StatefulCallback):
 
     Checkpoints: the states of the methods lie in this callback's state, and resuming goes on from them to the bit.
 
-    Cost: one copy of the gradients, and the cost of the methods.
+    Cost: one copy of the gradients, and the cost of the methods. With a gradient scaler on a GPU, each step waits once
+    for the device, because the scaler skips a step that overflows.
 
     Example:
         >>> from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient

@@ -1,5 +1,6 @@
 """Tests of the conditions on a GPU that is not there: callbacks with one fault each, and what is said of it."""
 
+import inspect
 from typing import ClassVar
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from lightning_objectives._trainer.callback import Callback
 from lightning_objectives.callbacks import AddRegularizer
 from lightning_objectives.kinds import Regularizer
-from lightning_objectives.testing.conformance import assert_conforms
+from lightning_objectives.testing.conformance import assert_conforms, conditions
+from lightning_objectives.testing.conformance.plug_ins import verbs
 
 
 class Sound(Callback):
@@ -161,6 +163,20 @@ def test_a_method_declares_its_own_waits():
         assert_conforms(placed(Counting), only=["on_a_gpu"])
     said = assert_conforms(placed(CountingWithAReason), only=["on_a_gpu"])
     assert said == {"on_a_gpu": f"waits: {CountingWithAReason.waits}"}
+
+
+@pytest.mark.parametrize("name", sorted(verbs()))
+def test_a_wait_for_the_device_is_in_the_docstring(name):
+    cls = verbs()[name]
+    text = " ".join(inspect.getdoc(cls).split())
+    reasons = {why for functions in cls.waits.values() for why in functions.values()}
+    assert not [why for why in reasons if why not in text]
+
+
+@pytest.mark.parametrize("name", sorted(verbs()))
+def test_waits_are_declared_for_conditions_that_there_are(name):
+    known = {"", *(condition.name for condition in conditions() if condition.family == "devices")}
+    assert set(verbs()[name].waits) <= known
 
 
 def test_sound_callbacks_pass():
