@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from lightning_objectives.testing.fake_gpu import GPU, FakeGPU, MixedDevicesError
+from lightning_objectives.testing.fake_gpu import FakeGPU, MixedDevicesError
+from lightning_objectives.testing.fake_gpu.places import GPU
 
 CASES = {
     "sum": lambda x, y, i: x + x,

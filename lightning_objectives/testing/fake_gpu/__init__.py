@@ -11,18 +11,10 @@ from torch import overrides
 
 from lightning_objectives.testing.fake_gpu.functions import Functions
 from lightning_objectives.testing.fake_gpu.operations import Operations
-from lightning_objectives.testing.fake_gpu.places import (
-    GPU,
-    GPUGenerator,
-    HostGenerator,
-    MixedDevicesError,
-    Place,
-    Places,
-    Wait,
-)
+from lightning_objectives.testing.fake_gpu.places import GPUGenerator, HostGenerator, MixedDevicesError, Places, Wait
 
 _modes: Any = overrides  # without annotations
-__all__ = ["GPU", "FakeGPU", "MixedDevicesError", "Place", "Wait"]
+__all__ = ["FakeGPU", "MixedDevicesError", "Wait"]
 
 
 class FakeGPU(Places):

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from lightning_objectives.testing.conformance.case import Classifier
 from lightning_objectives.testing.conformance.check import Trial, told
 from lightning_objectives.testing.conformance.variants import Make, own, variant
-from lightning_objectives.testing.fake_gpu import GPU, FakeGPU, Wait
+from lightning_objectives.testing.fake_gpu import FakeGPU, Wait
+from lightning_objectives.testing.fake_gpu.places import GPU
 
 
 def on_a_gpu(trial: Trial) -> str:
