@@ -115,6 +115,7 @@ def test_a_blocking_copy_waits():
         lambda x: torch.full((3,), 0.5, device="cuda"),
         lambda x: copy.deepcopy(x.detach()),
         lambda x: torch.ones(3).sum().item(),
+        lambda x: x.detach().__setitem__(x > 1, 0.0),
         lambda x: torch.rand(3, generator=torch.Generator()).tolist(),
     ):
         assert waits(work) == []

@@ -178,6 +178,17 @@ class Warmth(kinds.Calibrator):
 # -- what waits for a GPU, or leaves it
 
 
+class ProvesFirst(PowerLoss):
+    """A first call may wait."""
+
+    proved = False
+
+    def forward(self, logits, target):
+        losses = super().forward(logits, target)
+        self.proved = self.proved or bool(losses.isfinite().all())
+        return losses
+
+
 class ReadsTheLoss(PowerLoss):
     def forward(self, logits, target):
         losses = super().forward(logits, target)
@@ -270,7 +281,7 @@ class DrawsElsewhere(Shaken):
 
 
 SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, FromTheBase]
-SOUND += [Halving, MeanLoss, Uphill, Shaken]
+SOUND += [Halving, MeanLoss, Uphill, Shaken, ProvesFirst]
 
 
 # The same with one fault each, filed under the law that must see it.
