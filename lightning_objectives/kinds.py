@@ -66,11 +66,11 @@ class Method:
 
     A method for ``classes`` gets the logits of a binary problem as two columns, (0, z).
     """
+    by_process: ClassVar[str] = ""
+    """Why several processes differ from one process with the joined batch; empty if they do not differ."""
     waits: ClassVar[str] = ""
     """Why the method must wait for the device in every step, as ``item()`` and a boolean index do; empty if it never
     waits."""
-    by_process: ClassVar[str] = ""
-    """Why several processes differ from one process with the joined batch; empty if they do not differ."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
