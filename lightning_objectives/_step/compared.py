@@ -10,6 +10,8 @@ from lightning_objectives.kinds import Problem
 
 _IGNORED = -100
 """The class that metrics do not count."""
+READ = "float targets of two classes show by their values alone whether they are classes"
+"""Why an evaluation step of two classes waits for the device."""
 _LOG_OF_ZERO = -100.0
 """What torch's binary_cross_entropy takes for log 0."""
 

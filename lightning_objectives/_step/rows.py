@@ -60,7 +60,8 @@ def fold(elements: Tensor, valid: Tensor | None, samples: Samples | None) -> Row
     sums = sums.index_add(0, ids, torch.where(inside, flat, 0.0).to(wide))
     means = (sums / counts.clamp_min(1)).to(flat.dtype)
     # A sample without any element is no row.
-    return _kept(means, counts > 0, lambda w: torch.where(inside, w[ids], 0.0).reshape(shape))
+    some = None if samples.has_all and valid is None else counts > 0
+    return _kept(means, some, lambda w: torch.where(inside, w[ids], 0.0).reshape(shape))
 
 
 def _kept(losses: Tensor, keep: Tensor | None, spread: Callable[[Tensor], Tensor]) -> Rows:

@@ -33,10 +33,10 @@ class ReweightSamples(StepCallback):
     ``unweighted_loss``, ``effective_sample_size`` (:math:`(\sum w)^2 / \sum w^2`) and ``max_weight``. A single sample
     has the weight 1, whatever its loss: the callback warns once in a fit if a micro-batch of all ranks holds only one.
 
-    On a GPU a step waits for the device in three cases. Targets are ignored: a method sees only the rows that count,
-    and the device alone knows how many these are. The criterion is named: a named criterion shows only by its gradients
-    what it makes of its rows, in each batch anew. There are several processes: the ranks may have different numbers of
-    rows.
+    On a GPU a step waits for the device in three cases. Targets are ignored, or your code reduces the losses itself: a
+    method sees only the rows that count, and the device alone knows how many these are. The criterion is named: a named
+    criterion shows only by its gradients what it makes of its rows, in each batch anew. There are several processes:
+    the ranks may have different numbers of rows.
 
     Args:
         weighting: the method, ``losses (N,) -> weights (N,)`` with mean 1.
@@ -48,6 +48,7 @@ class ReweightSamples(StepCallback):
     place = "weighting"
     waits: ClassVar = {
         "ignored_targets_on_a_gpu": {"_kept": COUNTED},
+        "unreduced_losses_on_a_gpu": {"_kept": COUNTED},
         "a_named_criterion_on_a_gpu": {"valid": SHOWN},
         "two_gpus": {"gather_rows": "the ranks may have different numbers of rows"},
     }

@@ -152,3 +152,36 @@ def test_the_numbers_are_those_of_the_cpu(make, changes, ignored):
         there = trained(make(), changes=changes, ignored=ignored, gpu=True)
     assert there[0] == pytest.approx(losses, rel=1e-5)
     assert there[1] == pytest.approx(logged, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.parametrize("settings", [{}, {"sample_dim": 1}], ids=["found", "said"])
+def test_samples_along_another_dimension(settings):
+    """Sequences with the time first: the elements of a sample are found, or said, and lie where the losses lie."""
+
+    class TimeFirst(Net):
+        def training_step(self, batch, batch_idx):
+            x, y = (part.transpose(0, 1) for part in batch)
+            loss = F.cross_entropy(self.fc(x).movedim(2, 1), y)
+            self.losses.append(loss.detach())
+            return loss
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    def run(gpu):
+        torch.manual_seed(0)
+        net, x, y = TimeFirst(), torch.randn(24, 5, 4), torch.randint(3, (24, 5))
+        strategy = _OnTheGPU("cuda:0") if gpu else "auto"
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
+        callback = ReweightSamples(LossBasedReweighting(), **settings)
+        trainer = L.Trainer(
+            accelerator="cpu", devices=1, strategy=strategy, callbacks=[callback], enable_model_summary=False, **quiet
+        )
+        trainer.fit(net, DataLoader(TensorDataset(x, y), batch_size=8))
+        return [float(loss) for loss in net.losses]
+
+    expected = run(gpu=False)
+    with FakeGPU() as gpu:
+        assert run(gpu=True) == pytest.approx(expected, rel=1e-5)
+    assert "_kept" not in {wait.function for wait in gpu.waits}

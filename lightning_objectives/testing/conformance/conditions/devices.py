@@ -35,6 +35,24 @@ def ignored_targets_on_a_gpu(trial: Trial) -> str:
     return _waits(own(trial, Classifier), ignored_targets_on_a_gpu, _comparing(criterion))
 
 
+def unreduced_losses_on_a_gpu(trial: Trial) -> str:
+    """The same with ``reduction="none"``, where the user's code reduces the losses itself."""
+
+    def mean(logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, reduction="none").mean()
+
+    return _waits(own(trial, Classifier), unreduced_losses_on_a_gpu, _comparing(mean))
+
+
+def two_classes_on_a_gpu(trial: Trial) -> str:
+    """The same with ``F.binary_cross_entropy_with_logits`` of one logit, whose targets are floats."""
+
+    def binary(logits: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], (target > 0).float())
+
+    return _waits(own(trial, Classifier), two_classes_on_a_gpu, _comparing(binary))
+
+
 def a_named_criterion_on_a_gpu(trial: Trial) -> str:
     """The same with a criterion of the user's own, named by ``criterion="loss_fn"``."""
     options = {"criterion": "loss_fn"}
