@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from bare_step import loss_and_gradient
 from lightning.pytorch.utilities import move_data_to_device
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -185,3 +186,34 @@ def test_samples_along_another_dimension(settings):
     with FakeGPU() as gpu:
         assert run(gpu=True) == pytest.approx(expected, rel=1e-5)
     assert "_kept" not in {wait.function for wait in gpu.waits}
+
+
+def losses_seen(compute, *batch, **settings):
+    """The losses that a weighting gets in a second step."""
+    seen = []
+
+    def weighting(losses):
+        seen.append(losses)
+        return torch.ones_like(losses)
+
+    loss_and_gradient(compute, batch, ReweightSamples(weighting, **settings), steps=2)
+    return seen[-1]
+
+
+def test_a_sample_that_the_step_leaves_out_is_no_row():
+    x, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
+    seen = losses_seen(lambda module, logits, target: F.cross_entropy(logits[1:], target[1:]), x, y)
+    torch.testing.assert_close(seen, F.cross_entropy(x[1:], y[1:], reduction="none"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"sample_dim": 1}], ids=["found", "said"])
+def test_a_sample_of_ignored_targets_is_no_row(settings):
+    """Three samples of two positions, the time first; the second sample is ignored whole, the third in part."""
+    x, y = torch.randn(3, 2, 4), torch.tensor([[0, 1], [-100, -100], [2, -100]])
+
+    def compute(module, logits, target):
+        return F.cross_entropy(logits.transpose(0, 1).movedim(2, 1), target.transpose(0, 1))
+
+    seen = losses_seen(compute, x, y, **settings)
+    expected = torch.stack([F.cross_entropy(x[0], y[0]), F.cross_entropy(x[2, :1], y[2, :1])])
+    torch.testing.assert_close(seen, expected)
