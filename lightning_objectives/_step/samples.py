@@ -220,19 +220,15 @@ class SampleFinder:
         shape = root.tensor.shape
         numbers = torch.arange(shape[axis], device=root.tensor.device)
         start = numbers.view(-1, *[1] * (len(shape) - axis - 1)).expand(shape)
-        known: tuple[Tensor, bool] | None
-        try:
+        known: tuple[Tensor, bool] | None = None
+        with suppress(_MixedError, RuntimeError):  # RuntimeError: of other shapes
             ids = Replay(root, start, _numbers)(node)
             if call.by_class and ids.dim() == len(elements) + 1:
                 ids = _constant(ids, (call.class_dim or 0) % ids.dim() if ids.dim() > 1 else 0)
             ids = _reduced(ids, elements)
-            if bool((ids < 0).any()):
-                known = None  # Rows of no sample, such as those of a memory.
-            else:
+            if not bool((ids < 0).any()):  # Rows of no sample are such as those of a memory.
                 has_all = key[-1] is not None and torch.zeros_like(numbers).index_fill_(0, ids.flatten(), 1).all()
                 known = ids, bool(has_all)
-        except (_MixedError, RuntimeError):  # RuntimeError: of other shapes
-            known = None
         if key[-1] is not None:
             self._known[key] = known
         return known
