@@ -190,8 +190,7 @@ class SampleFinder:
             distinct = [0]
         if len(distinct) != 1:
             return None
-        axis = distinct[0]
-        count, (ids, has_all) = lengths[axis], proofs[axis]
+        axis, count, (ids, has_all) = distinct[0], lengths[distinct[0]], proofs[distinct[0]]
         if sizes.told is not None and count != sizes.told:
             return None
         if known is None:  # Later batches do not wait for the device again.
