@@ -20,8 +20,10 @@ INTRODUCTION = """# Conformance
 What every plug-in keeps under everything that the Trainer does. Rows and conditions are found by walking the package;
 a method that is added has its row with its file. Each cell is the outcome of a test, which the cell names when the
 pointer rests on it. *refuses* means an error at setup, before any step, that gives the reason below the table.
-`make conformance` fills the tables anew and fails where a cell is empty or a test is skipped; the same trainings run on
-a callback or a method of your own by `lightning_objectives.testing.conformance.assert_conforms`.
+*waits* means that it passes, but waits for the device where the reason says so; a GPU that is not there counts the
+waits, and real ones are not part of the tests. `make conformance` fills the tables anew and fails where a cell is empty
+or a test is skipped; the same trainings run on a callback or a method of your own by
+`lightning_objectives.testing.conformance.assert_conforms`.
 """
 OTHER_FAMILIES = {
     "methods": "Each method: the laws of its kind, and what its callback keeps with it.",

@@ -70,6 +70,9 @@ class Method:
     """The problem it is for, as "label noise"; groups the methods in docs and commands."""
     by_process: ClassVar[str] = ""
     """Why several processes differ from one process with the joined batch; empty if they do not differ."""
+    waits: ClassVar[str] = ""
+    """Why the method must wait for the device in every step, as ``item()`` and a boolean index do; empty if it never
+    waits."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -96,6 +96,11 @@ def test_the_docstring_is_complete(cls):
     assert not undocumented, f"{cls.__name__}: Args lacks {undocumented}"
 
 
+@pytest.mark.parametrize("cls", [cls for cls in METHODS if issubclass(cls, Method)], ids=lambda cls: cls.__name__)
+def test_a_wait_for_the_device_is_in_the_docstring(cls):
+    assert cls.waits in " ".join(inspect.getdoc(cls).split()), f"{cls.__name__}: say in the docstring that {cls.waits}"
+
+
 @CLASSES
 def test_a_class_names_the_function_beside_it(cls):
     """Otherwise the law that the two return the same would check nothing."""

@@ -187,6 +187,8 @@ class TorchCall(Call):
     options: dict[str, Any]
     """All other arguments of the call, without the reduction."""
     reduction: str
+    counts_all: bool = False
+    """Whether it is known that no target is one to ignore."""
 
     @property
     def name(self) -> str:  # type: ignore[override]  # an attribute that is computed
@@ -236,7 +238,7 @@ class TorchCall(Call):
     @cached_property
     def valid(self) -> Tensor | None:
         """Which elements count; None if the criterion ignores no target."""
-        ignored = self.options.get("ignore_index")
+        ignored = None if self.counts_all else self.options.get("ignore_index")
         return None if ignored is None or not self.indexed else self.target != ignored
 
     @cached_property

@@ -8,6 +8,10 @@ from torch import Tensor
 from lightning_objectives._step.calls import Call
 from lightning_objectives.kinds import Problem
 
+_IGNORED = -100
+"""The class that metrics do not count."""
+READ = "float targets of two classes show by their values alone whether they are classes"
+"""Why an evaluation step of two classes waits for the device."""
 _LOG_OF_ZERO = -100.0
 """What torch's binary_cross_entropy takes for log 0."""
 
@@ -64,7 +68,10 @@ class Compared:
 
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
-        """Predictions and targets that count, as metrics take them: logits for classes, numbers for a regression."""
+        """Predictions and targets as this package's metrics take them: logits for classes, numbers for a regression.
+
+        A class that does not count is -100, which these metrics leave out without waiting for the device.
+        """
         preds, target = self.input, self.target
         if self.probabilities and self.problem == "binary":
             preds = preds[:, None] if preds.dim() == 1 else preds
@@ -76,7 +83,12 @@ class Compared:
             preds = preds[:, None] if preds.dim() == 1 else preds
             target = target[:, None] if target.dim() == 1 else target
             return torch.cat([torch.zeros_like(preds), preds], 1), self._two_columns(target)
-        return self.plain
+        if self.ignore_index is None or target.is_floating_point() or self.logarithms:
+            return self.plain
+        if self.ignore_index != _IGNORED:  # A -100 of the user's own stays a number that is no class.
+            classes = target.long().masked_fill(target == _IGNORED, _IGNORED - 1)
+            target = classes.masked_fill(target == self.ignore_index, _IGNORED)
+        return preds, target
 
     @property
     def plain(self) -> tuple[Tensor, Tensor]:

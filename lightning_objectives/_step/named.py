@@ -16,6 +16,9 @@ from lightning_objectives._trainer.patch import ClassPatch, Patch
 from lightning_objectives._trainer.random import private_stream
 from lightning_objectives.kinds import Problem
 
+SHOWN = "a named criterion shows only by its gradients what it makes of its rows, in each batch anew"
+"""Why a step with a named criterion waits for the device."""
+
 
 class Named:
     """A criterion that the user names by its path: any function or module that returns a loss.
@@ -329,6 +332,6 @@ class NamedCall(Call):
         off = (whole - shares[:, None] * alone).norm(dim=1) / whole.norm(dim=1).amax().clamp_min(1e-30)
         masked = losses.isnan() & (whole.norm(dim=1) == 0)  # The mean over no element is NaN.
         # Rows without a gradient get the mean share: it changes the value and no gradient.
-        mean = shares[known].mean() if known.any() else shares.new_tensor(1 / len(shares))
-        shares = torch.where(known | masked, shares, mean)
+        mean = torch.where(known, shares, 0.0).sum() / known.sum().clamp_min(1)
+        shares = torch.where(known | masked, shares, torch.where(known.any(), mean, 1 / len(shares)))
         return shares.to(losses.dtype).detach(), known | masked, off

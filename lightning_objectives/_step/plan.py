@@ -20,6 +20,7 @@ from lightning_objectives._step.capture import Capture
 from lightning_objectives._step.compiled import is_compiled, lies_in_compiled
 from lightning_objectives._step.extras import Extras
 from lightning_objectives._step.head import network_of, resolve
+from lightning_objectives._step.host import HostCopies
 from lightning_objectives._step.member import CHANGES, PLACES, Member
 from lightning_objectives._step.samples import SampleFinder, loader_sizes
 from lightning_objectives._step.step import Step
@@ -70,6 +71,8 @@ class Plan:
         """Whether a network in the module is compiled by itself."""
         self.needs_head = self.catches = False
         """Whether a callback needs the head, and whether one needs the criterion."""
+        self.host: HostCopies
+        """What is known on the host of the batch on the device, if a callback needs the criterion."""
         self.head: nn.Module | None = None
         self.head_path = ""
         self._records_network = self._built = self._changed = self._needs_samples = False
@@ -161,6 +164,8 @@ class Plan:
         self.catches = bool(signals & _FROM_CALLS) or any(m.place in CHANGES for m in self.members)
         if self.catches:
             self.capture.criterion(self.option("criterion"))
+            self.host = HostCopies(self.trainer)
+            self._undo.append(self.host.remove)
         if self.needs_head:
             self._find_head(wrap)
             assert self.head is not None

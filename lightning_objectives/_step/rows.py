@@ -10,6 +10,8 @@ from torch import Tensor
 from lightning_objectives._step.samples import Samples
 
 Unit = Literal["sample", "element"]
+COUNTED = "a method sees only the rows that count, and the device alone knows how many these are"
+"""Why a step with ignored targets waits for the device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +22,10 @@ class Rows:
     """(N,): for each sample the mean over its elements that count, or the elements themselves."""
     spread: Callable[[Tensor], Tensor]
     """Turns (N,) weights into weights of the elements' shape; elements that do not count get 0."""
-    keep: Tensor | None
-    """Which samples (or flattened elements) are rows, as a mask; None if all are."""
+    kept: Tensor | None = None
+    """Which samples (or flattened elements) are rows, by their numbers; None if all are."""
+    total: int = 0
+    """How many samples (or elements) there are, if not all are rows."""
 
 
 def fold(elements: Tensor, valid: Tensor | None, samples: Samples | None) -> Rows:
@@ -43,7 +47,7 @@ def fold(elements: Tensor, valid: Tensor | None, samples: Samples | None) -> Row
             return weights[:, None].expand_as(table).reshape(shape)
 
         if valid is None:
-            return Rows(table.mean(1), spread, None)
+            return Rows(table.mean(1), spread)
         counts = valid.flatten(1).sum(1)
         means = torch.where(valid.flatten(1), table, 0.0).sum(1) / counts.clamp_min(1)
         return _kept(means, counts > 0, spread)
@@ -56,10 +60,12 @@ def fold(elements: Tensor, valid: Tensor | None, samples: Samples | None) -> Row
     sums = sums.index_add(0, ids, torch.where(inside, flat, 0.0).to(wide))
     means = (sums / counts.clamp_min(1)).to(flat.dtype)
     # A sample without any element is no row.
-    return _kept(means, counts > 0, lambda w: torch.where(inside, w[ids], 0.0).reshape(shape))
+    some = None if samples.has_all and valid is None else counts > 0
+    return _kept(means, some, lambda w: torch.where(inside, w[ids], 0.0).reshape(shape))
 
 
 def _kept(losses: Tensor, keep: Tensor | None, spread: Callable[[Tensor], Tensor]) -> Rows:
     if keep is None:
-        return Rows(losses, spread, None)
-    return Rows(losses[keep], lambda w: spread(w.new_zeros(keep.shape).masked_scatter(keep, w)), keep)
+        return Rows(losses, spread)
+    rows = keep.nonzero().squeeze(1)  # One wait for the device; a boolean index would wait in the backward pass again.
+    return Rows(losses[rows], lambda w: spread(w.new_zeros(keep.shape).index_copy(0, rows, w)), rows, len(keep))

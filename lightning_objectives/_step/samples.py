@@ -38,6 +38,8 @@ class Samples:
     count: int
     ids: Tensor | None = None
     """The number of the sample of each element; None if the first dimension counts the samples."""
+    has_all: bool = False
+    """Whether it is known that each sample has an element."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class SampleFinder:
     in the batch, and by the number of dimensions there."""
     is_plain: bool = False
     """Whether an earlier batch has proved that the first dimension of the losses counts the samples."""
-    _known: dict[Any, Tensor | None] = field(default_factory=dict)
+    _known: dict[Any, tuple[Tensor, bool] | None] = field(default_factory=dict)
     _told: bool = False
 
     def find(self, call: Call, compared: Call, elements: Tensor, sizes: Sizes, trace: Trace) -> Samples:
@@ -137,7 +139,7 @@ class SampleFinder:
                 "dimension."
             )
         if self.sample_dim is not None:
-            return self._along(shape, self.sample_dim - (self.sample_dim > 1 and call.by_class), sizes)
+            return self._along(elements, self.sample_dim - (self.sample_dim > 1 and call.by_class), sizes)
         ends = [trace.node_of(tensor) for tensor in (compared.compared_with, compared.input)]
         paths = [node for node in ends if node is not None and node.obstacle is None and len(node.roots()) == 1]
         for node in paths:
@@ -160,7 +162,8 @@ class SampleFinder:
         others = [n for n in sizes.possible if n != shape[0] and (n in shape or shape[0] % max(n, 1) == 0)]
         return others + [n for n in shape[1:] if n == shape[0] and n > 1]
 
-    def _along(self, shape: torch.Size, dim: int, sizes: Sizes) -> Samples:
+    def _along(self, elements: Tensor, dim: int, sizes: Sizes) -> Samples:
+        shape = elements.shape
         if dim >= len(shape) or (sizes.told is not None and shape[dim] != sizes.told):
             raise ValueError(
                 f"sample_dim={self.sample_dim} does not fit: the criterion's losses have the shape {tuple(shape)}"
@@ -169,8 +172,8 @@ class SampleFinder:
             )
         if dim == 0:
             return Samples(shape[0])
-        numbers = torch.arange(shape[dim]).view(-1, *[1] * (len(shape) - dim - 1))
-        return Samples(shape[dim], numbers.expand(shape))
+        numbers = torch.arange(shape[dim], device=elements.device).view(-1, *[1] * (len(shape) - dim - 1))
+        return Samples(shape[dim], numbers.expand(shape), elements.numel() > 0)
 
     def _traced(self, call: Call, shape: torch.Size, node: Node, sizes: Sizes) -> Samples | None:
         """The samples by one path; None if it does not show them."""
@@ -178,8 +181,8 @@ class SampleFinder:
         lengths, key = root.tensor.shape, (root.of_batch, root.tensor.dim())
         known = self.axes.get(key)
         axes = [axis for axis, length in enumerate(lengths) if length in sizes.possible] if known is None else [known]
-        proofs = {axis: ids for axis in axes if (ids := self._ids(call, shape, node, root, axis)) is not None}
-        distinct = [a for a in proofs if not any(b < a and torch.equal(proofs[a], proofs[b]) for b in proofs)]
+        proofs = {axis: proof for axis in axes if (proof := self._ids(call, shape, node, root, axis)) is not None}
+        distinct = [a for a in proofs if not any(b < a and torch.equal(proofs[a][0], proofs[b][0]) for b in proofs)]
         if len(distinct) > 1:
             distinct = [axis for axis in distinct if lengths[axis] in sizes.loader] or distinct
         if len(distinct) > 1 and len({lengths[axis] for axis in distinct}) == 1 and distinct[0] == 0:
@@ -187,15 +190,14 @@ class SampleFinder:
             distinct = [0]
         if len(distinct) != 1:
             return None
-        axis = distinct[0]
-        count, ids = lengths[axis], proofs[axis]
+        axis, count, (ids, has_all) = distinct[0], lengths[distinct[0]], proofs[distinct[0]]
         if sizes.told is not None and count != sizes.told:
             return None
         if known is None:  # Later batches do not wait for the device again.
             self.axes[key] = axis
             first = torch.arange(shape[0], device=ids.device).view(-1, *[1] * (len(shape) - 1))
             self.is_plain = _keeps_places(node) and shape[0] == count and bool((ids == first).all())
-        return Samples(count) if self.is_plain and shape[0] == count else Samples(count, ids)
+        return Samples(count) if self.is_plain and shape[0] == count else Samples(count, ids, has_all)
 
     def _tell(self, root: Node, axes: list[int]) -> None:
         if not self._told:
@@ -206,26 +208,29 @@ class SampleFinder:
                 "is taken to count the samples, as is usual; say sample_dim= if another one does."
             )
 
-    def _ids(self, call: Call, elements: torch.Size, node: Node, root: Node, axis: int) -> Tensor | None:
-        """The sample of each element, if dimension ``axis`` of the root counts them; None if they mix."""
+    def _ids(self, call: Call, elements: torch.Size, node: Node, root: Node, axis: int) -> tuple[Tensor, bool] | None:
+        """The sample of each element, if dimension ``axis`` of the root counts them; None if they mix.
+
+        The flag says whether each sample is known to have an element. It is asked only where the answer is kept.
+        """
         key = axis, elements, root.of_batch, _signature(node)
         if key in self._known:
             return self._known[key]
         shape = root.tensor.shape
         numbers = torch.arange(shape[axis], device=root.tensor.device)
         start = numbers.view(-1, *[1] * (len(shape) - axis - 1)).expand(shape)
-        ids: Tensor | None
-        try:
+        known: tuple[Tensor, bool] | None = None
+        with suppress(_MixedError, RuntimeError):  # RuntimeError: of other shapes
             ids = Replay(root, start, _numbers)(node)
             if call.by_class and ids.dim() == len(elements) + 1:
                 ids = _constant(ids, (call.class_dim or 0) % ids.dim() if ids.dim() > 1 else 0)
             ids = _reduced(ids, elements)
-            ids = None if bool((ids < 0).any()) else ids  # Rows of no sample, such as those of a memory.
-        except (_MixedError, RuntimeError):  # RuntimeError: of other shapes
-            ids = None
+            if not bool((ids < 0).any()):  # Rows of no sample are such as those of a memory.
+                has_all = key[-1] is not None and torch.zeros_like(numbers).index_fill_(0, ids.flatten(), 1).all()
+                known = ids, bool(has_all)
         if key[-1] is not None:
-            self._known[key] = ids
-        return ids
+            self._known[key] = known
+        return known
 
 
 def _keeps_places(node: Node) -> bool:

@@ -54,8 +54,8 @@ class Signals:
         if name == "losses":
             return rows.losses
         value: Tensor = self.get(name)
-        if rows.keep is not None and len(value) == len(rows.keep):
-            value = value[rows.keep]
+        if rows.kept is not None and len(value) == rows.total:
+            value = value[rows.kept]
         if len(value) != len(rows.losses):
             raise ValueError(
                 f"The signal {name!r} has {len(value)} rows, but there are {len(rows.losses)} losses, so the two "

@@ -184,7 +184,7 @@ class Step(Signals):
 
     def _objective(self, call: Call) -> Tensor:
         """The value of the criterion, changed by the callbacks that act now; without any, the criterion's own."""
-        self.user_call = call
+        self.user_call = call = self.plan.host.settled(call)
         if not self.plan.verified:
             for member in self.plan.members:
                 member.check(call)

@@ -30,6 +30,10 @@ class Callback(LightningCallback):
     refuses: ClassVar[Mapping[str, str]] = {"fsdp": _FLAT, "deepspeed": _FLAT}
     """The conditions that it refuses at setup, in addition to those of its bases, each with the reason."""
 
+    waits: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Where a step must wait for the device: for a condition of ``testing.conformance`` on a GPU, or ``""`` for all of
+    them, the functions that wait, each with the reason."""
+
     @property
     def passes(self) -> int:
         """How often the module's training step runs for each batch."""

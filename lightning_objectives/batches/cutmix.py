@@ -108,7 +108,7 @@ class CutMix(BatchTransform):
     def forward(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(N, ..., H, W) inputs -> (N, ..., H, W) inputs, (N, 2) index, (N, 2) weight."""
         check_shapes(IMAGES, inputs=inputs)
-        partner = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+        partner = torch.randperm(len(inputs), generator=generator).to(inputs.device, non_blocking=True)
         if torch.rand((), generator=generator) >= self.prob:
             return inputs, *mixed_labels(partner, 1.0)
         height, width = inputs.shape[-2:]

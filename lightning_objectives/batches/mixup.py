@@ -70,7 +70,8 @@ def mixed_labels(partner: Tensor, share: float) -> tuple[Tensor, Tensor]:
                                [0.7500, 0.2500]]))
     """
     index = torch.stack([torch.arange(len(partner), device=partner.device), partner], dim=1)
-    return index, torch.tensor([share, 1 - share], device=partner.device).expand(len(partner), 2)
+    shares = torch.tensor([share, 1 - share]).to(partner.device, non_blocking=True)
+    return index, shares.expand(len(partner), 2)
 
 
 def check_mixing(alphas: dict[str, float], prob: float) -> None:
@@ -130,7 +131,7 @@ class Mixup(BatchTransform):
     def forward(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(N, ...) inputs -> (N, ...) inputs, (N, 2) index, (N, 2) weight."""
         check_shapes(inputs=inputs)
-        partner = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+        partner = torch.randperm(len(inputs), generator=generator).to(inputs.device, non_blocking=True)
         if torch.rand((), generator=generator) >= self.prob:
             return inputs, *mixed_labels(partner, 1.0)
         share = draw_share(self.alpha, generator)

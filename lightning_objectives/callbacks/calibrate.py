@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives._step.calls import TARGETS
-from lightning_objectives._step.compared import Compared
+from lightning_objectives._step.compared import READ, Compared
 from lightning_objectives._step.evaluation import EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
 from lightning_objectives._trainer.callback import StatefulCallback
@@ -50,7 +50,9 @@ class Calibrate(StatefulCallback):
     Checkpoints: the fitted values lie in this callback's state. A checkpoint that is written after a validation
     therefore holds the calibration of the weights that were validated.
 
-    Cost: the logits of one validation, in the CPU's memory as float32.
+    Cost: the logits of one validation, in the CPU's memory as float32. On a GPU each validation step waits for the
+    device, because the logits of a whole validation are kept in the memory of the CPU, and because float targets of two
+    classes show by their values alone whether they are classes.
 
     Example:
         >>> from lightning_objectives.calibration import TemperatureScaling
@@ -59,6 +61,10 @@ class Calibrate(StatefulCallback):
     """
 
     kind = Calibrator
+    waits: ClassVar = {
+        "": {"_collect": "the logits of a whole validation are kept in the memory of the CPU"},
+        "two_classes_on_a_gpu": {"_two_columns": READ},
+    }
     leaves_training_alone = True
     refuses: ClassVar = {"binary_cross_entropy": TARGETS["labels"], "test_alone": _NOT_FITTED}
 
@@ -110,7 +116,7 @@ class Calibrate(StatefulCallback):
                 f"{TARGETS[compared.problem]}. Remove Calibrate, or name the criterion that compares logits with "
                 "classes by criterion= or which=."
             )
-        rows = classification_rows(*compared.pair, from_logits=True, ignore_index=None)
+        rows = classification_rows(*compared.pair, from_logits=True)
         kept = rows.preds[rows.kept].cpu(), rows.target[rows.kept].cpu()
         self._rows.setdefault(loader, []).append(kept)
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives._step.calls import TARGETS
-from lightning_objectives._step.compared import Compared
+from lightning_objectives._step.compared import READ, Compared
 from lightning_objectives._step.evaluation import EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
 from lightning_objectives._trainer.callback import Callback
@@ -49,6 +49,9 @@ class LogMetrics(Callback):
         target: path of the target in the batch (``"1.labels"``), if a step has no criterion; by default the last
             element.
 
+    On a GPU a step waits for the device if float targets are compared with one logit, because float targets of two
+    classes show by their values alone whether they are classes, and if you say ``metrics=`` and targets can be ignored.
+
     Raises:
         ValueError: the step compares several labels or something unknown and you name no metrics, or there is nothing
             to measure; the message says what to do.
@@ -59,6 +62,7 @@ class LogMetrics(Callback):
     """
 
     leaves_training_alone = True
+    waits: ClassVar = {"two_classes_on_a_gpu": {"_two_columns": READ}}
 
     metrics: Metric | MetricCollection | None = None
     _: KW_ONLY

@@ -91,7 +91,8 @@ class MergeCheckpoints(StatefulCallback):
     When to use: see the methods. Cost: a copy of the weights in the CPU's memory for each snapshot, at most three at a
     time; ``last`` files, and a few more; their merge in memory at the end. With ``keep="sum"``: one copy in float32, in
     the CPU's memory and, from the first of these snapshots on, in each checkpoint. Either way the merge takes three
-    copies while it is written.
+    copies while it is written. On a GPU a step that ends with a snapshot waits for the device, because a snapshot is a
+    copy of the weights in the memory of the CPU.
     Interactions: for a method that uses the steps, the learning rate must be constant in the window, or you get a
     warning. A primary average is still
     what is validated and left in the module, and has no part in the merge.
@@ -104,6 +105,7 @@ class MergeCheckpoints(StatefulCallback):
 
     kind = Merge
     example: ClassVar = {"last": 2, "every_n_steps": 2}
+    waits: ClassVar = {"": {"cpu_copies": "a snapshot is a copy of the weights in the memory of the CPU"}}
     zero: ClassVar = {"start_step": 10**9}
     leaves_training_alone = True
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.calls import MEANS, Call, Derived
+from lightning_objectives._step.named import SHOWN
+from lightning_objectives._step.rows import COUNTED
 from lightning_objectives._step.step import Step
 from lightning_objectives.kinds import Loss
 
@@ -20,12 +22,20 @@ class ReplaceLoss(StepCallback):
     Targets that the model's criterion ignores (``ignore_index``) stay ignored. Its class weights and its label
     smoothing no longer apply. ``reduction="mean"`` is the mean over the targets that count.
 
+    On a GPU a step waits for the device in two cases. Targets are ignored: a method sees only the rows that count, and
+    the device alone knows how many these are. The criterion is named: a named criterion shows only by its gradients
+    what it makes of its rows, in each batch anew.
+
     Args:
         loss: the method, ``(logits, target) -> (N,)``.
     """
 
     kind = Loss
     place = "loss"
+    waits: ClassVar = {
+        "ignored_targets_on_a_gpu": {"losses_of": COUNTED},
+        "a_named_criterion_on_a_gpu": {"valid": SHOWN, "reduction": SHOWN},
+    }
 
     loss: nn.Module | Callable[..., Tensor]
 
@@ -40,12 +50,13 @@ class ReplaceLoss(StepCallback):
         def losses_of(call: Call) -> Tensor:
             """The losses of the rows that count, 0 for the others."""
             rows = {"logits": call.logits, "target": call.targets}
-            keep = None if call.valid is None else call.valid.flatten()
-            if keep is not None:
-                rows = {name: value[keep] for name, value in rows.items()}
+            kept = None if call.valid is None else call.valid.flatten().nonzero().squeeze(1)
+            total = len(rows["logits"])
+            if kept is not None:
+                rows = {name: value[kept] for name, value in rows.items()}
             signals = {name: self.adapted(name, value, call) for name, value in rows.items() if name in self.signals}
             losses: Tensor = self.loss(**signals, **others)
-            return losses if keep is None else losses.new_zeros(len(keep)).masked_scatter(keep, losses)
+            return losses if kept is None else losses.new_zeros(total).index_copy(0, kept, losses)
 
         return Replaced(call, losses_of)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.calls import Call
-from lightning_objectives._step.rows import Unit, fold
+from lightning_objectives._step.named import SHOWN
+from lightning_objectives._step.rows import COUNTED, Unit, fold
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.ranks import gather_rows
 from lightning_objectives.kinds import Weighting
@@ -32,6 +33,11 @@ class ReweightSamples(StepCallback):
     ``unweighted_loss``, ``effective_sample_size`` (:math:`(\sum w)^2 / \sum w^2`) and ``max_weight``. A single sample
     has the weight 1, whatever its loss: the callback warns once in a fit if a micro-batch of all ranks holds only one.
 
+    On a GPU a step waits for the device in three cases. Targets are ignored, or your code reduces the losses itself: a
+    method sees only the rows that count, and the device alone knows how many these are. The criterion is named: a named
+    criterion shows only by its gradients what it makes of its rows, in each batch anew. There are several processes:
+    the ranks may have different numbers of rows.
+
     Args:
         weighting: the method, ``losses (N,) -> weights (N,)`` with mean 1.
         unit: ``"sample"`` gives each sample one weight, by the mean loss of its elements (tokens, pixels) that count;
@@ -40,6 +46,12 @@ class ReweightSamples(StepCallback):
 
     kind = Weighting
     place = "weighting"
+    waits: ClassVar = {
+        "ignored_targets_on_a_gpu": {"_kept": COUNTED},
+        "unreduced_losses_on_a_gpu": {"_kept": COUNTED},
+        "a_named_criterion_on_a_gpu": {"valid": SHOWN},
+        "two_gpus": {"gather_rows": "the ranks may have different numbers of rows"},
+    }
 
     weighting: nn.Module | Callable[..., Tensor]
     unit: Unit = "sample"

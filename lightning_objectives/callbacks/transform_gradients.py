@@ -33,7 +33,8 @@ class TransformGradients(StatefulCallback):
 
     Checkpoints: the states of the methods lie in this callback's state, and resuming goes on from them to the bit.
 
-    Cost: one copy of the gradients, and the cost of the methods.
+    Cost: one copy of the gradients, and the cost of the methods. With a gradient scaler on a GPU, each step waits once
+    for the device, because the scaler skips a step that overflows.
 
     Example:
         >>> from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient
@@ -47,6 +48,8 @@ class TransformGradients(StatefulCallback):
         "several_optimizers": "a step of one optimizer would also change the gradients of the others' parameters",
         "lbfgs": "it evaluates the loss many times per step, and needs the unchanged gradient each time",
     }
+
+    waits: ClassVar = {"a_scaler_on_a_gpu": {"on_before_optimizer_step": "the scaler skips a step that overflows"}}
 
     transform: GradientTransform | Sequence[GradientTransform]
 
@@ -118,7 +121,7 @@ class TransformGradients(StatefulCallback):
         gradients: list[Tensor | None] = [p.grad for p in params]
         present = [g for g in gradients if g is not None]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if not present or (scaled and not all(bool(g.isfinite().all()) for g in present)):
+        if not present or (scaled and not torch.stack([g.isfinite().all() for g in present]).all()):
             return  # The optimizer will not step.
         step = trainer.global_step
         for transform, state in zip(self.transforms, self._states):

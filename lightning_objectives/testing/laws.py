@@ -12,6 +12,7 @@ from lightning_objectives.testing import (
     batches,
     calibration,
     combination,
+    devices,
     gradients,
     heads,
     merging,
@@ -32,6 +33,7 @@ from lightning_objectives.testing.common import (
 Law = Callable[[Any], None]
 
 _EVERY_MODULE: tuple[Law, ...] = (
+    devices.it_waits_for_no_gpu,
     it_writes_to_nothing_that_it_is_given,
     the_module_equals_its_function,
     a_copy_is_the_same,
@@ -91,6 +93,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         perturbations.all_draws_come_from_the_generator,
         perturbations.gradients_that_do_not_fit_are_refused,
         perturbations.offsets_equal_those_of_the_function,
+        devices.it_waits_for_no_gpu,
         a_copy_is_the_same,
     ),
     kinds.GradientTransform: (
@@ -100,6 +103,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         gradients.all_ranks_get_the_same,
         gradients.going_on_from_a_file_is_going_on,
         gradients.gradients_that_do_not_fit_are_refused,
+        devices.it_waits_for_no_gpu,
         a_copy_is_the_same,
     ),
     kinds.Rule: (
@@ -110,6 +114,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         averaging.reading_changes_nothing,
         averaging.the_live_weights_are_neither_changed_nor_aliased,
         averaging.weights_that_do_not_fit_are_refused,
+        devices.it_waits_for_no_gpu,
         a_copy_is_the_same,
     ),
     kinds.Calibrator: (
@@ -147,6 +152,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         metrics.reset_forgets,
         metrics.tensor_states_do_not_grow,
         metrics.tensors_that_do_not_fit_each_other_are_refused,
+        devices.it_waits_for_no_gpu,
     ),
 }
 """The laws of each kind. Write the laws of a new kind here before its first method arrives."""

@@ -32,6 +32,7 @@ def trainer(**settings):
     """What a plan asks of a Trainer."""
     fixed = {"training": True, "global_step": 0, "current_epoch": 0, "global_rank": 0, "barebones": True}
     others = {"callbacks": [], "train_dataloader": None, "log_every_n_steps": 1}
+    others["strategy"] = SimpleNamespace(batch_to_device=None)
     return SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=0), **fixed | others | settings)
 
 

@@ -7,9 +7,11 @@ import torchmetrics
 from helpers import Net, data, loader, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_objectives._step.compared import Compared
 from lightning_objectives.calibration import TemperatureScaling
 from lightning_objectives.calibration.temperature_scaling import best_temperature
 from lightning_objectives.callbacks import Calibrate, LogMetrics
+from lightning_objectives.metrics import TopKAccuracy
 
 
 def validated(net, *callbacks, batches=None):
@@ -141,6 +143,17 @@ def test_probabilities_of_nought_and_one_cost_what_torch_says():
     expected = F.binary_cross_entropy(*net.eval().compare(data().tensors)).item()
     assert expected > 1
     assert validated(net, LogMetrics())["val/nll"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_minus_100_that_nobody_ignores_is_no_class():
+    """Metrics ignore it by their own default, so it must not get through to them."""
+    target = torch.tensor([0, -100, 255, 2])
+    compared = Compared(torch.zeros(4, 3), target, "classes", "a test", ignore_index=255)
+    assert compared.pair[1].tolist() == [0, -101, -100, 2]
+    metric = TopKAccuracy()
+    metric.update(*compared.pair)
+    with pytest.raises(ValueError, match="1 of 3 rows break a rule"):
+        metric.compute()
 
 
 @pytest.mark.parametrize("ignored", [0, 255, -100])

@@ -355,3 +355,22 @@ def test_another_criterion_later_in_the_training_is_not_left_alone():
     reference, _ = fit(net=Doubled)
     for a, b in zip(weighted.parameters(), reference.parameters()):
         torch.testing.assert_close(a, b)
+
+
+def test_a_row_without_a_gradient_has_the_mean_share():
+    """Losses 1, 2, 0.5, 0.5, the last two of which have no gradient: (2·1 + 0.5·2 + 1.5·0.5 + 0·0.5) / 4 = 0.9375."""
+
+    class Floor(nn.Module):
+        def forward(self, input, target):
+            return (input - target).abs().clamp_min(0.5).mean()
+
+    batch = torch.tensor([[1.0], [-2.0], [0.1], [0.2]]), torch.zeros(4, 1)
+    weights = torch.tensor([2.0, 0.5, 1.5, 0.0])
+
+    def step(module, input, target):
+        return module.loss_fn(input, target)
+
+    callback = ReweightSamples(lambda losses: weights, criterion="loss_fn")
+    loss, gradient = loss_and_gradient(step, batch, callback, criterion=Floor(), steps=2)
+    torch.testing.assert_close(loss, torch.tensor(0.9375))
+    torch.testing.assert_close(gradient, torch.tensor([[0.5], [-0.125], [0.0], [0.0]]))

@@ -21,6 +21,7 @@ from lightning_objectives.testing.common import close
 from lightning_objectives.testing.conformance import Case, Condition, Memory, PlugIn, Trial, every_method, outcome
 from lightning_objectives.testing.conformance.case import Classifier
 from lightning_objectives.testing.conformance.conditions import resuming
+from lightning_objectives.testing.conformance.conditions.devices import on_a_gpu
 from lightning_objectives.testing.conformance.resume import difference
 from lightning_objectives.testing.metrics import ALL, FIRST, SECOND, _signals, _updated
 
@@ -89,7 +90,9 @@ def weights_only(trial):
     trial.require(not other, f"what is read must be what was saved, but differs in {other}.")
 
 
-@pytest.mark.parametrize("check", [zero_strength, resume, pickled, weights_only], ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [zero_strength, resume, pickled, weights_only, on_a_gpu], ids=lambda check: check.__name__
+)
 @pytest.mark.parametrize("cls", [cls for _, cls in PLACED], ids=lambda cls: cls.__name__)
 def test_placed(cls, check, record_property, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -20,15 +20,16 @@ from lightning_objectives.testing.laws import LAWS
 class Swap(kinds.BatchTransform):
     def forward(self, inputs, generator):
         check_shapes(inputs=inputs)
-        order = torch.randperm(len(inputs), generator=generator)
-        index = torch.stack([torch.arange(len(inputs)), order], dim=1)
-        return (inputs + inputs[order]) / 2, index, torch.full(index.shape, 0.5)
+        order = torch.randperm(len(inputs), generator=generator).to(inputs.device, non_blocking=True)
+        index = torch.stack([torch.arange(len(inputs), device=inputs.device), order], dim=1)
+        return (inputs + inputs[order]) / 2, index, torch.full_like(index, 0.5, dtype=torch.float32)
 
 
 class Dropped(kinds.Head):
     def forward(self, features, head, generator):
         check_shapes({"features": forms("(N, ..., D)")}, features=features)
-        keep = torch.rand(3, *features.shape, generator=generator) > 0.5
+        draw = torch.rand(3, *features.shape, generator=generator).to(features.device, non_blocking=True)
+        keep = draw > 0.5
         return head(features * keep * 2 if self.training else features.expand(3, *features.shape))
 
 
@@ -54,7 +55,7 @@ class Share(kinds.Weighting):
         losses = losses.detach()
         finite = losses.isfinite()
         losses = torch.where(finite, losses, 0)
-        return losses / losses[finite].mean()
+        return losses / (losses.sum() / finite.sum())
 
 
 class Distance(kinds.Distillation):
@@ -72,7 +73,7 @@ class Confidence(kinds.Regularizer):
 class Even(kinds.Combination):
     def forward(self, gradients):
         check_shapes(gradients=gradients)
-        return torch.full((len(gradients),), 1 / len(gradients))
+        return gradients.new_full((len(gradients),), 1 / len(gradients))
 
 
 class Mean(kinds.Rule):
@@ -174,8 +175,113 @@ class Warmth(kinds.Calibrator):
         return (logits * self.beta).softmax(1)
 
 
+# -- what waits for a GPU, or leaves it
+
+
+class ProvesFirst(PowerLoss):
+    """A first call may wait."""
+
+    proved = False
+
+    def forward(self, logits, target):
+        losses = super().forward(logits, target)
+        self.proved = self.proved or bool(losses.isfinite().all())
+        return losses
+
+
+class ReadsTheLoss(PowerLoss):
+    def forward(self, logits, target):
+        losses = super().forward(logits, target)
+        return losses / max(losses.detach().amax().item(), 1e-9)
+
+
+class DropsRows(Share):
+    def forward(self, losses):
+        weights = super().forward(losses)
+        weights[weights > 2] = weights[weights > 2].mean()
+        return weights
+
+
+class DrawsOnTheHost(kinds.Regularizer):
+    def forward(self, logits):
+        return (logits * torch.ones(logits.shape[1])).square().mean()
+
+
+class KeepsATable(kinds.Regularizer):
+    """A tensor that is no buffer does not follow the module."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.ones(4)
+
+    def forward(self, logits):
+        return (logits * self.table).square().mean()
+
+
+class BuildsFromData(kinds.Combination):
+    def forward(self, gradients):
+        return torch.tensor([1 / len(gradients)] * len(gradients), device=gradients.device)
+
+
+class AnswersOnTheHost(kinds.Combination):
+    def forward(self, gradients):
+        return torch.full((len(gradients),), 1 / len(gradients))
+
+
+class SaysThatItWaits(Even):
+    waits = "it counts something"
+
+
+class _Masked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits):
+        return logits.square().mean()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.ones(6, 4) if bool(gradient > 0) else None
+
+
+class BranchesInTheBackwardPass(kinds.Regularizer):
+    def forward(self, logits):
+        return _Masked.apply(logits)
+
+
+class StepsByANumber(Uphill):
+    def offsets(self, gradients, params, *, generator=None):
+        offsets = super().offsets(gradients, params, generator=generator)
+        size = float(sum(o.float().square().sum() for o in offsets.values()))
+        return {name: offset / max(1.0, size) for name, offset in offsets.items()}
+
+
+class ClipsByAMask(Momentum):
+    def update(self, gradients, params, state):
+        return [g if g is None else g.clone().masked_scatter_(g > 1, g[g > 1] / 2) for g in gradients]
+
+
+class StopsWhereItIs(Mean):
+    def update(self, state, params, *, step, start=0):
+        if torch.equal(state.slots["average"][0], params[0]):
+            state.updates += 1
+        else:
+            super().update(state, params, step=step, start=start)
+
+
+class CountsAsItGoes(MeanLoss):
+    def update(self, logits, target):
+        super().update(logits, target)
+        self.seen = int(self.count)
+
+
+class DrawsElsewhere(Shaken):
+    """The generator is that of the parameters' device."""
+
+    def offsets(self, gradients, params, *, generator=None):
+        return {name: torch.randn(p.shape, generator=generator).to(p) for name, p in params.items()}
+
+
 SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, FromTheBase]
-SOUND += [Halving, MeanLoss, Uphill, Shaken]
+SOUND += [Halving, MeanLoss, Uphill, Shaken, ProvesFirst]
 
 
 # The same with one fault each, filed under the law that must see it.
@@ -814,6 +920,21 @@ FAULTS = {
     "two_ranks_are_one": [RanksByMax, FullState],
     "reset_forgets": [OutsideOfTheStates],
     "tensor_states_do_not_grow": [Grows],
+    "it_waits_for_no_gpu": [
+        ReadsTheLoss,
+        DropsRows,
+        DrawsOnTheHost,
+        KeepsATable,
+        BuildsFromData,
+        AnswersOnTheHost,
+        SaysThatItWaits,
+        BranchesInTheBackwardPass,
+        StepsByANumber,
+        ClipsByAMask,
+        StopsWhereItIs,
+        CountsAsItGoes,
+        DrawsElsewhere,
+    ],
 }
 
 

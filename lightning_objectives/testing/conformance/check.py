@@ -160,11 +160,12 @@ class Condition:
 
     Args:
         family: of the conditions that are shown together.
-        check: raises an AssertionError where the trial fails; its name is the column's.
+        check: raises an AssertionError where the trial fails, and returns what a pass deserves to be told with, if
+            anything; its name is the column's.
     """
 
     family: str
-    check: Callable[[Trial], None]
+    check: Callable[[Trial], str | None]
 
     @property
     def name(self) -> str:
@@ -181,15 +182,14 @@ class Condition:
 
 
 def outcome(condition: Condition, trial: Trial) -> str:
-    """``pass``, or ``refuses: `` and the reason.
+    """``pass``, what the condition says in its place, or ``refuses: `` and the reason.
 
     Raises:
         AssertionError: it does not hold, or what is declared unsupported is not refused, at setup and with the reason.
     """
     why = trial.plug_in.unsupported(trial.case).get(condition.name)
     if why is None:
-        _tried(condition, trial)
-        return "pass"
+        return _tried(condition, trial) or "pass"
     try:
         _tried(condition, trial)
     except REFUSALS as error:
@@ -202,11 +202,11 @@ def outcome(condition: Condition, trial: Trial) -> str:
     raise AssertionError(f"{trial.plug_in}: it says that it does not support {condition.name} ({why}), but ran.")
 
 
-def _tried(condition: Condition, trial: Trial) -> None:
+def _tried(condition: Condition, trial: Trial) -> str | None:
     with warnings.catch_warnings():
         # Conditions are odd trainings on purpose, of which Lightning and the callbacks warn as they should.
         warnings.simplefilter("ignore", UserWarning)
-        condition.check(trial)
+        return condition.check(trial)
 
 
 _LIGHTNING = {"_trainer", "_fabric", "_hparams", "_hparams_initial", "_hparams_name", "_log_hyperparams"}
