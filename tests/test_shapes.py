@@ -128,6 +128,8 @@ NUMBERS = {
 }
 """Functions of plain numbers."""
 ELSEWHERE = {
+    "sam_offsets",
+    "asam_offsets",
     "ties_merge",
     "fisher_merge",
     "greedy_soup_coefficients",

@@ -25,7 +25,6 @@ from lightning_objectives._step.passes import (
 )
 from lightning_objectives._step.plan import Plan
 from lightning_objectives._trainer.patch import Patch
-from lightning_objectives._trainer.random import batch_seed
 from lightning_objectives._trainer.ranks import world_size
 from lightning_objectives.kinds import Perturbation
 
@@ -53,7 +52,7 @@ class PerturbWeights(StepCallback):
         across_ranks: move the weights of all processes alike, by the mean of their gradients. By default each process
             moves its weights by the gradient of its own rows, as the papers' code does.
         every_n_steps: move the weights in one optimizer step out of so many, the last one; the others are plain.
-        seed: the seed of the method's draws, together with the rank and the number of the batch.
+        seed: the seed of the method's draws, together with the number of the batch; all processes draw the same.
 
     Raises:
         ValueError: ``every_n_steps`` below 1; in the training, a step that changes its batch or its parameters in
@@ -195,7 +194,9 @@ class PerturbWeights(StepCallback):
     def _generator(self, plan: Plan) -> torch.Generator | None:
         if self.perturbation.uses_gradients:
             return None
-        return torch.Generator(plan.module.device).manual_seed(batch_seed(self.seed, plan.trainer))
+        # All processes draw the same, so that they move the same weights alike.
+        seed = (self.seed << 32) + plan.trainer.fit_loop.total_batch_idx
+        return torch.Generator(plan.module.device).manual_seed(seed % 2**63)
 
     def _surroundings(self, plan: Plan) -> Surroundings:
         placed = [member.method for member in plan.members if isinstance(member.method, nn.Module)]

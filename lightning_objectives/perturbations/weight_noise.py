@@ -38,7 +38,6 @@ class WeightNoise(Perturbation):
     """
 
     uses_gradients = False
-    by_process = "each process draws noise of its own"
 
     def __init__(self, *, rho: float = 0.075) -> None:
         if not 0 <= rho < float("inf"):

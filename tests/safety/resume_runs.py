@@ -17,6 +17,7 @@ from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.kinds import GradientTransform
 from lightning_objectives.losses import LDRLoss
 from lightning_objectives.merging import WSM
+from lightning_objectives.perturbations import SAM
 from lightning_objectives.regularizers import SpectralDecoupling
 from lightning_objectives.weighting import LossBasedReweighting
 
@@ -58,6 +59,7 @@ MADE = {
     "MultiSampleDropoutCallback": lambda: [ours.MultiSampleDropoutCallback(num_samples=2)],
     "ReplaceLoss": lambda: [ours.ReplaceLoss(LDRLoss())],
     "RestoreRandomState": lambda: [ours.RestoreRandomState()],
+    "PerturbWeights": lambda: [ours.PerturbWeights(SAM())],
     "ReweightSamples": lambda: [ours.ReweightSamples(LossBasedReweighting())],
     "TransformBatch": lambda: [ours.TransformBatch(Mixup())],
     "TransformGradients": lambda: [ours.TransformGradients([OrthogonalGradient(), Remembers()])],

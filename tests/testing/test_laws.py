@@ -239,7 +239,7 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient * torch.ones(6, 4) if bool(gradient > 0) else None
+        return gradient * torch.ones(6, 3) if bool(gradient > 0) else None
 
 
 class BranchesInTheBackwardPass(kinds.Regularizer):
