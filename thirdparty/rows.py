@@ -317,11 +317,6 @@ ROWS: tuple[Row, ...] = (
         check=_check_clipped,
     ),
     Row(
-        name="PerturbWeights(SAM)",
-        make=lambda case, told, directory: [lo.PerturbWeights(lo.SAM(rho=0.05))],
-        neutral=lambda case, told, directory: [lo.PerturbWeights(lo.SAM(rho=0.0))],
-    ),
-    Row(
         name="LogMetrics",
         make=lambda case, told, directory: [place(lo.LogMetrics, None, told)],
         leaves_alone=True,
