@@ -34,12 +34,16 @@ def private_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[No
         yield
 
 
-def batch_seed(seed: int, trainer: Any) -> int:
-    """The seed for the draws of one batch, which depends on the rank and the number of the batch.
+def batch_seed(seed: int, trainer: Any, *, by_rank: bool = True) -> int:
+    """The seed for the draws of one batch, which depends on the number of the batch and, ``by_rank``, on the rank.
 
     A resumed training draws the same for the same batch, so nothing has to be saved.
     """
-    return int((seed << 40) + (trainer.global_rank << 32) + trainer.fit_loop.total_batch_idx) % 2**63
+    rank, batch = trainer.global_rank if by_rank else 0, trainer.fit_loop.total_batch_idx
+    if not seed and not rank:
+        return int(batch)
+    # A generator of the CPU reads 32 bits of its seed, so each of them must depend on all three numbers.
+    return int(np.random.SeedSequence([seed % 2**64, rank, batch]).generate_state(1, np.uint64)[0]) % 2**63
 
 
 class Streams:

@@ -25,6 +25,7 @@ from lightning_objectives._step.passes import (
 )
 from lightning_objectives._step.plan import Plan
 from lightning_objectives._trainer.patch import Patch
+from lightning_objectives._trainer.random import batch_seed
 from lightning_objectives._trainer.ranks import world_size
 from lightning_objectives.kinds import Perturbation
 
@@ -172,12 +173,14 @@ class PerturbWeights(StepCallback):
             )
         with torch.autocast(loss.device.type, enabled=False):
             found = torch.autograd.grad(loss * scale, list(params.values()), allow_unused=True)
+        # These are new tensors: autograd may give one tensor to several parameters, or an expanded one.
+        gradients = {name: gradient / scale for name, gradient in zip(params, found) if gradient is not None}
         if self.across_ranks and world_size() > 1:
-            whole = [torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), found)]
-            for gradient in whole:
+            gradients = {name: gradients.get(name, torch.zeros_like(param)) for name, param in params.items()}
+            for gradient in gradients.values():
                 dist.all_reduce(gradient)
-            found = tuple(gradient / world_size() for gradient in whole)
-        return {name: gradient / scale for name, gradient in zip(params, found) if gradient is not None}
+                gradient /= world_size()
+        return gradients
 
     def _at_moved_weights(
         self, run: Callable[[], Any], params: dict[str, Tensor], gradients: dict[str, Tensor], plan: Plan
@@ -195,8 +198,8 @@ class PerturbWeights(StepCallback):
         if self.perturbation.uses_gradients:
             return None
         # All processes draw the same, so that they move the same weights alike.
-        seed = (self.seed << 32) + plan.trainer.fit_loop.total_batch_idx
-        return torch.Generator(plan.module.device).manual_seed(seed % 2**63)
+        seed = batch_seed(self.seed, plan.trainer, by_rank=False)
+        return torch.Generator(plan.module.device).manual_seed(seed)
 
     def _surroundings(self, plan: Plan) -> Surroundings:
         placed = [member.method for member in plan.members if isinstance(member.method, nn.Module)]

@@ -79,7 +79,7 @@ class AsymmetricLoss(Loss):
     Raises:
         ValueError: a setting outside its range.
 
-    When to use: several labels of which a sample has few. Keep ``gamma_neg`` above ``gamma_pos``.
+    When to use: several labels, if a sample has only a few of them. Keep ``gamma_neg`` above ``gamma_pos``.
     Cost: that of two binary cross entropies.
     Interactions: the losses are sums over the labels, so a criterion that took their mean had smaller ones: lower the
     learning rate, or clip. The criterion's ``weight`` and ``pos_weight`` are lost. Calibrate the probabilities

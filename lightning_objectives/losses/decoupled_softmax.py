@@ -61,7 +61,7 @@ class DecoupledSoftmaxLoss(Loss):
     Raises:
         ValueError: a ``temperature`` that is not positive.
 
-    When to use: very many labels of which a sample has a few, judged by the highest of them (precision at k).
+    When to use: very many labels, if a sample has only a few and is judged by the highest of them (precision at k).
     Cost: that of cross entropy.
     Interactions: the logits rank the labels and are no probabilities of single labels. Smoothed labels make every label
     positive: do not smooth. The criterion's ``weight`` and ``pos_weight`` are lost.

@@ -74,7 +74,7 @@ class SigmoidFocalLoss(Loss):
     Raises:
         ValueError: a setting outside its range.
 
-    When to use: several labels, or one, of which few are present in each sample, as in dense detection.
+    When to use: one label or several, if few are present in each sample, as in dense detection.
     Cost: that of binary cross entropy.
     Interactions: the losses are sums over the classes, so a criterion that took their mean had smaller ones: lower the
     learning rate, or clip. The paper divides by the number of positives in the batch; here the mean is that of the

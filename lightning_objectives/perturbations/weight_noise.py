@@ -12,7 +12,7 @@ class WeightNoise(Perturbation):
     r"""Keeps a network from relying on exact weights, by noise on them: :math:`w + \epsilon` in each batch.
 
     Each weight gets a draw of its own, :math:`\epsilon \sim N(0, \rho^2)`, in each batch. The step is taken from the
-    weights as they were, with the gradient at the noisy ones, of which there is one pass only.
+    weights as they were, with the gradient at the noisy ones, in a single pass.
 
     Args:
         rho: the standard deviation, >= 0; at 0 the training is the plain one.

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Net, data, fit
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_objectives._trainer.random import batch_seed
 from lightning_objectives.batches import MixupOrCutMix
 from lightning_objectives.callbacks import TransformBatch
 
@@ -36,7 +39,8 @@ def test_in_a_training_the_targets_are_mixed_too():
     batches = DataLoader(TensorDataset(x.view(-1, 1, 2, 2), y), batch_size=8)
     method = MixupOrCutMix()
     net, _ = fit(TransformBatch(method, seed=7), net=Images, train=batches, max_steps=1)
-    mixed, index, weight = method(x[:8].view(-1, 1, 2, 2), torch.Generator().manual_seed(7 << 40))
+    first = SimpleNamespace(global_rank=0, fit_loop=SimpleNamespace(total_batch_idx=0))
+    mixed, index, weight = method(x[:8].view(-1, 1, 2, 2), torch.Generator().manual_seed(batch_seed(7, first)))
     assert torch.equal(seen[0][0], mixed)
     assert torch.equal(seen[0][1], y[:8]), "the step sees its own targets"
     plain, _ = fit(net=Images, train=batches, max_steps=0)

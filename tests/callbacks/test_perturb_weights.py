@@ -382,6 +382,26 @@ def test_the_gradient_of_a_quadratic_is_that_of_the_formula():
     torch.testing.assert_close(net.weight.detach(), expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("method", [ASAM(), SAM()], ids=["asam", "sam"])
+def test_parameters_may_share_one_gradient(method):
+    """Autograd gives both summands the same tensor, which is a number that is expanded."""
+
+    class Sum(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = (nn.Parameter(torch.tensor([v, -v, v])) for v in (1.0, 2.0))
+
+        def training_step(self, batch, batch_idx):
+            return (self.weight + self.bias).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    net, _ = fit(PerturbWeights(method), net=Sum, max_epochs=1, limit_train_batches=1)
+    assert net.weight.tolist() == [0.5, -1.5, 0.5]  # The gradient of a sum is 1 wherever it is taken.
+    assert net.bias.tolist() == [1.5, -2.5, 1.5]
+
+
 # -- what cannot be right is refused -----------------------------------------------------------------------------------
 
 
