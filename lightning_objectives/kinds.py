@@ -212,7 +212,7 @@ class Perturbation(Method):
     ``params`` are the trained parameters, and ``gradients`` those of the loss at these weights, for each parameter that
     has one. The callback adds the offsets, takes the gradient at the moved weights, and puts the weights back to the
     bit. Laws: an offset has the shape, dtype and device of its parameter, and belongs to one with a gradient; gradients
-    of zero give offsets of zero; an offset never points down the gradient; parameters are not written to; all draws
+    of zero give offsets of zero; an offset never points down the gradient; nothing is written to; all draws
     come from ``generator``; ``rho=0`` is never active.
     """
 
@@ -227,7 +227,7 @@ class Perturbation(Method):
         *,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """What to add to the parameters. The gradients are the method's own: it may write its offsets into them.
+        """What to add to the parameters, in new tensors: of the gradients two may be one tensor, or an expanded number.
 
         If it does not use gradients, ``gradients`` is empty. Without a ``generator`` draws come from the global stream.
         """

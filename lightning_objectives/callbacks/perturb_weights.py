@@ -173,10 +173,13 @@ class PerturbWeights(StepCallback):
             )
         with torch.autocast(loss.device.type, enabled=False):
             found = torch.autograd.grad(loss * scale, list(params.values()), allow_unused=True)
-        # These are new tensors: autograd may give one tensor to several parameters, or an expanded one.
-        gradients = {name: gradient / scale for name, gradient in zip(params, found) if gradient is not None}
+        gradients = {name: gradient for name, gradient in zip(params, found) if gradient is not None}
+        if isinstance(scale, Tensor):
+            gradients = {name: gradient / scale for name, gradient in gradients.items()}
         if self.across_ranks and world_size() > 1:
-            gradients = {name: gradients.get(name, torch.zeros_like(param)) for name, param in params.items()}
+            # In new tensors: autograd may give one tensor to several parameters, or an expanded one.
+            zeros = {name: torch.zeros_like(param) for name, param in params.items()}
+            gradients = {name: zero + gradients[name] if name in gradients else zero for name, zero in zeros.items()}
             for gradient in gradients.values():
                 dist.all_reduce(gradient)
                 gradient /= world_size()

@@ -19,7 +19,7 @@ def asam_offsets(
     weight moves in proportion to its size. The norm is that of all gradients together, in float32 or wider.
 
     Args:
-        gradients: of each parameter that has one, by name. The offsets are written into them.
+        gradients: of each parameter that has one, by name.
         params: the parameters, by name.
         rho: the length of the step, in the units of :math:`T^{-1} w`.
         eta: what is added to the size of each weight, so that a weight of 0 moves too.
@@ -41,14 +41,13 @@ def asam_offsets(
         return {}
     check_tensors([params[name] for name in gradients], gradients=list(gradients.values()))
     sizes = {name: params[name].detach().abs().add_(eta) for name in gradients if "weight" in name}
-    for name, size in sizes.items():
-        gradients[name].mul_(size)
-    scale = rho / (total_norm(gradients.values()) + 1e-16)
-    for name, gradient in gradients.items():
-        gradient.mul_(scale.to(gradient.device))
+    offsets = {name: gradient * sizes.get(name, 1.0) for name, gradient in gradients.items()}
+    scale = rho / (total_norm(offsets.values()) + 1e-16)
+    for name, offset in offsets.items():
+        offset.mul_(scale.to(offset.device))
         if name in sizes:
-            gradient.mul_(sizes[name])
-    return dict(gradients)
+            offset.mul_(sizes[name])
+    return offsets
 
 
 class ASAM(Perturbation):

@@ -18,7 +18,7 @@ def sam_offsets(
     The norm is that of all gradients together, in float32 or wider.
 
     Args:
-        gradients: of each parameter that has one, by name. The offsets are written into them.
+        gradients: of each parameter that has one, by name.
         params: the parameters, by name.
         rho: the length of the step, in the units of the weights.
 
@@ -39,7 +39,7 @@ def sam_offsets(
         return {}
     check_tensors([params[name] for name in gradients], gradients=list(gradients.values()))
     scale = rho / (total_norm(gradients.values()) + 1e-12)
-    return {name: gradient.mul_(scale.to(gradient.device)) for name, gradient in gradients.items()}
+    return {name: (gradient * scale.to(gradient.device)).to(gradient.dtype) for name, gradient in gradients.items()}
 
 
 class SAM(Perturbation):

@@ -86,7 +86,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
     kinds.Combination: (combination.one_term_alone_keeps_its_weight, *_WITHOUT_DRAWS),
     kinds.Perturbation: (
         perturbations.each_offset_has_the_form_of_its_parameter,
-        perturbations.the_parameters_are_not_written_to,
+        perturbations.neither_parameters_nor_gradients_are_written_to,
         perturbations.gradients_of_zero_move_nothing,
         perturbations.no_offset_points_down_the_gradient,
         perturbations.without_a_size_it_is_idle,

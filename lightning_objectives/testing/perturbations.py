@@ -48,11 +48,13 @@ def each_offset_has_the_form_of_its_parameter(method: Perturbation) -> None:
         require(_offsets(method, {}) == {}, method, "without a gradient there must be no offset.")
 
 
-def the_parameters_are_not_written_to(method: Perturbation) -> None:
-    """Only the gradients are the method's own."""
-    params = _params()
-    method.offsets(_gradients() if method.uses_gradients else {}, params)
-    require(close(params, _params(), 0), method, "it must not write to the parameters.")
+def neither_parameters_nor_gradients_are_written_to(method: Perturbation) -> None:
+    """The offsets are new tensors."""
+    params, gradients = _params(), _gradients() if method.uses_gradients else {}
+    before = copy.deepcopy((params, gradients))
+    method.offsets(gradients, params)
+    same = close((params, gradients), before, 0)
+    require(same, method, "it must not write to the parameters or the gradients.")
 
 
 def gradients_of_zero_move_nothing(method: Perturbation) -> None:

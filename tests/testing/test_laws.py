@@ -786,6 +786,11 @@ class ShrinksTheWeights(Uphill):
         return super().offsets(gradients, params)
 
 
+class InTheGradients(Uphill):
+    def offsets(self, gradients, params, *, generator=None):
+        return {name: gradient.mul_(self.rho) for name, gradient in gradients.items()}
+
+
 class DividesByZero(Uphill):
     def offsets(self, gradients, params, *, generator=None):
         return {name: g / g.norm() for name, g in super().offsets(gradients, params).items()}
@@ -906,7 +911,7 @@ FAULTS = {
     ],
     "gradients_that_do_not_fit_are_refused": [AsFarAsTheyGo, AnyShape],
     "each_offset_has_the_form_of_its_parameter": [MovesAll, InSinglePrecision],
-    "the_parameters_are_not_written_to": [ShrinksTheWeights],
+    "neither_parameters_nor_gradients_are_written_to": [ShrinksTheWeights, InTheGradients],
     "gradients_of_zero_move_nothing": [DividesByZero],
     "no_offset_points_down_the_gradient": [Downhill],
     "without_a_size_it_is_idle": [ActiveAtZero, MovesAtZero],
