@@ -127,7 +127,8 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path, files, suffix, 
 @pytest.mark.processes
 def test_ctrl_c_of_a_process(tmp_path, files):
     code = """
-        import sys, time
+        import signal, sys, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
         from lightning_objectives import cli
         from lightning_objectives._files import linear_merge
         def slow(*args):
