@@ -1,5 +1,7 @@
-"""Finds the head of a network, and the network of a head, by their names."""
+"""Finds the head of a network, and the network of a head, by their names, and shows the head to methods."""
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -77,3 +79,20 @@ def network_of(module: nn.Module, head: str) -> nn.Module:
         return module.get_submodule(named)
     child, _, rest = head.partition(".")
     return module.get_submodule(child) if rest else module
+
+
+def view_of(head: nn.Module, forward: Callable[..., Any]) -> nn.Module:
+    """The head as methods see it: of its class, with its weights, but nobody hears of its calls.
+
+    Hooks stay out, because they ran when the user's code called the head: a hook of spectral norm, say, steps the norm.
+
+    >>> head = nn.Linear(2, 3)
+    >>> view = view_of(head, head.forward)
+    >>> isinstance(view, nn.Linear), view.weight is head.weight
+    (True, True)
+    """
+    view: nn.Module = object.__new__(type(head))
+    attributes = vars(head)
+    hooks: dict[str, Any] = {name: OrderedDict() for name in attributes if name.startswith("_") and "_hooks" in name}
+    vars(view).update({**attributes, **hooks, "forward": forward, "_compiled_call_impl": None})
+    return view

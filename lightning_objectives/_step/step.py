@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_objectives._step.batch import batch_size_of, part_of, tensors_of
 from lightning_objectives._step.calls import Call
 from lightning_objectives._step.graph import reaches
+from lightning_objectives._step.head import view_of
 from lightning_objectives._step.member import CHANGES, PLACES, Member
 from lightning_objectives._step.proof import prove
 from lightning_objectives._step.rows import fold
@@ -114,7 +115,8 @@ class Step(Signals):
                 "so no single call gives the logits. Name a module that the step calls once, as head(features), by "
                 "head=."
             )
-        self.values |= {"features": features[0], "head": inner}
+        if self.plan.head is not None:
+            self.values |= {"features": features[0], "head": view_of(self.plan.head, inner)}
         wrapped = self.running["head"]
         output = self._stacked(wrapped[0]) if wrapped else inner(*args, **kwargs)
         self.head_output = output if isinstance(output, Tensor) else None
@@ -133,9 +135,9 @@ class Step(Signals):
 
         def again(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
             (features,) = (*args, *kwargs.values())
-            return member.stacks({**others, "features": features, "head": inner}).mean(0)
+            return member.stacks({**others, "features": features}).mean(0)
 
-        others = {name: value for name, value in signals.items() if name not in ("features", "head")}
+        others = {name: value for name, value in signals.items() if name != "features"}
         self.plan.capture.on_recompute = again  # A checkpoint around the head runs it once more, in the backward pass.
         self._stacks = member.stacks(signals)
         return self._stacks.mean(0)

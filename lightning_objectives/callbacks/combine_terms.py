@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients, weighted_sum
+from lightning_objectives._step.plan import Plan
 from lightning_objectives._step.step import Step
 from lightning_objectives.kinds import Combination
 
@@ -23,6 +24,9 @@ class CombineTerms(StepCallback):
 
     Args:
         combination: the method, ``gradients (K, P) -> weights (K,)``.
+
+    Raises:
+        ValueError: at the start of the training, if no callback adds a term.
     """
 
     kind = Combination
@@ -35,6 +39,18 @@ class CombineTerms(StepCallback):
     def methods(self) -> list[Any]:
         """The combination."""
         return [self.combination]
+
+    def build(self, plan: Plan, head: nn.Module | None) -> None:
+        """Refuse a training without a term.
+
+        Raises:
+            ValueError: no callback of the training adds a term.
+        """
+        if not any(getattr(callback, "place", "") == "term" for callback in plan.trainer.callbacks):
+            raise ValueError(
+                f"CombineTerms({self.combination}) has nothing to combine: no callback of this training adds a term to "
+                "the loss. Add one, such as AddRegularizer or Distill, or remove CombineTerms."
+            )
 
     def combine(self, terms: Sequence[Tensor], step: Step) -> Tensor:
         """Compute the weighted sum of the terms.

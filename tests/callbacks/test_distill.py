@@ -217,7 +217,7 @@ def test_what_is_reached_beside_parameters_gets_the_combined_gradient_and_what_i
     handed, passed = run(Adversarial), run(Hooked)
     assert handed.found
     for mine, other in zip(handed.found, passed.found, strict=True):
-        torch.testing.assert_close(mine, other)
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=float(other.abs().max()) * 1e-6)
     close(handed, passed)
 
 
@@ -235,6 +235,13 @@ def test_a_combination_with_other_weights_is_refused():
         fit(Distill(BinaryKL(), teacher=teacher()), CombineTerms(lambda gradients: torch.ones(3)))
     with pytest.raises(ValueError, match="combines its term with the model's own loss itself"):
         fit(Distill(DualHead(align=True), teacher=teacher()), CombineTerms(GradientAlignment()))
+
+
+def test_a_combination_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"CombineTerms\(GradientAlignment\(.*has nothing to combine.*AddRegularizer"):
+        fit(CombineTerms(GradientAlignment()))
+    idle, _ = fit(CombineTerms(GradientAlignment()), Distill(BinaryKL(), teacher=teacher(), weight=0.0))
+    assert equal(idle, fit()[0])  # A term of weight 0 is a term, which changes nothing.
 
 
 @pytest.mark.parametrize("first", [True, False])

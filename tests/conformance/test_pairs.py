@@ -47,6 +47,8 @@ def outcome_of(first, second):
     for off in (0, 1):
         callbacks = both(first, second, trial.case)
         others = callbacks[:off] + callbacks[off + 1 :]
+        if (first, second)[off].__name__ in (first, second)[1 - off].beside:
+            continue  # The other one cannot be alone.
         without = trial.once(lambda others=others: trial.fit(others, **SHORT).outcome, *map(type, others))
         callbacks = both(first, second, trial.case)
         switched_off(callbacks[off])
