@@ -74,6 +74,9 @@ class Method:
     """Why the method must wait for the device in every step, as ``item()`` and a boolean index do; empty if it never
     waits."""
 
+    unkept_laws: ClassVar[Mapping[str, str]] = {}
+    """The laws of its kind that the method does not keep, by the name of the law's function, and why."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "forward" in cls.__dict__:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-Source = Literal["batch", "callback", "criterion", "head", "teacher", "trainer"]
+Source = Literal["batch", "callback", "criterion", "head", "network", "teacher", "trainer"]
 """What a signal comes from: the step taps only what the methods of a training need."""
 
 
@@ -30,6 +30,14 @@ def _table(*signals: Signal) -> dict[str, Signal]:
 
 
 SIGNALS: dict[str, Signal] = _table(
+    Signal(
+        "again",
+        "",
+        False,
+        "network",
+        "calls the network once more as the step has called it: `again(inputs, seed=0)` -> (N, C) logits; equal seeds "
+        "draw the same dropout masks",
+    ),
     Signal("epoch", "() int", False, "trainer", "the number of completed epochs"),
     Signal("features", "(N, D)", True, "head", "the input of the network's head"),
     Signal("generator", "", False, "callback", "a `torch.Generator` that leaves the user's random stream untouched"),

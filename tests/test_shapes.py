@@ -128,6 +128,10 @@ NUMBERS = {
 }
 """Functions of plain numbers."""
 ELSEWHERE = {
+    "r_drop",
+    "symmetric_kl",
+    "adversarial_direction",
+    "virtual_adversarial_loss",
     "sam_offsets",
     "asam_offsets",
     "ties_merge",
@@ -138,7 +142,7 @@ ELSEWHERE = {
     "export_checkpoint",
     "merge_checkpoints",
 }
-"""Functions of settings and files, whose refusals their own tests show."""
+"""Functions of settings, files and further passes, whose refusals their own tests show."""
 
 
 BY_ROWS = [cls for room, cls in methods("losses", "weighting")]

@@ -26,7 +26,7 @@ def test_signals_by_source():
 
 
 def test_what_is_no_signal_is_refused():
-    with pytest.raises(TypeError, match=r"'logit', which is no signal. Did you mean 'logits'\? Signals: epoch,"):
+    with pytest.raises(TypeError, match=r"'logit', which is no signal. Did you mean 'logits'\? Signals: again, epoch,"):
         signals_of(lambda logit: None)
     for function in (lambda *logits: None, lambda **logits: None):
         with pytest.raises(TypeError, match=r"forward takes \*+logits, which does not say what it needs"):

@@ -102,22 +102,22 @@ def with_tensor(batch: Any, old: Tensor, new: Tensor) -> Any:
     Raises:
         ValueError: the tensor is not in the batch.
     """
-    changed = _changed(batch, lambda value: new if value is old else value)
-    if changed is batch:
+    other = changed(batch, lambda value: new if value is old else value)
+    if other is batch:
         raise ValueError(
             f"The inputs of shape {tuple(old.shape)} are not a tensor of the batch itself, so other inputs cannot be "
             "put in their place. Let `objective_inputs(batch)` return a tensor that lies in the batch, or say input=."
         )
-    return changed
+    return other
 
 
-def _changed(batch: Any, change: Callable[[Any], Any], depth: int = _DEPTH) -> Any:
+def changed(batch: Any, change: Callable[[Any], Any], depth: int = _DEPTH) -> Any:
     """Change each part of a batch, from the outside in; a part in which nothing changes is the same object."""
-    changed = change(batch)
-    if changed is not batch or not depth:
-        return changed
+    whole = change(batch)
+    if whole is not batch or not depth:
+        return whole
     children = _children(batch)
-    new = {key: _changed(value, change, depth - 1) for key, value in children.items()}
+    new = {key: changed(value, change, depth - 1) for key, value in children.items()}
     new = {key: value for key, value in new.items() if value is not children[key]}
     if not new:
         return batch
@@ -172,5 +172,5 @@ def unwrap(batch: Any, path: str | int | None = None) -> tuple[Any, Tensor | Non
         return value.item
 
     if path is not None:
-        _changed(part_of(batch, path), item_of)
-    return _changed(batch, item_of), next(iter(indices), None)
+        changed(part_of(batch, path), item_of)
+    return changed(batch, item_of), next(iter(indices), None)

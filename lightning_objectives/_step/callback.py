@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from lightning_objectives._step.calls import TARGETS, Call
-from lightning_objectives._step.member import Member
+from lightning_objectives._step.member import PLACES, Member
 from lightning_objectives._step.plan import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Plan
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
+from lightning_objectives._trainer.random import batch_seed
 from lightning_objectives.kinds import Method, Problem, signals_of
 from lightning_objectives.signals import signals_from
 
@@ -40,6 +41,8 @@ class StepCallback(StatefulCallback, Member):
         batch_size: the number of samples in each batch, or its path in the batch (``"num_graphs"``), if it is not the
             length of the batch's tensors.
         sample_dim: the dimension of the criterion's input that counts the samples, if the callback does not find it.
+        seed: the seed of the method's draws, together with the number of the batch and, where the method sees the rows
+            of one process, the rank. The random stream of the training stays as it is.
     """
 
     place: ClassVar[str]
@@ -51,6 +54,10 @@ class StepCallback(StatefulCallback, Member):
     input: str | int | None = None
     batch_size: int | str | None = None
     sample_dim: int | None = None
+    seed: int = 0
+
+    draws_by_rank: ClassVar[bool] = True
+    """Whether each process draws for its own rows; if not, all processes draw the same."""
 
     @property
     def method(self) -> Callable[..., Any]:
@@ -117,7 +124,16 @@ class StepCallback(StatefulCallback, Member):
 
     def arguments(self, step: Step, names: Iterable[str]) -> dict[str, Any]:
         """The signals of this step, in the form that the method takes."""
-        return {name: self.adapted(name, step.get(name), step.call) for name in names}
+        return {name: self.adapted(name, self.signal(name, step), step.call) for name in names}
+
+    def signal(self, name: str, step: Step) -> Any:
+        """One signal of this step; the generator is the callback's own, and begins anew at each call."""
+        if name != "generator":
+            return step.get(name)
+        alike = [member for member in step.plan.members if member.place == self.place]
+        number = PLACES.index(self.place) * 100 + alike.index(self)
+        seed = batch_seed(self.seed, step.trainer, by_rank=self.draws_by_rank, stream=number)
+        return torch.Generator().manual_seed(seed)
 
     def adapted(self, name: str, value: Any, call: Call | None) -> Any:
         """A signal in the form that the method takes: one logit z becomes two columns (0, z) for a method for classes.

@@ -107,9 +107,10 @@ class Capture:
         self.named: Named | None = None
         self.network_calls: list[NetworkCall] = []
         self.on_recompute: Callable[..., Any] | None = None
-        """Computes the head again when the backward pass recomputes a checkpointed part; None for the head alone."""
+        """Computes the head again, in a further pass or when the backward pass recomputes a checkpointed part; None for
+        the head alone."""
         self._listener: Listener | None = None
-        self._records_module = False
+        self._records_module = self._repeats = False
         self._patches: list[Patch | ClassPatch] = []
 
     def remove(self) -> None:
@@ -179,6 +180,16 @@ class Capture:
         finally:
             Capture._closed = before
 
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Tell no listener of the calls in the body, where a wrapped head is called as the step has called it."""
+        self._repeats = True
+        try:
+            with self.closed():
+                yield
+        finally:
+            self._repeats = False
+
     @property
     def _live(self) -> Listener | None:
         return None if Capture._closed else self._listener
@@ -211,7 +222,8 @@ class Capture:
     def _head(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._live is not None:
             return self._live.on_head(inner, args, kwargs)
-        if self.on_recompute is not None and torch._C._current_graph_task_id() != -1 and not Capture._closed:
+        recomputes = torch._C._current_graph_task_id() != -1 and not Capture._closed
+        if self.on_recompute is not None and (recomputes or self._repeats):
             return self.on_recompute(inner, *args, **kwargs)
         return inner(*args, **kwargs)
 

@@ -44,6 +44,10 @@ class Member:
         """The name of its state in a checkpoint."""
         return type(self).__name__
 
+    def signal(self, name: str, step: Any) -> Any:
+        """One signal of this step."""
+        return step.get(name)
+
     @property
     def needs_samples(self) -> bool:
         """Whether it must know which losses belong to one sample."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,6 +80,24 @@ def _states(metric: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, list(value)
         elif value is None or isinstance(value, (bool, int, float)):
             yield name, value
+
+
+@contextmanager
+def unchanged_state(module: nn.Module) -> Iterator[None]:
+    """Let a module run once more without a change of its buffers and metrics; autograd may keep what it has read."""
+    metric = getattr(sys.modules.get("torchmetrics"), "Metric", ())
+    modules = list(module.modules())
+    buffers = [(inner, dict(inner._buffers)) for inner in modules if inner._buffers]
+    metrics = [(inner, dict(_states(inner))) for inner in modules if isinstance(inner, metric)]
+    for inner, own in buffers:
+        inner._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in own.items()})
+    try:
+        yield
+    finally:
+        for inner, own in buffers:
+            inner._buffers.update(own)
+        for inner, states in metrics:
+            vars(inner).update(states)
 
 
 class Muted:

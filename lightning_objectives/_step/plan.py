@@ -15,6 +15,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_objectives._step.again import Again
 from lightning_objectives._step.batch import part_of, unwrap
 from lightning_objectives._step.capture import Capture
 from lightning_objectives._step.compiled import is_compiled, lies_in_compiled
@@ -36,7 +37,8 @@ DRAWN = "a training_step(dataloader_iter) draws its batches itself, so that ther
 """Why no callback of the step can work with such a module."""
 COMPILED = "its head lies in a compiled module, in which it cannot be reached"
 FROM_HEAD = signals_from("head") - {"network"}
-_FROM_CALLS = FROM_HEAD | signals_from("criterion")
+_FROM_NETWORK = signals_from("network")
+_FROM_CALLS = FROM_HEAD | signals_from("criterion") | _FROM_NETWORK
 """The signals that come from the calls of the head and the criterion, which the step must catch."""
 
 
@@ -57,6 +59,7 @@ class Plan:
             "epoch": lambda step: torch.tensor(self.trainer.current_epoch),
             "progress": self._progress,
             "network": lambda step: self.network,
+            "again": Again,
         }
         """The functions that compute the signals that neither the batch nor the criterion gives, by name."""
         self.steps = 0
@@ -75,7 +78,7 @@ class Plan:
         """What is known on the host of the batch on the device, if a callback needs the criterion."""
         self.head: nn.Module | None = None
         self.head_path = ""
-        self._records_network = self._built = self._changed = self._needs_samples = False
+        self._records_network = self._repeats = self._built = self._changed = self._needs_samples = False
         self._tap: Patch | None = None
         """The patch of a head that is followed only to know the samples."""
         self._undo: list[Callable[[], None]] = [
@@ -159,6 +162,8 @@ class Plan:
             self.option(name)
         self.finder.sample_dim = self.option("sample_dim")
         signals = {signal for member in self.members for signal in member.signals}
+        self._repeats = bool(signals & _FROM_NETWORK)
+        self._records_network = self._records_network or self._repeats
         wrap = any(member.place == "head" for member in self.members)
         self.needs_head = wrap or bool(signals & FROM_HEAD)
         self.catches = bool(signals & _FROM_CALLS) or any(m.place in CHANGES for m in self.members)
@@ -262,7 +267,12 @@ class Plan:
 
     @property
     def follows_batch(self) -> bool:
-        """Whether what happens to the tensors of the batch is recorded, to know which losses belong to one sample."""
+        """Whether what happens to the tensors of the batch is recorded.
+
+        It says which losses belong to one sample, and what the step does to the inputs before it calls the network.
+        """
+        if self._repeats:
+            return True
         return not self.finder.is_plain and self.finder.sample_dim is None and self._needs_samples
 
     def mode_of(self, step: Step) -> AbstractContextManager[Any] | None:

@@ -131,10 +131,13 @@ class Step(Signals):
                 "without gradients, as checkpoint(..., use_reentrant=True) does. Use checkpoint(..., "
                 "use_reentrant=False)."
             )
-        signals = {name: self.get(name) for name in {*member.signals, "features", "head"}}
+        signals = {name: member.signal(name, self) for name in {*member.signals, "features", "head"}}
+        drawn = signals["generator"].get_state() if "generator" in signals else None
 
         def again(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
             (features,) = (*args, *kwargs.values())
+            if drawn is not None:
+                others["generator"].set_state(drawn)
             return member.stacks({**others, "features": features}).mean(0)
 
         others = {name: value for name, value in signals.items() if name != "features"}

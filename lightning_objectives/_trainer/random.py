@@ -34,16 +34,19 @@ def private_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[No
         yield
 
 
-def batch_seed(seed: int, trainer: Any, *, by_rank: bool = True) -> int:
+def batch_seed(seed: int, trainer: Any, *, by_rank: bool = True, stream: int = 0) -> int:
     """The seed for the draws of one batch, which depends on the number of the batch and, ``by_rank``, on the rank.
+
+    Draws of another ``stream`` have nothing in common with these.
 
     A resumed training draws the same for the same batch, so nothing has to be saved.
     """
     rank, batch = trainer.global_rank if by_rank else 0, trainer.fit_loop.total_batch_idx
-    if not seed and not rank:
+    if not seed and not rank and not stream:
         return int(batch)
+    numbers = [stream] if stream else []
     # A generator of the CPU reads 32 bits of its seed, so each of them must depend on all three numbers.
-    return int(np.random.SeedSequence([seed % 2**64, rank, batch]).generate_state(1, np.uint64)[0]) % 2**63
+    return int(np.random.SeedSequence([seed % 2**64, rank, batch, *numbers]).generate_state(1, np.uint64)[0]) % 2**63
 
 
 class Streams:

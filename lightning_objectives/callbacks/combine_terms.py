@@ -32,6 +32,7 @@ class CombineTerms(StepCallback):
     kind = Combination
     place = "combination"
     beside = ("AddRegularizer",)
+    draws_by_rank = False  # The gradients are means over the ranks.
     refuses: ClassVar = {"fsdp2": WHOLE_GRADIENTS}
 
     combination: nn.Module | Callable[..., Tensor]
@@ -58,7 +59,7 @@ class CombineTerms(StepCallback):
         Raises:
             ValueError: the method does not return one weight for each term.
         """
-        signals = {name: step.get(name) for name in self.signals if name != "gradients"}
+        signals = {name: self.signal(name, step) for name in self.signals if name != "gradients"}
         gradients = Gradients(terms, step) if "gradients" in self.signals else None
         if gradients is not None:
             signals["gradients"] = gradients.rows

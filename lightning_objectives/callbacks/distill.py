@@ -66,7 +66,7 @@ class Distill(StepCallback):
             each epoch, and later trainings with the same teacher use them too.
         cache_top_k: how many logits to keep for each sample; the other classes share the probability that is left. None
             keeps all.
-        seed: the seed of the auxiliary head's initial weights and of its dropout.
+        seed: the seed of the auxiliary head's initial weights and of its dropout, and of the method's draws.
     """
 
     kind = Distillation
@@ -242,7 +242,7 @@ class Distill(StepCallback):
     def term(self, step: Step) -> Tensor:
         """Compute the term of this step."""
         method = self.method
-        signals = {name: self._signal(name, step) for name in signals_of(method)}
+        signals = {name: self.signal(name, step) for name in signals_of(method)}
         if {"logits", "teacher_logits"} <= signals.keys():
             signals["teacher_logits"] = self._as_rows(signals["teacher_logits"], signals["logits"], step)
         signals = {name: self.adapted(name, value, step.call) for name, value in signals.items()}
@@ -257,12 +257,13 @@ class Distill(StepCallback):
             step.loss, value = gradients.weighted(weights), torch.zeros_like(value)
         return value
 
-    def _signal(self, name: str, step: Step) -> Any:
+    def signal(self, name: str, step: Step) -> Any:
+        """One signal of this step, with the logits of the method's own head and the features of its own teacher."""
         if name in _OF_TEACHER:
             return self._answer(name, step)  # This signal of the step may be another callback's teacher.
         if name == "logits" and self._own_head:
             return self._auxiliary_logits(step)
-        return step.get(name)
+        return super().signal(name, step)
 
     def _auxiliary_logits(self, step: Step) -> Tensor:
         features = step.get("features")

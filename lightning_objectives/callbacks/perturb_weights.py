@@ -53,7 +53,6 @@ class PerturbWeights(StepCallback):
         across_ranks: move the weights of all processes alike, by the mean of their gradients. By default each process
             moves its weights by the gradient of its own rows, as the papers' code does.
         every_n_steps: move the weights in one optimizer step out of so many, the last one; the others are plain.
-        seed: the seed of the method's draws, together with the number of the batch; all processes draw the same.
 
     Raises:
         ValueError: ``every_n_steps`` below 1; in the training, a step that changes its batch or its parameters in
@@ -77,7 +76,8 @@ class PerturbWeights(StepCallback):
     perturbation: Perturbation
     across_ranks: bool = False
     every_n_steps: int = 1
-    seed: int = 0
+
+    draws_by_rank = False  # They move the same weights alike.
 
     def __post_init__(self) -> None:
         if self.every_n_steps < 1:

@@ -45,7 +45,7 @@ class ReplaceLoss(StepCallback):
 
     def rewrite(self, call: Call, step: Step) -> Call:
         """Replace the criterion of a call by the loss."""
-        others = {name: step.get(name) for name in self.signals if name not in ("logits", "target")}
+        others = {name: self.signal(name, step) for name in self.signals if name not in ("logits", "target")}
 
         def losses_of(call: Call) -> Tensor:
             """The losses of the rows that count, 0 for the others."""

@@ -46,6 +46,7 @@ class ReweightSamples(StepCallback):
 
     kind = Weighting
     place = "weighting"
+    draws_by_rank = False  # The method sees the rows of all ranks.
     waits: ClassVar = {
         "ignored_targets_on_a_gpu": {"_kept": COUNTED},
         "unreduced_losses_on_a_gpu": {"_kept": COUNTED},
@@ -90,7 +91,7 @@ class ReweightSamples(StepCallback):
         if len(losses) == 1 and not self._warned:
             self._warned = True
             rank_zero_warn(_ONE_ROW.format(unit=self.unit))
-        signals = {name: step.get(name) for name in self.signals if name not in BY_ROW}
+        signals = {name: self.signal(name, step) for name in self.signals if name not in BY_ROW}
         with torch.no_grad():
             weights = self.weighting(**signals, **dict(zip(local, gathered)))
         if weights.shape != losses.shape:

@@ -13,7 +13,6 @@ from lightning_objectives._step.batch import with_tensor
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.calls import Call, Derived
 from lightning_objectives._step.step import Step
-from lightning_objectives._trainer.random import batch_seed
 from lightning_objectives.kinds import BatchTransform
 
 
@@ -29,14 +28,12 @@ class TransformBatch(StepCallback):
 
     Args:
         transform: the method, ``(inputs, ...) -> (inputs, index, weight)``.
-        seed: the seed of the draws, together with the rank and the number of the batch.
     """
 
     kind = BatchTransform
     place = "transform"
 
     transform: nn.Module | Callable[..., tuple[Tensor, Tensor, Tensor]]
-    seed: int = 0
 
     def methods(self) -> list[Any]:
         """The transform."""
@@ -44,10 +41,9 @@ class TransformBatch(StepCallback):
 
     def transformed(self, step: Step) -> Any:
         """Mix the batch for the model's step."""
-        generator = torch.Generator().manual_seed(batch_seed(self.seed, step.trainer))
         original = step.get("inputs")
-        step.values |= {"inputs": original.clone(), "generator": generator}
-        inputs, index, weight = self.transform(**{name: step.get(name) for name in self.signals})
+        step.values["inputs"] = original.clone()
+        inputs, index, weight = self.transform(**{name: self.signal(name, step) for name in self.signals})
         step.kept[self] = index, weight
         step.values["inputs"] = inputs
         return with_tensor(step.batch, original, inputs)

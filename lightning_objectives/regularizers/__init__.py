@@ -1,6 +1,19 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
+from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
 from lightning_objectives.regularizers.spectral_decoupling import SpectralDecoupling, spectral_decoupling
+from lightning_objectives.regularizers.vat import VAT, adversarial_direction, virtual_adversarial_loss
 
-__all__ = ["LogPartitionPenalty", "SpectralDecoupling", "log_partition_penalty", "spectral_decoupling"]
+__all__ = [
+    "VAT",
+    "LogPartitionPenalty",
+    "RDrop",
+    "SpectralDecoupling",
+    "adversarial_direction",
+    "log_partition_penalty",
+    "r_drop",
+    "spectral_decoupling",
+    "symmetric_kl",
+    "virtual_adversarial_loss",
+]

@@ -1,6 +1,7 @@
 """Lists the laws of each kind, and checks a method against them."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -165,10 +166,11 @@ def laws_of(method: Any) -> tuple[Law, ...]:
         method: an instance or a class.
 
     Returns:
-        functions that take an instance, and raise an AssertionError with a sentence if the instance breaks the law.
+        functions that take an instance, and raise an AssertionError with a sentence if the instance breaks the law. Of
+        a law in the method's ``unkept_laws`` the function raises it if the instance keeps the law.
 
     Raises:
-        TypeError: the kind has no laws yet.
+        TypeError: the kind has no laws yet, or ``unkept_laws`` names none of them.
 
     >>> from lightning_objectives.averaging import EMA
     >>> [law.__name__ for law in laws_of(EMA)][1]
@@ -177,11 +179,36 @@ def laws_of(method: Any) -> tuple[Law, ...]:
     cls = method if isinstance(method, type) else type(method)
     for kind, laws in LAWS.items():
         if issubclass(cls, kind):
-            return laws
+            return _as_declared(cls, laws)
     known = ", ".join(kind.__name__ for kind in LAWS)
     raise TypeError(
         f"{cls.__name__} is of no kind that has laws ({known}). Write those of its kind in testing/laws.py."
     )
+
+
+def _as_declared(cls: type[Any], laws: tuple[Law, ...]) -> tuple[Law, ...]:
+    unkept = getattr(cls, "unkept_laws", {})
+    unknown = unkept.keys() - {law.__name__ for law in laws}
+    if unknown:
+        raise TypeError(f"{cls.__name__}.unkept_laws names {sorted(unknown)[0]!r}, which is no law of its kind.")
+    return tuple(_is_broken(law, unkept[law.__name__]) if law.__name__ in unkept else law for law in laws)
+
+
+def _is_broken(law: Law, reason: str) -> Law:
+    """The law that the method breaks this law."""
+
+    @wraps(law)
+    def check(method: Any) -> None:
+        try:
+            law(method)
+        except AssertionError:
+            return
+        raise AssertionError(
+            f"{method}: unkept_laws says that it does not keep the law {law.__name__} ({reason}), but it does: remove "
+            "the entry."
+        )
+
+    return check
 
 
 def assert_laws(method: Any) -> None:

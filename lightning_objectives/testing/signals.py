@@ -49,7 +49,9 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
 
     with private_stream(seed):
         head = nn.Linear(features, classes, dtype=torch.float64)
+        again = _Again(3 * 4 * 4, classes)
     return {
+        "again": again,
         "features": normal(rows, features),
         "gradients": normal(3, 10),
         "group": torch.arange(rows) % 2,
@@ -66,6 +68,20 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "teacher_features": normal(rows, features),
         "teacher_logits": normal(rows, classes),
     }
+
+
+class _Again(nn.Module):
+    """The signal ``again`` of a network with dropout on its inputs."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.network = nn.Linear(inputs, classes, dtype=torch.float64)
+
+    def forward(self, inputs: Tensor, seed: int = 0) -> Tensor:
+        with private_stream(seed):
+            kept = (torch.rand(self.network.in_features) < 0.8).to(inputs.device, inputs.dtype, non_blocking=True)
+        logits: Tensor = self.network(inputs.flatten(1).to(self.network.weight.dtype) * kept)
+        return logits
 
 
 def arguments(method: Callable[..., Any], signals: dict[str, Any]) -> dict[str, Any]:
