@@ -24,6 +24,7 @@ from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGrad
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.kinds import Regularizer
 from lightning_objectives.perturbations import SAM
+from lightning_objectives.regularizers import symmetric_kl
 from lightning_objectives.weighting import LossBasedReweighting
 
 
@@ -38,6 +39,15 @@ class MasksBySample(MultiSampleDropout):
         masks = torch.stack(kept, 1).to(features.dtype) / (1 - self.p)
         rows = (features * masks).flatten(0, 1)
         return head(rows).unflatten(0, (self.num_samples, len(features)))
+
+
+def moved_by_row(logits, inputs, index, again):
+    """Two passes, the second with a direction that is a function of the sample."""
+    return symmetric_kl(logits, again(inputs + torch.sin(index[:, None] + torch.arange(4.0))))
+
+
+def by_loss(losses):
+    return losses / losses.mean()
 
 
 class Learned(Regularizer):
@@ -109,6 +119,9 @@ def joined(devices):
     results["calibrated"]["net"] |= calibrate.calibrator.state_dict()
     moved = PerturbWeights(SAM(rho=0.5), across_ranks=True)
     results["moved"] = train(moved, ReweightSamples(LossBasedReweighting()), batches=batches, devices=devices)
+    product = [ReweightSamples(by_loss), ReweightSamples(LossBasedReweighting())]
+    results["product"] = train(*product, batches=batches, devices=devices)
+    results["again"] = train(AddRegularizer(moved_by_row), batches=batches, devices=devices)
     results["switched"] = train(AddRegularizer(Switched(), strength=0.1), batches=batches, devices=devices)
     return results
 

@@ -8,10 +8,10 @@ from processes import ranks
 pytestmark = pytest.mark.processes
 
 
-def assert_close(a, b):
+def assert_close(a, b, atol=1e-6):
     assert a.keys() == b.keys()
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-6)
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=atol)
 
 
 def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
@@ -21,6 +21,7 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
     for name, result in one.items():
         assert_close(first[name]["net"], second[name]["net"])
         assert_close(first[name]["net"], result["net"])
+    assert_close(first["again"]["net"], one["again"]["net"], 1e-12)
 
 
 def test_each_process_moves_its_weights_by_its_own_gradient(tmp_path):

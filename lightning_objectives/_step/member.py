@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from lightning_objectives._step.calls import Call
 
 PLACES = ("transform", "head", "loss", "weighting", "term", "combination", "perturbation")
-"""The places of a step, in order. Each place takes one callback; only terms can be several."""
+"""The places of a step, in order."""
+CHAINED = ("transform", "weighting", "term")
+"""The places that take several callbacks: transforms in the order of the Trainer's list, weightings as their product,
+terms as their sum."""
 CHANGES = ("transform", "head", "loss", "weighting")
 """The places that change the criterion's value."""
 

@@ -22,7 +22,7 @@ from lightning_objectives._step.compiled import is_compiled, lies_in_compiled
 from lightning_objectives._step.extras import Extras
 from lightning_objectives._step.head import network_of, resolve
 from lightning_objectives._step.host import HostCopies
-from lightning_objectives._step.member import CHANGES, PLACES, Member
+from lightning_objectives._step.member import CHAINED, CHANGES, PLACES, Member
 from lightning_objectives._step.samples import SampleFinder, loader_sizes
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.lightning import is_param_in_hook_signature
@@ -123,7 +123,7 @@ class Plan:
             )
         if is_param_in_hook_signature(self.module.training_step, "dataloader_iter", explicit=True):
             raise ValueError(f"{name} needs the batch of a step, but {user}'s has none: {DRAWN}. Take (batch) instead.")
-        rival = next((m for m in self.members if m.place == member.place != "term"), None)
+        rival = next((m for m in self.members if m.place == member.place and m.place not in CHAINED), None)
         if rival is not None:
             raise ValueError(
                 f"{type(rival).__name__}({rival.method}) and {name}({member.method}) both take the place "
@@ -336,6 +336,11 @@ def _path_of(module: nn.Module, child: nn.Module) -> str:
 
 
 def _order(member: Member) -> tuple[int, str]:
-    """Sorts by place, and by name within it, because the rounding of a sum must not depend on the user's list."""
+    """Sorts by place, and by name within it, because the rounding of a sum must not depend on the user's list.
+
+    The order of transforms is that of the list, since another order is another training.
+    """
+    if member.place == "transform":
+        return PLACES.index(member.place), ""
     name = re.sub(r" at 0x\w+", "", member.state_key)  # The address of a function differs between processes.
     return PLACES.index(member.place), name

@@ -55,6 +55,8 @@ class Step(Signals):
         self.user_call: Call | None = None
         """The same call, as the user's code made it."""
         self.head_output: Tensor | None = None
+        self.weights: Tensor | None = None
+        """The weights so far of the rows of all ranks, if several callbacks weight them."""
         self.of_batch = of_batch
         self.kept: dict[Member, Any] = {}
         """What a callback keeps for the rest of the step."""
@@ -203,8 +205,7 @@ class Step(Signals):
         if not call.is_reduced:
             self._late = call, call.elements
             return call.elements
-        weights = self.running["weighting"][0].weigh(call, call.elements, call.valid, self)
-        return call.weighted(weights)
+        return call.weighted(self._weights(call, call.elements, call.valid))
 
     # -- samples and signals -------------------------------------------------------------------------------------------
 
@@ -311,6 +312,13 @@ class Step(Signals):
             )
         return self._instead
 
+    def _weights(self, call: Call, elements: Tensor, valid: Tensor | None) -> Tensor:
+        """The weights of the elements of a call; each weighting goes on from those before it."""
+        self.weights = None
+        for member in self.running["weighting"]:
+            weights = member.weigh(call, elements, valid, self)
+        return weights
+
     def _weighted(self, call: Call, elements: Tensor) -> Tensor:
         """Weight losses that the user's code has reduced itself: it may have masked and scaled them.
 
@@ -321,7 +329,7 @@ class Step(Signals):
         factors = torch.autograd.grad(self.loss, elements, materialize_grads=True, **settings)[0]
         counts = factors != 0
         valid = counts if call.valid is None else counts & call.valid
-        weights = self.running["weighting"][0].weigh(call, elements, valid, self)
+        weights = self._weights(call, elements, valid)
         change = torch.where(counts & (weights != 1), factors * (weights - 1) * elements, 0.0)
         return self.loss + change.sum()
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.calls import Call
 from lightning_objectives._step.named import SHOWN
+from lightning_objectives._step.plan import Plan
 from lightning_objectives._step.rows import COUNTED, Unit, fold
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.ranks import gather_rows
@@ -32,6 +33,9 @@ class ReweightSamples(StepCallback):
     the same weights as one. It logs under ``train/``, in the steps that Lightning logs: ``weighted_loss``,
     ``unweighted_loss``, ``effective_sample_size`` (:math:`(\sum w)^2 / \sum w^2`) and ``max_weight``. A single sample
     has the weight 1, whatever its loss: the callback warns once in a fit if a micro-batch of all ranks holds only one.
+
+    Several of these callbacks multiply their weights. Each method sees the unweighted losses, and the product is scaled
+    so that its mean is the product of their means: 1 for methods that keep the mean 1.
 
     On a GPU a step waits for the device in three cases. Targets are ignored, or your code reduces the losses itself: a
     method sees only the rows that count, and the device alone knows how many these are. The criterion is named: a named
@@ -78,6 +82,19 @@ class ReweightSamples(StepCallback):
         """Whether it weights samples, and not elements."""
         return self.unit == "sample"
 
+    def build(self, plan: Plan, head: nn.Module | None) -> None:
+        """Refuse another weighting of another unit.
+
+        Raises:
+            ValueError: with both.
+        """
+        for other in plan.members:
+            if isinstance(other, ReweightSamples) and other.unit != self.unit:
+                raise ValueError(
+                    f"ReweightSamples({self.weighting}) has unit={self.unit!r}, and ReweightSamples({other.weighting}) "
+                    f"has unit={other.unit!r}, so their weights cannot be multiplied. Give both the same unit."
+                )
+
     def weigh(self, call: Call, elements: Tensor, valid: Tensor | None, step: Step) -> Tensor:
         """Compute the weights of a call's elements, in their shape.
 
@@ -100,6 +117,7 @@ class ReweightSamples(StepCallback):
                 "return one weight for each loss."
             )
         weights = weights.to(torch.promote_types(rows.losses.dtype, torch.float32))
+        weights = step.weights = weights if step.weights is None else _product(step.weights, weights)
         spread = rows.spread(weights[own])
         if step.logs:
             with torch.no_grad():
@@ -110,3 +128,10 @@ class ReweightSamples(StepCallback):
                     "max_weight": weights.max(),
                 }
         return spread
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """The product of two weights of each row, with the product of their means as its mean."""
+    product = first * second
+    mean = product.mean()
+    return product * torch.where(mean > 0, first.mean() * second.mean() / mean, 1)

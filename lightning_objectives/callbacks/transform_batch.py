@@ -24,7 +24,7 @@ class TransformBatch(StepCallback):
     own criterion: its class weights, its label smoothing and the targets that it ignores apply as ever. For cross
     entropy this is the loss of the mixed target. The model's own code sees its own targets. The draws come from a
     generator with a new seed for each batch. So the random stream of the training is untouched, and a resumed training
-    draws the same.
+    draws the same. Several of these callbacks act in the order of the Trainer's list.
 
     Args:
         transform: the method, ``(inputs, ...) -> (inputs, index, weight)``.
@@ -46,7 +46,7 @@ class TransformBatch(StepCallback):
         inputs, index, weight = self.transform(**{name: self.signal(name, step) for name in self.signals})
         step.kept[self] = index, weight
         step.values["inputs"] = inputs
-        return with_tensor(step.batch, original, inputs)
+        return with_tensor(step.user_batch, original, inputs)
 
     def rewrite(self, call: Call, step: Step) -> Call:
         """Mix the losses of the criterion's call.
@@ -61,7 +61,13 @@ class TransformBatch(StepCallback):
                 f"{tuple(call.target.shape)}, so it is unknown which target belongs to which row. Remove "
                 f"{type(self).__name__}, or compare one row for each sample."
             )
-        return Mixed([call.with_targets_of(rows) for rows in index.unbind(1)], weight.to(call.input.dtype))
+        weight = weight.to(call.input.dtype)
+        if not isinstance(call, Mixed):
+            return Mixed([call.with_targets_of(rows) for rows in index.unbind(1)], weight)
+        # Each of its K rows is a mixture of L rows itself.
+        pairs = [call.with_targets_of(rows) for rows in index.unbind(1)]
+        shares = [pair.weight * share[:, None] for pair, share in zip(pairs, weight.unbind(1))]
+        return Mixed([inner for pair in pairs for inner in pair.calls], torch.cat(shares, 1))
 
 
 class Mixed(Derived):

@@ -450,8 +450,8 @@ def test_progress_of_a_training_without_an_end_is_refused():
 
 
 def test_one_place_one_callback_and_options_agree():
-    with pytest.raises(ValueError, match="both take the place 'weighting'"):
-        fit(ReweightSamples(ones), ReweightSamples(LossBasedReweighting()))
+    with pytest.raises(ValueError, match="both take the place 'loss'"):
+        fit(ReplaceLoss(LDRLoss()), ReplaceLoss(LDRLoss(temperature=2.0)))
     with pytest.raises(ValueError, match="agree on 'head'"):
         fit(AddRegularizer(lambda features: features, head="fc"), WrapHead(Fixed(), head="backbone.0"))
 
