@@ -81,6 +81,17 @@ def network_of(module: nn.Module, head: str) -> nn.Module:
     return module.get_submodule(child) if rest else module
 
 
+def path_of(module: nn.Module, child: nn.Module) -> str:
+    """The path of a part of a module.
+
+    >>> net = nn.Sequential(nn.ReLU())
+    >>> path_of(net, net[0])
+    '0'
+    """
+    paths: dict[nn.Module, str] = {other: path for path, other in module.named_modules()}
+    return paths[child]
+
+
 def view_of(head: nn.Module, forward: Callable[..., Any]) -> nn.Module:
     """The head as methods see it: of its class, with its weights, but nobody hears of its calls.
 

@@ -20,7 +20,7 @@ from lightning_objectives._step.batch import part_of, unwrap
 from lightning_objectives._step.capture import Capture
 from lightning_objectives._step.compiled import is_compiled, lies_in_compiled
 from lightning_objectives._step.extras import Extras
-from lightning_objectives._step.head import network_of, resolve
+from lightning_objectives._step.head import network_of, path_of, resolve
 from lightning_objectives._step.host import HostCopies
 from lightning_objectives._step.member import CHAINED, CHANGES, PLACES, Member
 from lightning_objectives._step.samples import SampleFinder, loader_sizes
@@ -180,7 +180,7 @@ class Plan:
             self._follow_head()
         if self._records_network:
             for network in dict.fromkeys((self.module, self.network)):
-                parent = _path_of(self.module, network).rpartition(".")[0]
+                parent = path_of(self.module, network).rpartition(".")[0]
                 if not lies_in_compiled(self.module, parent):  # There its calls could not be seen.
                     self.capture.network(network)
             if self._tap is None and not self.needs_head:
@@ -328,11 +328,6 @@ class Plan:
                 "The length of the training is unknown, so 'progress' is too: set max_steps or max_epochs."
             )
         return torch.tensor(min(1.0, self.trainer.global_step / max(1, total)))
-
-
-def _path_of(module: nn.Module, child: nn.Module) -> str:
-    paths: dict[nn.Module, str] = {other: path for path, other in module.named_modules()}
-    return paths[child]
 
 
 def _order(member: Member) -> tuple[int, str]:

@@ -1,11 +1,33 @@
-"""Repeats the criterion's call on the M stacks of a wrapped head."""
+"""Repeats the criterion's call on the M stacks of a wrapped head, and the head itself."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from lightning_objectives._step.calls import Call, Stacked
+from lightning_objectives._step.member import Member
 from lightning_objectives._step.trace import Replay, Trace
+
+
+def repeated(member: Member, signals: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """Computes a wrapped head once more: in a further pass, or in the backward pass for a checkpoint around the head.
+
+    Args:
+        member: the callback that wraps the head.
+        signals: what it got in the step; a generator begins anew.
+    """
+    others = {name: value for name, value in signals.items() if name != "features"}
+    drawn = signals["generator"].get_state() if "generator" in signals else None
+
+    def head(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        (features,) = (*args, *kwargs.values())
+        if drawn is not None:
+            others["generator"].set_state(drawn)
+        return member.stacks({**others, "features": features}).mean(0)
+
+    return head
 
 
 def on_stacks(call: Call, stacks: Tensor | None, trace: Trace, head: str) -> Stacked:

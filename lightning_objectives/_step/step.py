@@ -15,7 +15,7 @@ from lightning_objectives._step.proof import prove
 from lightning_objectives._step.rows import fold
 from lightning_objectives._step.samples import Samples, Sizes
 from lightning_objectives._step.signals import Signals
-from lightning_objectives._step.stacks import on_stacks
+from lightning_objectives._step.stacks import on_stacks, repeated
 from lightning_objectives._trainer.names import numbered
 from lightning_objectives.signals import signals_from
 
@@ -134,16 +134,7 @@ class Step(Signals):
                 "use_reentrant=False)."
             )
         signals = {name: member.signal(name, self) for name in {*member.signals, "features", "head"}}
-        drawn = signals["generator"].get_state() if "generator" in signals else None
-
-        def again(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-            (features,) = (*args, *kwargs.values())
-            if drawn is not None:
-                others["generator"].set_state(drawn)
-            return member.stacks({**others, "features": features}).mean(0)
-
-        others = {name: value for name, value in signals.items() if name != "features"}
-        self.plan.capture.on_recompute = again  # A checkpoint around the head runs it once more, in the backward pass.
+        self.plan.capture.on_recompute = repeated(member, signals)
         self._stacks = member.stacks(signals)
         return self._stacks.mean(0)
 
