@@ -27,6 +27,7 @@ from lightning_objectives._step.samples import SampleFinder, loader_sizes
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.lightning import is_param_in_hook_signature
 from lightning_objectives._trainer.patch import Patch
+from lightning_objectives._trainer.progress import progress_of
 from lightning_objectives.signals import signals_from
 
 BY_HAND = (
@@ -57,7 +58,7 @@ class Plan:
         self.providers: dict[str, Callable[[Step], Any]] = {
             "step": lambda step: torch.tensor(self.trainer.global_step),
             "epoch": lambda step: torch.tensor(self.trainer.current_epoch),
-            "progress": self._progress,
+            "progress": lambda step: torch.tensor(progress_of(self.trainer)),
             "network": lambda step: self.network,
             "again": Again,
         }
@@ -320,14 +321,6 @@ class Plan:
                     "Name a number, a list, or a tensor with one entry for each sample."
                 )
         return size
-
-    def _progress(self, step: Step) -> Tensor:
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise ValueError(
-                "The length of the training is unknown, so 'progress' is too: set max_steps or max_epochs."
-            )
-        return torch.tensor(min(1.0, self.trainer.global_step / max(1, total)))
 
 
 def _order(member: Member) -> tuple[int, str]:

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_objectives._files.logit_cache import LogitCache, fingerprint
 from lightning_objectives._files.network import load_network
+from lightning_objectives._step.added import AddedTerm, Strength
 from lightning_objectives._step.batch import tensors_of
-from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.extras import COPIED
 from lightning_objectives._step.frozen import Answer, Frozen, Normalization
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients
@@ -28,7 +28,7 @@ _OF_TEACHER = signals_from("teacher")
 
 
 @dataclass(eq=False)
-class Distill(StepCallback):
+class Distill(AddedTerm):
     """Adds ``weight`` times the distance to a teacher to the loss that the model's step returns.
 
     The callback copies the teacher at the start of the fit and drops the copy at the end. The copy is no part of the
@@ -51,7 +51,8 @@ class Distill(StepCallback):
             teacher may return a tensor, a tuple that begins with one, or anything with ``logits``.
         teacher_call: how to call the teacher, if it takes something else: a function ``(teacher, batch) -> output``.
             The batch is the one that your step gets.
-        weight: the factor of the term; at 0 nothing changes.
+        weight: the factor of the term; at 0 nothing changes. A function gets the part of the training that is done, in
+            [0, 1], and returns the factor.
         teacher_weights: a file of the teacher's weights: safetensors, a state dict, or a Lightning checkpoint.
         teacher_prefix: what the names of the teacher's weights in that file begin with (``"teacher."``,
             ``"model_ema.module."``), if several networks in it fit.
@@ -70,13 +71,12 @@ class Distill(StepCallback):
     """
 
     kind = Distillation
-    place = "term"
     zero: ClassVar = {"weight": 0.0}
 
     distillation: nn.Module | Callable[..., Tensor]
     _: KW_ONLY
     teacher: str | nn.Module | Callable[[], str | nn.Module]
-    weight: float = 1.0
+    weight: Strength = 1.0
     teacher_call: Callable[[nn.Module, Any], Any] | None = None
     teacher_weights: str | None = None
     teacher_prefix: str | None = None
@@ -91,7 +91,13 @@ class Distill(StepCallback):
         """The distillation."""
         return [self.distillation]
 
+    @property
+    def strength_setting(self) -> Strength:
+        """The factor of the term."""
+        return self.weight
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.teacher, type) or not (isinstance(self.teacher, str) or callable(self.teacher)):
             raise ValueError(
                 f"teacher={self.teacher!r} must be a trained module, a timm name, the path of a class, or a function "
@@ -248,7 +254,7 @@ class Distill(StepCallback):
         signals = {name: self.adapted(name, value, step.call) for name, value in signals.items()}
         value: Tensor = method(**signals).mean()
         step.log_term(self, value)
-        value = self.weight * value
+        value = self.strength_at(step.trainer.global_step) * value
         combination = method.combination() if isinstance(method, Distillation) else None
         if combination is not None:
             gradients = Gradients([step.loss, value], step)

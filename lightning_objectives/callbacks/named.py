@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lightning_objectives._step.added import Strength
 from lightning_objectives._step.frozen import Normalization
 from lightning_objectives._step.rows import Unit
 from lightning_objectives._weights.averages import Buffers
@@ -283,7 +284,12 @@ class DualHeadKDCallback(Distill):
         auxiliary: the second head: ``linear`` or ``mlp``.
         align: remove from the teacher's gradient what conflicts with that of the model's own loss.
         stop_epoch: the epoch from which the teacher is not used any more; None never stops.
-        weight: a factor on the teacher's term; at 0 nothing is touched.
+        weight: a factor on the teacher's term, or a function of the part of the training that is done; at 0 nothing is
+            touched.
+        start_step: the number of optimizer steps after which the teacher is used.
+        start_epoch: the number of completed epochs after which it is used, in place of ``start_step``.
+        stop_step: the number of optimizer steps after which it is not used any more.
+        warmup_steps: over how many optimizer steps the weight grows to its value.
         teacher_call: how to call the teacher, if not as the student's network: ``(teacher, batch) -> output``.
         teacher_weights: a file of the teacher's weights.
         teacher_prefix: what the names of its weights in that file begin with, if several networks in it fit.
@@ -314,7 +320,11 @@ class DualHeadKDCallback(Distill):
         auxiliary: Auxiliary = "linear",
         align: bool = False,
         stop_epoch: int | None = None,
-        weight: float = 1.0,
+        weight: Strength = 1.0,
+        start_step: int | None = None,
+        start_epoch: int | None = None,
+        stop_step: int | None = None,
+        warmup_steps: int = 0,
         teacher_call: Callable[[nn.Module, Any], Any] | None = None,
         teacher_weights: str | None = None,
         teacher_prefix: str | None = None,
@@ -335,6 +345,10 @@ class DualHeadKDCallback(Distill):
             DualHead(alpha=alpha, temperature=temperature, auxiliary=auxiliary, align=align, stop_epoch=stop_epoch),
             teacher=teacher,
             weight=weight,
+            start_step=start_step,
+            start_epoch=start_epoch,
+            stop_step=stop_step,
+            warmup_steps=warmup_steps,
             teacher_call=teacher_call,
             teacher_weights=teacher_weights,
             teacher_prefix=teacher_prefix,

@@ -88,6 +88,8 @@ def test_it_has_the_settings_of_both_with_their_defaults_and_types(ready, genera
     # The first parameter of the callback is the method, whatever may follow it.
     _, *placing = inspect.signature(callback).parameters
     beside = {"base"} - {*getattr(method, "asks", ())}  # what the callback has for methods that ask for it
+    if callback is Distill:
+        beside.add("stop_epoch")  # the method's own
     if callback in (ReweightSamples, WrapHead):
         beside.add("seed")  # for methods that draw from a generator
     placing = [name for name in placing if name not in beside]
@@ -141,6 +143,7 @@ OTHERS = {
     "auxiliary": "mlp",
     "align": True,
     "stop_epoch": 4,
+    "stop_step": 30,
     "teacher": TEACHER,
     "weight": 0.7,
     "teacher_weights": "teacher.pt",
