@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import io
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_objectives._trainer.random import private_stream
 from lightning_objectives.kinds import BatchTransform
 from lightning_objectives.testing.signals import arguments, call, example_signals
 
@@ -67,6 +69,29 @@ def a_copy_is_the_same(method: Any) -> None:
         for how in ("a deep copy", "a pickle"):
             same = close(copies[how].state_dict(), method.state_dict(), 0)
             require(same, method, f"{how} must have the same state.")
+
+
+def going_on_from_a_state_is_going_on(method: nn.Module) -> None:
+    """A method that was saved after some steps, and loaded into a new one, goes on as if it had never stopped."""
+    new = copy.deepcopy(method)
+    steps = [example_signals(seed=seed) for seed in range(3)]
+    for signals in steps[:2]:
+        _stepped(method, signals)
+    saved = io.BytesIO()
+    torch.save(method.state_dict(), saved)
+    saved.seek(0)
+    try:
+        new.load_state_dict(torch.load(saved, weights_only=True))
+    except Exception as error:
+        raise AssertionError(f"{method}: a new one must load the state that it saves: {error}") from error
+    same = close(_stepped(new, steps[2]), _stepped(method, steps[2]), 0)
+    require(same, method, "what it remembers must lie in buffers, or a resumed training differs.")
+
+
+def _stepped(method: nn.Module, signals: dict[str, Any]) -> Any:
+    """What a method returns in a training step, remembering what it will."""
+    with private_stream(0):
+        return method(**arguments(method, signals))
 
 
 def it_writes_to_nothing_that_it_is_given(method: Any) -> None:

@@ -26,6 +26,7 @@ from lightning_objectives.testing import (
 )
 from lightning_objectives.testing.common import (
     a_copy_is_the_same,
+    going_on_from_a_state_is_going_on,
     it_leaves_the_global_random_stream_alone,
     it_writes_to_nothing_that_it_is_given,
     the_module_equals_its_function,
@@ -38,6 +39,7 @@ _EVERY_MODULE: tuple[Law, ...] = (
     it_writes_to_nothing_that_it_is_given,
     the_module_equals_its_function,
     a_copy_is_the_same,
+    going_on_from_a_state_is_going_on,
     shapes.signals_of_a_wrong_shape_are_refused,
 )
 _WITHOUT_DRAWS: tuple[Law, ...] = (it_leaves_the_global_random_stream_alone, *_EVERY_MODULE)

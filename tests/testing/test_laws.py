@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pytest
 import torch
@@ -856,6 +857,38 @@ class MemoryOutsideOfTheState(Halving):
         return [peak / len(self.past) for peak in self.base_lrs]
 
 
+class BeginsAtItsFirstLoss(kinds.Regularizer):
+    """Keeps where it began in a plain attribute."""
+
+    start = None
+
+    def forward(self, losses):
+        check_shapes(losses=losses)
+        self.start = losses.detach().mean() if self.start is None else self.start
+        return (losses - self.start).square()
+
+
+class CountsItsSteps(kinds.Loss):
+    """Keeps the number of its steps in a plain attribute."""
+
+    count = 0
+
+    def forward(self, logits, target):
+        check_shapes(logits=logits, target=target)
+        self.count += 1
+        return F.cross_entropy(logits, target, reduction="none") / self.count
+
+
+class AddsABuffer(kinds.Regularizer):
+    """Makes its buffer in the first step, so that a new one has no place for a saved state."""
+
+    def forward(self, logits):
+        check_shapes(logits=logits)
+        if not hasattr(self, "start"):
+            self.register_buffer("start", logits.detach().mean())
+        return (logits - self.start).square().sum(1)
+
+
 FAULTS = {
     "the_shape_of_the_inputs_is_kept": [CroppedInputs],
     "the_labels_are_mixed_in_shares": [TooMuchLabel, RowsThatAreNotThere],
@@ -905,7 +938,10 @@ FAULTS = {
     "a_merge_equals_its_function": [OtherShareOfTheFunction],
     "only_the_distances_of_the_steps_matter": [ByStep],
     "the_rate_stays_within_the_peak": [lambda: build(Rising)],
-    "going_on_from_a_state_is_going_on": [lambda: build(MemoryOutsideOfTheState)],
+    "going_on_from_a_state_is_going_on": [
+        *(BeginsAtItsFirstLoss, CountsItsSteps, AddsABuffer),
+        lambda: build(MemoryOutsideOfTheState),
+    ],
     "signals_of_a_wrong_shape_are_refused": [
         *(CoarseInputs, OneRow, BareCriterion, SharesOfATable, BroadcastTeacher, LastAxis, FirstAxis)
     ],
@@ -963,6 +999,34 @@ def test_a_law_sees_the_fault(law, method):
 def test_every_law_has_a_fault_and_every_kind_with_laws_a_sound_method():
     assert FAULTS.keys() == {law.__name__ for laws in LAWS.values() for law in laws}
     assert {kind for kind in LAWS if any(issubclass(method, kind) for method in SOUND)} == set(LAWS)
+
+
+class Detached(kinds.Regularizer):
+    """A term whose gradient is not that of its value, and says so."""
+
+    unkept_laws: ClassVar = {"the_gradient_is_that_of_finite_differences": "one factor is a constant for the gradient"}
+
+    def forward(self, logits):
+        check_shapes(logits=logits)
+        return (logits * logits.detach()).sum(1)
+
+
+class SaysSoInVain(Detached):
+    def forward(self, logits):
+        check_shapes(logits=logits)
+        return (logits * logits).sum(1)
+
+
+class NamesNoLaw(Detached):
+    unkept_laws: ClassVar = {"it_is_fast": "no"}
+
+
+def test_a_law_that_a_method_declares_not_to_keep_must_be_broken():
+    assert_laws(Detached())
+    with pytest.raises(AssertionError, match=r"does not keep the law the_gradient.*one factor.*but it does: remove"):
+        assert_laws(SaysSoInVain())
+    with pytest.raises(TypeError, match="names 'it_is_fast', which is no law of its kind"):
+        laws_of(NamesNoLaw)
 
 
 def test_a_kind_without_laws_is_refused():
