@@ -44,19 +44,25 @@ class Extras:
         self.module = module
         self.container: _Container | None = None
         self.head: nn.Module | None = None
+        self._away: list[tuple[nn.Module, torch.device]] = []
+        """The modules that have buffers alone, and where these lie outside of the training."""
         self._patches: list[Patch] = []
         self._optimizers: list[Optimizer] = []
         self._loaded: dict[int, dict[str, Any]] = {}
         """By the number of the optimizer, the state of the extra parameters in the checkpoint that the fit resumes."""
 
     def build(self, modules: Mapping[str, nn.Module], head: nn.Module | None) -> None:
-        """Add the modules that have parameters as a child of the user's module.
+        """Add the modules that have parameters as a child of the user's module; :meth:`follow` moves the others.
 
         Raises:
             ValueError: Lightning averages the weights too. Whether its copy has these parameters would depend on the
                 order of the callbacks.
         """
+        buffers = {module: next(module.buffers(), None) for module in modules.values()}
         modules = {name: module for name, module in modules.items() if next(module.parameters(), None) is not None}
+        for module, buffer in buffers.items():
+            if buffer is not None and module not in modules.values():
+                self._away.append((module, buffer.device))
         if not modules:
             return
         bases = {cls.__name__ for callback in self.module.trainer.callbacks for cls in type(callback).__mro__}
@@ -73,10 +79,18 @@ class Extras:
             Patch(self.module, "on_load_checkpoint", self._load),
         ]
 
+    def follow(self) -> None:
+        """Move the buffers of the modules that are no child of the user's module to its device."""
+        for module, _ in self._away:
+            module.to(self.module.device)
+
     def detach(self) -> None:
         """Remove everything, also from the optimizers, so that later files are those of the plain module."""
         for patch in self._patches:
             patch.remove()
+        for module, device in self._away:
+            module.to(device)
+        self._away = []
         if self.container is None:
             return
         extra = set(self.container.parameters())

@@ -243,6 +243,8 @@ class Plan:
     def _training_step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self.trainer.training:  # the user's validation_step calls it
             return inner(*args, **kwargs)
+        if not self.steps:
+            self.extras.follow()
         batch, index = unwrap(args[0] if args else kwargs.get("batch"), self.option("input"))
         self.batch = batch
         of_batch: dict[Member, Any] = {}

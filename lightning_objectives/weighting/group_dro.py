@@ -80,7 +80,6 @@ class GroupDRO(Weighting):
     def forward(self, losses: Tensor, group: Tensor) -> Tensor:
         """(N,) losses and (N,) groups -> (N,) weights; updates the shares."""
         check_shapes(losses=losses, group=group)
-        self.to(losses.device)
         losses, group = losses.detach().to(torch.promote_types(losses.dtype, torch.float32)), group.long()
         finite = losses.isfinite()
         sums, counts = losses.new_zeros(2, len(self.group_counts))
