@@ -70,6 +70,9 @@ class Method:
     """The problem it is for, as "label noise"; groups the methods in docs and commands."""
     by_process: ClassVar[str] = ""
     """Why several processes differ from one process with the joined batch; empty if they do not differ."""
+    coupled: ClassVar[str] = ""
+    """Why a row's value depends on the other rows too; empty if it does not. Losses, distances and added terms on many
+    large rows are computed in chunks of rows, if the rows are not coupled."""
     waits: ClassVar[str] = ""
     """Why the method must wait for the device in every step, as ``item()`` and a boolean index do; empty if it never
     waits."""

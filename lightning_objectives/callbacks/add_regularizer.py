@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_objectives._step.added import AddedTerm, Strength
+from lightning_objectives._step.chunks import by_rows
 from lightning_objectives._step.step import Step
 from lightning_objectives.kinds import Regularizer
 
@@ -52,7 +53,9 @@ class AddRegularizer(AddedTerm):
 
     def term(self, step: Step) -> Tensor:
         """Compute the term of this step."""
-        value = self._mean(self.regularizer(**self.arguments(step, self.signals)), step)
+        rows = self.arguments(step, _OF_ROWS.intersection(self.signals))
+        others = self.arguments(step, set(self.signals) - rows.keys())
+        value = self._mean(by_rows(self.regularizer, rows, others), step)
         step.log_term(self, value)
         return self.strength_at(step.trainer.global_step) * value
 

@@ -13,6 +13,7 @@ from lightning_objectives._files.logit_cache import LogitCache, fingerprint
 from lightning_objectives._files.network import load_network
 from lightning_objectives._step.added import AddedTerm, Strength
 from lightning_objectives._step.batch import tensors_of
+from lightning_objectives._step.chunks import by_rows
 from lightning_objectives._step.extras import COPIED
 from lightning_objectives._step.frozen import Answer, Frozen, Normalization
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients
@@ -25,6 +26,8 @@ from lightning_objectives.kinds import Distillation
 from lightning_objectives.signals import signals_from, signals_of
 
 _OF_TEACHER = signals_from("teacher")
+_ROWS = ("logits", "teacher_logits", "target")
+"""Signals with a row for each comparison."""
 
 
 @dataclass(eq=False)
@@ -252,7 +255,9 @@ class Distill(AddedTerm):
         if {"logits", "teacher_logits"} <= signals.keys():
             signals["teacher_logits"] = self._as_rows(signals["teacher_logits"], signals["logits"], step)
         signals = {name: self.adapted(name, value, step.call) for name, value in signals.items()}
-        value: Tensor = method(**signals).mean()
+        rows = {name: value for name, value in signals.items() if name in _ROWS}
+        others = {name: value for name, value in signals.items() if name not in _ROWS}
+        value = by_rows(method, rows, others).mean()
         step.log_term(self, value)
         value = self.strength_at(step.trainer.global_step) * value
         combination = method.combination() if isinstance(method, Distillation) else None

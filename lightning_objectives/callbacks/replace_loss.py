@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.calls import MEANS, Call, Derived
+from lightning_objectives._step.chunks import by_rows
 from lightning_objectives._step.named import SHOWN
 from lightning_objectives._step.rows import COUNTED
 from lightning_objectives._step.step import Step
@@ -49,14 +50,11 @@ class ReplaceLoss(StepCallback):
 
         def losses_of(call: Call) -> Tensor:
             """The losses of the rows that count, 0 for the others."""
-            rows = {"logits": call.logits, "target": call.targets}
+            own = {"logits": call.logits, "target": call.targets}
             kept = None if call.valid is None else call.valid.flatten().nonzero().squeeze(1)
-            total = len(rows["logits"])
-            if kept is not None:
-                rows = {name: value[kept] for name, value in rows.items()}
-            signals = {name: self.adapted(name, value, call) for name, value in rows.items() if name in self.signals}
-            losses: Tensor = self.loss(**signals, **others)
-            return losses if kept is None else losses.new_zeros(total).index_copy(0, kept, losses)
+            rows = {name: self.adapted(name, value, call) for name, value in own.items() if name in self.signals}
+            losses = by_rows(self.loss, rows, others, kept)
+            return losses if kept is None else losses.new_zeros(len(own["logits"])).index_copy(0, kept, losses)
 
         return Replaced(call, losses_of)
 

@@ -89,6 +89,7 @@ class MannWhitneyLoss(Loss):
     function = staticmethod(mann_whitney_loss)
     family = "class imbalance"
     problems = ("classes", "binary", "labels")
+    coupled = "it compares the samples of the batch with each other"
     by_process = "each process compares the samples of its own batch"
 
     def __init__(self, *, temperature: float = 1.0) -> None:

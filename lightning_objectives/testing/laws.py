@@ -60,6 +60,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
     ),
     kinds.Loss: (
         objectives.one_value_a_row,
+        objectives.each_row_is_computed_by_itself,
         objectives.the_order_of_the_rows_means_nothing,
         objectives.the_gradient_is_that_of_finite_differences,
         objectives.large_logits_stay_finite,
@@ -75,6 +76,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
     ),
     kinds.Distillation: (
         objectives.one_value_a_row,
+        objectives.each_row_is_computed_by_itself,
         objectives.the_order_of_the_rows_means_nothing,
         objectives.large_logits_stay_finite,
         objectives.it_is_least_where_the_student_equals_the_teacher,
@@ -83,6 +85,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
     ),
     kinds.Regularizer: (
         objectives.one_value_or_one_a_row,
+        objectives.each_row_is_computed_by_itself,
         objectives.the_gradient_is_that_of_finite_differences,
         *_WITHOUT_DRAWS,
     ),

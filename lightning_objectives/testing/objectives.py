@@ -33,6 +33,17 @@ def the_order_of_the_rows_means_nothing(method: Any) -> None:
     require(same, method, "a permutation of the rows must permute the values.")
 
 
+def each_row_is_computed_by_itself(method: Any) -> None:
+    """Some of the rows give the values that they have among all; a method that couples its rows says why."""
+    if "generator" in signals_of(method):
+        return  # Fewer rows draw other numbers.
+    signals, some = example_signals(), torch.tensor([4, 1, 2])
+    whole = call(method, signals)
+    alone = whole.dim() == 1 and close(call(method, take_rows(signals, some)), whole[some])
+    require(alone or method.coupled, method, "a row's value must not depend on other rows, or `coupled` must say why.")
+    require(not alone or not method.coupled, method, f"it says that its rows are coupled ({method.coupled}), not so.")
+
+
 def the_gradient_is_that_of_finite_differences(method: Any) -> None:
     """The gradient agrees with central differences to 1e-3, so that a method that computes in float32 passes too."""
     names = [name for name in signals_of(method) if name in DIFFERENTIABLE]

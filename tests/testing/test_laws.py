@@ -68,7 +68,7 @@ class Distance(kinds.Distillation):
 class Confidence(kinds.Regularizer):
     def forward(self, logits):
         check_shapes(logits=logits)
-        return logits.softmax(1).square().sum(1).mean()
+        return logits.softmax(1).square().sum(1)
 
 
 class Even(kinds.Combination):
@@ -879,6 +879,22 @@ class CountsItsSteps(kinds.Loss):
         return F.cross_entropy(logits, target, reduction="none") / self.count
 
 
+class LeansOnOthers(kinds.Loss):
+    def forward(self, logits, target):
+        check_shapes(logits=logits, target=target)
+        return F.cross_entropy(logits - logits.mean(0), target, reduction="none")
+
+
+class OneNumber(kinds.Regularizer):
+    def forward(self, logits):
+        check_shapes(logits=logits)
+        return logits.square().mean()
+
+
+class SaysThatItsRowsAreCoupled(PowerLoss):
+    coupled = "it is said so"
+
+
 class AddsABuffer(kinds.Regularizer):
     """Makes its buffer in the first step, so that a new one has no place for a saved state."""
 
@@ -938,6 +954,7 @@ FAULTS = {
     "a_merge_equals_its_function": [OtherShareOfTheFunction],
     "only_the_distances_of_the_steps_matter": [ByStep],
     "the_rate_stays_within_the_peak": [lambda: build(Rising)],
+    "each_row_is_computed_by_itself": [LeansOnOthers, OneNumber, SaysThatItsRowsAreCoupled],
     "going_on_from_a_state_is_going_on": [
         *(BeginsAtItsFirstLoss, CountsItsSteps, AddsABuffer),
         lambda: build(MemoryOutsideOfTheState),
