@@ -41,6 +41,19 @@ Problem = Literal["classes", "binary", "labels", "regression", "distribution"]
 together, numbers, or two distributions."""
 
 
+class Row(NamedTuple):
+    """What a method remembers of one sample: a tensor of this shape, float32, that begins with one number.
+
+    >>> Row(("C",), 0.0)
+    Row(shape=('C',), initial=0.0)
+    """
+
+    shape: tuple[int | Literal["C"], ...] = ()
+    """Its sizes; C is the number of classes."""
+    initial: float = 0.0
+    """Each of its numbers before the sample has come."""
+
+
 class Method:
     """What all methods share: keyword-only settings.
 
@@ -70,6 +83,12 @@ class Method:
     """The problem it is for, as "label noise"; groups the methods in docs and commands."""
     by_process: ClassVar[str] = ""
     """Why several processes differ from one process with the joined batch; empty if they do not differ."""
+    remembers: ClassVar[Mapping[str, Row]] = {}
+    """What the method remembers of each sample of the data set, by name. ``forward`` gets the rows of its samples as
+    the signal ``memory``, and ``learn`` returns what to write in their place. The callback keeps the rows, by the
+    signal ``index``; a resumed training goes on with them, and another training begins anew."""
+    learn: Callable[..., dict[str, Tensor]]
+    """``(memory, signals) -> {name: rows}``; called after ``forward`` in each step, without gradients."""
     coupled: ClassVar[str] = ""
     """Why a row's value depends on the other rows too; empty if it does not. Losses, distances and added terms on many
     large rows are computed in chunks of rows, if the rows are not coupled."""
@@ -84,7 +103,12 @@ class Method:
         super().__init_subclass__(**kwargs)
         if "forward" in cls.__dict__:
             parameters = list(inspect.signature(cls.forward).parameters.values())  # type: ignore[attr-defined]  # only kinds with a forward
-            signals_among(parameters[1:], owner=cls.__name__)
+            signals_among(parameters[1:], owner=f"{cls.__name__}.forward")
+        if "learn" in cls.__dict__:
+            parameters = list(inspect.signature(cls.learn).parameters.values())
+            signals_among(parameters[1:], owner=f"{cls.__name__}.learn")
+        if cls.remembers and not hasattr(cls, "learn"):
+            raise TypeError(f"{cls.__name__} remembers {sorted(cls.remembers)}, but defines no learn(memory, ...).")
         if "__init__" in cls.__dict__:
             for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
                 if parameter.kind is not parameter.KEYWORD_ONLY:

@@ -54,6 +54,9 @@ SIGNALS: dict[str, Signal] = _table(
     Signal("inputs", "(N, ...)", True, "batch", "the input of the network"),
     Signal("logits", "(N, C)", True, "criterion", "the input of the criterion"),
     Signal("losses", "(N,)", True, "criterion", "the unreduced losses; a weighting gets them without gradient"),
+    Signal(
+        "memory", "", False, "callback", "what the method remembers of the samples: tensors (N, ...) by name, float32"
+    ),
     Signal("network", "", False, "head", "the module that holds the head"),
     Signal("progress", "() float", False, "trainer", "the part of the training that is done, in [0, 1]"),
     Signal("step", "() int", False, "trainer", "the number of completed optimizer steps"),
@@ -87,11 +90,11 @@ def signals_of(method: Callable[..., Any]) -> tuple[str, ...]:
     """
     forward = method.forward if isinstance(method, nn.Module) else method
     name = type(method).__name__ if isinstance(method, nn.Module) else getattr(method, "__name__", repr(method))
-    return signals_among(inspect.signature(forward).parameters.values(), owner=name)
+    return signals_among(inspect.signature(forward).parameters.values(), owner=f"{name}.forward")
 
 
 def signals_among(parameters: Iterable[inspect.Parameter], *, owner: str) -> tuple[str, ...]:
-    """The names of the signals among the parameters of the ``forward`` of ``owner``.
+    """The names of the signals among the parameters of the function that is called ``owner`` in messages.
 
     Raises:
         TypeError: a parameter without a default is no signal, or the parameters have no names (``*args``).
@@ -100,7 +103,7 @@ def signals_among(parameters: Iterable[inspect.Parameter], *, owner: str) -> tup
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(
-                f"{owner}.forward takes {parameter}, which does not say what it needs. Name each signal as a parameter "
+                f"{owner} takes {parameter}, which does not say what it needs. Name each signal as a parameter "
                 "of its own."
             )
         if parameter.name in SIGNALS:
@@ -109,5 +112,5 @@ def signals_among(parameters: Iterable[inspect.Parameter], *, owner: str) -> tup
             close = get_close_matches(parameter.name, SIGNALS, n=1)
             hint = f"Did you mean {close[0]!r}? " if close else ""
             known = ", ".join(sorted(SIGNALS))
-            raise TypeError(f"{owner}.forward asks for {parameter.name!r}, which is no signal. {hint}Signals: {known}.")
+            raise TypeError(f"{owner} asks for {parameter.name!r}, which is no signal. {hint}Signals: {known}.")
     return tuple(names)

@@ -24,8 +24,8 @@ from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGrad
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.kinds import Regularizer
 from lightning_objectives.perturbations import SAM
-from lightning_objectives.regularizers import symmetric_kl
-from lightning_objectives.weighting import LossBasedReweighting
+from lightning_objectives.regularizers import EarlyLearningRegularization, symmetric_kl
+from lightning_objectives.weighting import FeasibleLearning, LossBasedReweighting
 
 
 class MasksBySample(MultiSampleDropout):
@@ -121,6 +121,13 @@ def joined(devices):
     results["moved"] = train(moved, ReweightSamples(LossBasedReweighting()), batches=batches, devices=devices)
     product = [ReweightSamples(by_loss), ReweightSamples(LossBasedReweighting())]
     results["product"] = train(*product, batches=batches, devices=devices)
+    remembering = [
+        ReweightSamples(FeasibleLearning(tolerance=0.5)),
+        AddRegularizer(EarlyLearningRegularization(), strength=0.1),
+    ]
+    results["remembered"] = train(*remembering, batches=batches, devices=devices)
+    for callback in remembering:
+        results["remembered"]["net"] |= callback.state_dict()
     results["again"] = train(AddRegularizer(moved_by_row), batches=batches, devices=devices)
     results["switched"] = train(AddRegularizer(Switched(), strength=0.1), batches=batches, devices=devices)
     return results

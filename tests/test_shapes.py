@@ -128,6 +128,9 @@ NUMBERS = {
 }
 """Functions of plain numbers."""
 ELSEWHERE = {
+    "ascended_multipliers",
+    "early_learning_penalty",
+    "early_learning_targets",
     "r_drop",
     "symmetric_kl",
     "adversarial_direction",

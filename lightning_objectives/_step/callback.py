@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lightning_objectives._step.calls import TARGETS, Call
-from lightning_objectives._step.member import PLACES, Member
+from lightning_objectives._step.member import PLACES
 from lightning_objectives._step.plan import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Plan
+from lightning_objectives._step.remembering import Remembering
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
@@ -28,7 +29,7 @@ _UNSHARDED = {
 
 
 @dataclass(eq=False, kw_only=True)
-class StepCallback(StatefulCallback, Member):
+class StepCallback(StatefulCallback, Remembering):
     """Places one method of its kind in the training step.
 
     Args:
@@ -41,6 +42,8 @@ class StepCallback(StatefulCallback, Member):
         batch_size: the number of samples in each batch, or its path in the batch (``"num_graphs"``), if it is not the
             length of the batch's tensors.
         sample_dim: the dimension of the criterion's input that counts the samples, if the callback does not find it.
+        samples: the number of samples in the whole data set, for a method that remembers something of each, if the
+            callback does not find it.
         seed: the seed of the method's draws, together with the number of the batch and, where the method sees the rows
             of one process, the rank. The random stream of the training stays as it is.
     """
@@ -54,6 +57,7 @@ class StepCallback(StatefulCallback, Member):
     input: str | int | None = None
     batch_size: int | str | None = None
     sample_dim: int | None = None
+    samples: int | None = None
     seed: int = 0
 
     draws_by_rank: ClassVar[bool] = True
@@ -95,6 +99,7 @@ class StepCallback(StatefulCallback, Member):
         """Register with the plan of the fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            self.forget()
             Plan.of(trainer, pl_module).add(self)
 
     @property
@@ -128,6 +133,8 @@ class StepCallback(StatefulCallback, Member):
 
     def signal(self, name: str, step: Step) -> Any:
         """One signal of this step; the generator is the callback's own, and begins anew at each call."""
+        if name == "memory":
+            return self.memory_in(step).of(step.get("index"))
         if name != "generator":
             return step.get(name)
         alike = [member for member in step.plan.members if member.place == self.place]
@@ -152,10 +159,12 @@ class StepCallback(StatefulCallback, Member):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the method; empty if it is a plain function."""
-        return dict(self.method.state_dict()) if isinstance(self.method, nn.Module) else {}
+        own = dict(self.method.state_dict()) if isinstance(self.method, nn.Module) else {}
+        return own | self.saved_rows()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of the method."""
+        own = self.load_rows(state_dict)
         if isinstance(self.method, nn.Module):
             with taking(self.state_key, Plan.trainer_of(self)):
-                self.method.load_state_dict(state_dict)
+                self.method.load_state_dict(own)

@@ -66,6 +66,9 @@ class Member:
     def build(self, plan: Any, head: nn.Module | None) -> None:
         """Build what depends on the network's head, before the extra modules are added."""
 
+    def finish_batch(self, of_batch: Mapping[Any, Any]) -> None:
+        """Write what a batch has taught, after all passes over it."""
+
     def perturbed(self, run: Callable[[], Any], plan: Any) -> Any:
         """The output of the whole step; ``run`` runs it at the weights of that moment."""
         return run()

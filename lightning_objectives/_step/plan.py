@@ -247,7 +247,7 @@ class Plan:
             self.extras.follow()
         batch, index = unwrap(args[0] if args else kwargs.get("batch"), self.option("input"))
         self.batch = batch
-        of_batch: dict[Member, Any] = {}
+        of_batch: dict[Any, Any] = {}
 
         def run() -> Any:
             self.capture.on_recompute = None
@@ -255,6 +255,8 @@ class Plan:
 
         moving = [m for m in self.members if m.place == "perturbation" and m.active(self.trainer.global_step)]
         output = moving[0].perturbed(run, self) if moving else run()
+        for member in self.members:
+            member.finish_batch(of_batch)
         if self._tap is not None and self.finder.is_plain and not self._records_network:
             self._tap.remove()  # Nothing on the path can move a sample to another place.
             self._tap = None

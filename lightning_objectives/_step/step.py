@@ -34,7 +34,7 @@ class Step(Signals):
         of_batch: what the callbacks keep for all passes over the batch, because it does not depend on the weights.
     """
 
-    def __init__(self, plan: Any, batch: Any, index: Tensor | None, of_batch: dict[Member, Any]) -> None:
+    def __init__(self, plan: Any, batch: Any, index: Tensor | None, of_batch: dict[Any, Any]) -> None:
         super().__init__(plan.module, batch, input=plan.option("input"), index=index)
         self.plan, self.trainer, self.providers = plan, plan.trainer, plan.providers
         number, every = self.trainer.global_step, 0 if self.trainer.barebones else self.trainer.log_every_n_steps

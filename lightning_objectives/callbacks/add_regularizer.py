@@ -56,6 +56,7 @@ class AddRegularizer(AddedTerm):
         rows = self.arguments(step, _OF_ROWS.intersection(self.signals))
         others = self.arguments(step, set(self.signals) - rows.keys())
         value = self._mean(by_rows(self.regularizer, rows, others), step)
+        self.learn(step, rows | others)
         step.log_term(self, value)
         return self.strength_at(step.trainer.global_step) * value
 

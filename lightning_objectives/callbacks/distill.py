@@ -128,7 +128,6 @@ class Distill(AddedTerm):
         self._dense_head = False
         """Whether the classes of the network's head lie along dimension 1, as those of a convolution."""
         self._cache: LogitCache | None = None
-        self._epoch = 0
 
     @cached_property
     def signals(self) -> tuple[str, ...]:
@@ -231,10 +230,6 @@ class Distill(AddedTerm):
 
     # -- during a step -------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Keep the number of the epoch, because a method may stop at one."""
-        self._epoch = trainer.current_epoch
-
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the teacher's logits of this epoch to the cache, and read those of the other ranks."""
         if self._cache is not None:
@@ -246,7 +241,7 @@ class Distill(AddedTerm):
     def active(self, step: int) -> bool:
         """Whether the term is added at this step: from the method's ``stop_epoch`` on it is not."""
         stop = self.method.stop_epoch if isinstance(self.method, Distillation) else None
-        return (stop is None or self._epoch < stop) and super().active(step)
+        return (stop is None or Plan.trainer_of(self).current_epoch < stop) and super().active(step)
 
     def term(self, step: Step) -> Tensor:
         """Compute the term of this step."""
@@ -255,9 +250,9 @@ class Distill(AddedTerm):
         if {"logits", "teacher_logits"} <= signals.keys():
             signals["teacher_logits"] = self._as_rows(signals["teacher_logits"], signals["logits"], step)
         signals = {name: self.adapted(name, value, step.call) for name, value in signals.items()}
-        rows = {name: value for name, value in signals.items() if name in _ROWS}
-        others = {name: value for name, value in signals.items() if name not in _ROWS}
-        value = by_rows(method, rows, others).mean()
+        rows = {name: signals[name] for name in _ROWS if name in signals}
+        value = by_rows(method, rows, {n: v for n, v in signals.items() if n not in _ROWS}).mean()
+        self.learn(step, signals)
         step.log_term(self, value)
         value = self.strength_at(step.trainer.global_step) * value
         combination = method.combination() if isinstance(method, Distillation) else None

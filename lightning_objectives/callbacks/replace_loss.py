@@ -46,6 +46,11 @@ class ReplaceLoss(StepCallback):
 
     def rewrite(self, call: Call, step: Step) -> Call:
         """Replace the criterion of a call by the loss."""
+        if self.remembers:
+            raise ValueError(
+                f"{self.loss} remembers each sample, which a replaced loss cannot. Let it be a regularizer, which adds "
+                "its part to the model's own loss."
+            )
         others = {name: self.signal(name, step) for name in self.signals if name not in ("logits", "target")}
 
         def losses_of(call: Call) -> Tensor:

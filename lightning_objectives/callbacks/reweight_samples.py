@@ -103,14 +103,20 @@ class ReweightSamples(StepCallback):
         """
         samples = step.samples(call, elements) if self.unit == "sample" else None
         rows = fold(elements, valid, samples)
-        local = {name: step.row(name, rows) for name in self.signals if name in BY_ROW}
+        asked = dict.fromkeys((*self.signals, *(("index",) if self.remembers else ())))
+        local = {name: step.row(name, rows) for name in asked if name in BY_ROW}
         (losses, *gathered), own = gather_rows([rows.losses, *local.values()])
         if len(losses) == 1 and not self._warned:
             self._warned = True
             rank_zero_warn(_ONE_ROW.format(unit=self.unit))
-        signals = {name: self.signal(name, step) for name in self.signals if name not in BY_ROW}
+        signals = dict(zip(local, gathered))
+        for name in set(self.signals) - BY_ROW - {"memory"}:
+            signals[name] = self.signal(name, step)
+        if self.remembers:
+            signals["memory"] = self.memory_in(step).of(signals["index"])
         with torch.no_grad():
-            weights = self.weighting(**signals, **dict(zip(local, gathered)))
+            weights = self.weighting(**{name: signals[name] for name in self.signals})
+        self.learn(step, signals, of_all_ranks=True)
         if weights.shape != losses.shape:
             raise ValueError(
                 f"{self.weighting} gave weights of shape {tuple(weights.shape)} for {len(losses)} losses. It must "

@@ -1,5 +1,10 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
+from lightning_objectives.regularizers.early_learning import (
+    EarlyLearningRegularization,
+    early_learning_penalty,
+    early_learning_targets,
+)
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
 from lightning_objectives.regularizers.spectral_decoupling import SpectralDecoupling, spectral_decoupling
@@ -7,10 +12,13 @@ from lightning_objectives.regularizers.vat import VAT, adversarial_direction, vi
 
 __all__ = [
     "VAT",
+    "EarlyLearningRegularization",
     "LogPartitionPenalty",
     "RDrop",
     "SpectralDecoupling",
     "adversarial_direction",
+    "early_learning_penalty",
+    "early_learning_targets",
     "log_partition_penalty",
     "r_drop",
     "spectral_decoupling",

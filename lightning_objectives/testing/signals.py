@@ -1,6 +1,7 @@
 """Makes up signals, and calls a method with those that it names."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,7 +28,9 @@ def build(method: type[Any]) -> Any:
 
 
 def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed: int = 0) -> dict[str, Any]:
-    """Make up a value for each signal, in float64 and without gradient; :func:`call` adds a new ``generator``.
+    """Make up a value for each signal, in float64 and without gradient.
+
+    :func:`call` adds a new ``generator``, and the ``memory`` of a method that remembers.
 
     Args:
         rows: N.
@@ -60,6 +63,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "inputs": normal(rows, 3, 4, 4),
         "logits": normal(rows, classes),
         "losses": normal(rows).exp(),
+        "memory": {},
         "network": nn.Sequential(nn.Identity(), head),
         "progress": torch.tensor(0.5),
         "step": torch.tensor(10),
@@ -90,8 +94,19 @@ def arguments(method: Callable[..., Any], signals: dict[str, Any]) -> dict[str, 
     >>> list(arguments(lambda losses, generator: None, example_signals()))
     ['losses', 'generator']
     """
-    signals = {**signals, "generator": torch.Generator().manual_seed(0)}
+    signals = {**signals, "generator": torch.Generator().manual_seed(0), "memory": _remembered(method, signals)}
     return {name: signals[name] for name in signals_of(method)}
+
+
+def _remembered(method: Any, signals: dict[str, Any]) -> dict[str, Tensor]:
+    """What the method remembers of new samples."""
+    lengths = Counter(len(signals[name]) for name in BY_ROW if signals[name].dim())
+    ((rows, _),) = lengths.most_common(1)  # One signal may have another length, to be refused.
+    sizes: dict[Any, int] = {"C": signals["head"].out_features}
+    return {
+        name: signals["losses"].new_full([rows, *(sizes.get(size, size) for size in row.shape)], row.initial)
+        for name, row in getattr(method, "remembers", {}).items()
+    }
 
 
 def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -> Any:

@@ -1,6 +1,7 @@
 """Weights the samples of a batch: losses (N,) -> weights (N,)."""
 
 from lightning_objectives.weighting.cvar import CVaR, cvar_weights
+from lightning_objectives.weighting.feasible_learning import FeasibleLearning, ascended_multipliers
 from lightning_objectives.weighting.focal_weights import FocalWeights, focal_weights
 from lightning_objectives.weighting.group_dro import GroupDRO
 from lightning_objectives.weighting.loss_based import LossBasedReweighting, loss_based_weights
@@ -9,11 +10,13 @@ from lightning_objectives.weighting.spectral_risk import SpectralRisk, spectral_
 
 __all__ = [
     "CVaR",
+    "FeasibleLearning",
     "FocalWeights",
     "GroupDRO",
     "LossBasedReweighting",
     "SmallLossSelection",
     "SpectralRisk",
+    "ascended_multipliers",
     "cvar_weights",
     "focal_weights",
     "loss_based_weights",

@@ -161,7 +161,7 @@ class Case:
 
     def loader_for(self, callbacks: list[Any]) -> DataLoader[Any]:
         """The same, with the index of each sample for callbacks that ask for it."""
-        asked = any("index" in getattr(callback, "signals", ()) for callback in callbacks)
+        asked = any("index" in getattr(c, "signals", ()) or getattr(c, "remembers", False) for c in callbacks)
         return DataLoader(with_index(self.data()), batch_size=self.batch_size) if asked else self.loader()
 
     def folder(self) -> Path:

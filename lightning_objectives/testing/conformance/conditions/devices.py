@@ -133,11 +133,11 @@ def _declared(trial: Trial, callbacks: list[Any], condition: str, waits: list[Wa
 
 def _fit(trial: Trial, module: Make, callbacks: list[Any], **settings: Any) -> L.LightningModule:
     L.seed_everything(0, verbose=False)
-    net, data = module(), trial.case.loader_for(callbacks).dataset
+    net, data = module(), (trial.case.loader_for(callbacks).dataset, trial.case.data())
     settings = {"max_epochs": 1, "limit_val_batches": 4, "log_every_n_steps": 1, **settings}
     trainer = trial.case.trainer(*callbacks, **settings)
     torch.manual_seed(0)
-    train, val = (DataLoader(data, batch_size=_BATCH, drop_last=True) for _ in range(2))
+    train, val = (DataLoader(part, batch_size=_BATCH, drop_last=True) for part in data)
     trainer.fit(net, train, val)
     return net
 
