@@ -7,7 +7,7 @@ BENCH = OMP_NUM_THREADS=2 $(if $(wildcard .venv-peers/bin/python),.venv-peers,.v
 # Two workers on two cores: without this each would start a thread per core. What one process compiled the others read.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all test-compat test-thirdparty conformance lint docs mutants bench bench-peers bench-quality clean
+.PHONY: help demo test test-all test-compat test-thirdparty conformance lint docs mutants old-faults bench bench-peers bench-quality clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ lint: $(READY) ## ruff and mypy.
 docs: $(READY) ## Build the site into docs/site; a public name without a page is an error.
 	$(BIN)/python docs/gen.py build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+old-faults: $(READY) ## Plant the faults that the library once had, and tell which test finds each (20 minutes; NAMES="'rows by a guess'").
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m mutants --old-faults $(NAMES)
 
 mutants: $(READY) ## Plant small faults and report those that no test sees (20 minutes; FILES="metrics _files/merge.py" COUNT=40 AGAIN=1).
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m mutants $(if $(COUNT),--count $(COUNT)) $(if $(AGAIN),--again) $(FILES)

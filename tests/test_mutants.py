@@ -8,6 +8,7 @@ import pytest
 from mutants.__main__ import drawn, files_of, suite_of
 from mutants.equivalent import EQUIVALENT
 from mutants.faults import mutants, planted
+from mutants.old_faults import OLD_FAULTS, planted_text
 from mutants.sandbox import PACKAGE, ROOT
 from mutants.table import SLOW_TESTS, slow_tests_for
 from mutants.touched import marked
@@ -99,3 +100,17 @@ def test_parts_of_the_library_have_tests():
     assert all((ROOT / test).exists() for tests in SLOW_TESTS.values() for test in tests)
     with pytest.raises(SystemExit, match="metric is no file or folder of lightning_objectives"):
         files_of(["metric"])
+
+
+@pytest.mark.parametrize("fault", OLD_FAULTS, ids=lambda fault: fault.name)
+def test_an_old_fault_can_be_planted_in_the_code_of_today(fault):
+    source = (ROOT / fault.file).read_text()
+    ast.parse(planted_text(fault, source))
+    assert fault.then != fault.now
+    assert all((ROOT / path).exists() for path in fault.tests.split())
+
+
+def test_old_faults_have_names_of_their_own():
+    assert len({fault.name for fault in OLD_FAULTS}) == len(OLD_FAULTS)
+    with pytest.raises(ValueError, match=r"occurs 0 times in .*calls\.py, but must occur once"):
+        planted_text(OLD_FAULTS[0], "")

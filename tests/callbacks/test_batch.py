@@ -1,9 +1,11 @@
 """Batches of every shape that users have: where the inputs are, how many rows there are, and the index beside them."""
 
+import dataclasses
 from collections import namedtuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_objectives._step.batch import batch_size_of, inputs_of, part_of, unwrap, with_tensor
 from lightning_objectives.data.with_index import Indexed
@@ -21,9 +23,28 @@ def test_the_part_under_a_key():
     assert part_of(X, 0) is X
 
 
+class Graph:
+    """A batch that is an object."""
+
+    def __init__(self, x, y):
+        self.nodes, self.y = {"x": x}, y
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    encoder: Tensor
+    target: Tensor
+
+
 @pytest.mark.parametrize(
     ("batch", "key"),
     [
+        (({"encoder_cont": X, "other": Y}, (Y, None)), "0.encoder_cont"),
+        ({"parts": [Y, {"image": X}]}, "parts.1"),
+        (Encoded(X, Y), "encoder"),
+        ((Encoded(X, Y), Y), "0.encoder"),
+        (Graph(X, Y), "nodes.x"),
+        ([Graph(X, Y)], "0.nodes.x"),
         (X, None),
         ((X, Y), None),
         ((Y, X), 1),

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from helpers import Net, equal, fit
 
 from lightning_objectives.batches import Mixup
-from lightning_objectives.callbacks import ReplaceLoss, ReweightSamples, TransformBatch
+from lightning_objectives.callbacks import AddRegularizer, ReplaceLoss, ReweightSamples, TransformBatch
 from lightning_objectives.weighting import LossBasedReweighting
 
 ORDER = torch.tensor([3, 0, 7, 1, 4, 2, 6, 5])
@@ -82,6 +82,36 @@ def test_one_that_mixes_nothing_changes_nothing_of_the_other():
     alone, _ = fit(TransformBatch(Mixup()))
     assert equal(alone, fit(TransformBatch(Mixup()), TransformBatch(plain))[0])
     fit(TransformBatch(Mixup()), TransformBatch(Mixup(alpha=0.4)))
+
+
+class Ignoring(Net):
+    """Ignores the labels of every other row."""
+
+    def criterion(self, logits, y):
+        return F.cross_entropy(logits, torch.where(torch.arange(len(y)) % 2 == 0, -100, y))
+
+
+def test_ignored_labels_have_no_part_in_a_mixed_target():
+    targets, labels = [], []
+
+    def noted(inputs):
+        index = torch.stack([torch.arange(8), torch.tensor([2, 3, 4, 5, 0, 1, 7, 6])], 1)
+        return inputs, index, torch.full((8, 2), 0.5)
+
+    def term(logits, target):
+        targets.append(target)
+        return 0 * logits.sum()
+
+    class Seen(Ignoring):
+        def criterion(self, logits, y):
+            labels.append(F.one_hot(y, 3).float())
+            return super().criterion(logits, y)
+
+    fit(TransformBatch(noted), AddRegularizer(term), net=Seen, max_steps=1)
+    (target,), (own,) = targets, labels
+    assert target[[0, 2, 4]].eq(0).all()  # Both labels are ignored.
+    torch.testing.assert_close(target[[1, 3, 5]], (own[[1, 3, 5]] + own[[3, 5, 1]]) / 2)
+    torch.testing.assert_close(target[[6, 7]], own[[7, 7]])  # One of the two is ignored.
 
 
 def by_loss(losses):

@@ -66,9 +66,9 @@ def place(cls: type[Any], case: Case, method: Any = None) -> list[Callback]:
 
 
 def methods_of(cls: type[Any]) -> Iterator[Any]:
-    """An instance of each method that the callback places, first of those that it places without anything beside."""
+    """An instance of each method that the callback places, first those that need nothing beside."""
     found = [method for _, method in methods(cls.kind.room) if method.callback == cls.__name__] if cls.kind else []
-    yield from map(build, sorted(found, key=lambda method: bool(getattr(method, "asks", ()))))
+    yield from map(build, sorted(found, key=lambda method: bool(getattr(method, "asks", ()) or method.remembers)))
 
 
 def exemplars() -> list[PlugIn]:
