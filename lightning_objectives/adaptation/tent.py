@@ -120,8 +120,6 @@ class TENT(Adapter):
     ) -> None:
         """One step down the mean entropy."""
         entropy = softmax_entropy(logits).mean()
-        if self.lr == 0:
-            return
         gradients = torch.autograd.grad(entropy, list(params.values()), allow_unused=True)
         finite = [gradient.isfinite().all() for gradient in gradients if gradient is not None]
         if not finite:

@@ -245,6 +245,47 @@ def test_a_second_network_of_the_module_stays_as_it_is():
         adapted(AdaptAtTest(BatchNormAdaptation()), net=Taught())
 
 
+def test_what_runs_beside_the_network_stays_as_it_is():
+    """Also if the network is the whole module, in which a teacher lies too."""
+
+    class Whole(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm, self.fc, self.teacher = nn.BatchNorm1d(4), nn.Linear(4, 3), nn.BatchNorm1d(4)
+            self.seen, self.taught = [], []
+
+        def forward(self, x):
+            return self.fc(self.norm(x))
+
+        def test_step(self, batch, batch_idx):
+            self.taught.append(self.teacher(batch[0]))
+            self.seen.append(self(batch[0]))
+            F.cross_entropy(self.seen[-1], batch[1])
+
+    plain, _ = adapted(net=Whole())
+    for method in METHODS.values():
+        net, _ = adapted(AdaptAtTest(method()), net=Whole())
+        assert same(net.taught, plain.taught)
+        assert not same(net.seen, plain.seen)
+
+
+def test_only_what_is_adapted_gets_a_gradient():
+    asking = []
+
+    class Looks(TENT):
+        def adapts(self, network):
+            self.network = network
+            return super().adapts(network)
+
+        def update(self, logits, features, params, state, *, again):
+            asking.append([name for name, p in self.network.named_parameters() if p.requires_grad])
+            super().update(logits, features, params, state, again=again)
+
+    adapted(AdaptAtTest(Looks()))
+    assert asking == [["backbone.1.weight", "backbone.1.bias"]] * 3
+
+
 def test_a_layer_that_does_more_than_normalize_does_it_still():
     """As those of timm, which apply an activation in their forward."""
 
