@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,15 @@ from lightning_objectives._trainer.patch import Patch
 from lightning_objectives.kinds import Adapter
 
 
-class HeadCall:
-    """What the head got and returned in one call, and what the user's code got in place of that."""
+class HeadCall(NamedTuple):
+    """One call of the head."""
 
-    def __init__(self, features: Tensor, logits: Tensor, returned: Tensor) -> None:
-        self.features = features
-        self.logits = logits
-        self.returned = returned
+    features: Tensor
+    """What it got."""
+    logits: Tensor
+    """What it returned."""
+    returned: Tensor
+    """What the user's code got in place of that."""
 
 
 class AdaptedNetwork:
