@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # for type checkers and editors; the functions below do the same for the running program
     from lightning_objectives import kinds as kinds
     from lightning_objectives import testing as testing
+    from lightning_objectives.adaptation import *
     from lightning_objectives.averaging import *
     from lightning_objectives.batches import *
     from lightning_objectives.calibration import *

@@ -436,6 +436,80 @@ class Calibrator(Method, nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no fit(logits, target).")
 
 
+class Adapter(Method):
+    """Adapts a trained network to the test batches, which have no targets, at up to three places of its forward pass.
+
+    - ``statistics(inputs, mean, var)``: what each BatchNorm layer normalizes with in place of its running statistics.
+    - ``predict(logits, features)``: the logits that the head returns in place of its own.
+    - ``update(logits, features, params, state)``: moves ``params`` after each batch, in place. ``params`` are what
+      ``adapts(network)`` names; ``init(params)`` makes the state that the updates remember.
+
+    A method defines the places that it needs; the others are left as they are. The callback finds the logits, puts the
+    weights back to the bit after the test, and begins anew with the same weights and ``init`` at each reset, so a
+    method keeps nothing beside its state. Laws: what it adapts are parameters of the network, and an update moves
+    nothing else; the same batches give the same weights after a reset; statistics and predictions have the form of
+    those that they replace; predictions follow the order of the rows, and stay finite at ``|logits| = 1e4``; nothing is
+    written to but the parameters and the state; nothing is drawn from the global random stream.
+    """
+
+    room, callback = "adaptation", "AdaptAtTest"
+    by_process = "each process adapts to its own batches"
+
+    @classmethod
+    def defines(cls, *places: str) -> bool:
+        """Whether the method acts at any of these places.
+
+        >>> Adapter.defines("statistics")
+        False
+        """
+        return any(getattr(cls, place) is not getattr(Adapter, place) for place in places)
+
+    def statistics(self, inputs: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """The mean (C,) and the variance (C,) for a BatchNorm layer, in new tensors and without gradient.
+
+        ``inputs (N, C, ...)`` are those of the layer, and ``mean`` and ``var`` its running statistics; None for a layer
+        without any. The answer None stands for the statistics of the batch itself, through which gradients flow.
+
+        Raises:
+            ValueError: there are too few values, or the layer lacks what the method needs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no statistics(inputs, mean, var).")
+
+    def predict(self, logits: Tensor, features: Tensor) -> Tensor:
+        """New logits (N, C) for those of the head, of which ``features`` (N, D) are the inputs; without gradient."""
+        raise NotImplementedError(f"{type(self).__name__} defines no predict(logits, features).")
+
+    def adapts(self, network: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that ``update`` moves, by their names in the network.
+
+        Raises:
+            ValueError: the network has none of them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no adapts(network).")
+
+    def init(self, params: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+        """The state before the first batch; empty if the method remembers nothing."""
+        return {}
+
+    def update(
+        self,
+        logits: Tensor,
+        features: Tensor,
+        params: Mapping[str, nn.Parameter],
+        state: dict[str, Any],
+        *,
+        again: Callable[[], tuple[Tensor, Tensor]],
+    ) -> None:
+        """Move the parameters in place, by a gradient of the logits (N, C) or of the features (N, D) of a batch.
+
+        ``again()`` runs the network once more on the batch, at the parameters as they are now, and returns its logits
+        and features. The user's code has the logits from before the update.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no update(logits, features, params, state, *, again)."
+        )
+
+
 KINDS: tuple[type[Method], ...] = (
     BatchTransform,
     Head,
@@ -449,6 +523,7 @@ KINDS: tuple[type[Method], ...] = (
     Rule,
     Merge,
     Calibrator,
+    Adapter,
 )
 """The kinds, in the order in which data flows.
 

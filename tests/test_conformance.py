@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_objectives
 from lightning_objectives.discovery import ROOMS, methods
-from lightning_objectives.kinds import Merge, Method
+from lightning_objectives.kinds import Adapter, Merge, Method
 from lightning_objectives.testing import build, laws_of
 from lightning_objectives.testing.common import function_of
 
@@ -36,6 +36,8 @@ def functions_with_the_same_inputs(cls):
     names = ("coefficients", "update", "forward", "offsets")
     if issubclass(cls, Merge):
         names = ("search" if "evaluate" in cls.asks else "coefficients",) if cls.linear else ("tensor",)
+    if issubclass(cls, Adapter):
+        names = [name for name in ("predict", "statistics") if cls.defines(name) and not cls.defines("update")]
     run = next((getattr(cls, name) for name in names if hasattr(cls, name)), None)
     asks = {*getattr(cls, "asks", ())}
     parameters = [*inspect.signature(run).parameters.values()][1:] if run else []

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from lightning_objectives.adaptation import feature_affinity, lame_logits, mixed_statistics, softmax_entropy
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
 from lightning_objectives.calibration import TemperatureScaling, best_temperature
@@ -113,6 +114,19 @@ WRONG = {
         "a column of targets": (table(4, 3), classes(4, 1)),
         "whole numbers": (classes(4, 3), classes(4)),
         "no class": (table(4, 0), classes(4)),
+    },
+    softmax_entropy: GAPS,
+    feature_affinity: ONE_TABLE,
+    lame_logits: {
+        "no dimension": (ZERO, table(4, 2)),
+        "one class": (table(4, 1), table(4, 2)),
+        "features of one dimension": (table(4, 3), table(4)),
+        "features of one sample more": (table(4, 3), table(5, 2)),
+    },
+    mixed_statistics: {
+        "one dimension": (table(4), table(4), table(4)),
+        "means of other channels": (table(4, 2), table(3), table(2)),
+        "variances of other channels": (table(4, 2), table(2), table(1)),
     },
     wsm_coefficients: {"none": ([],), "parts of steps": ([0.5, 1.5],), "equal": ([1, 1],)},
 }

@@ -20,8 +20,8 @@ from typing import Any
 PACKAGE = "lightning_objectives"
 TOLERANCE = 1e-6
 CALLBACKS = (
-    "AddRegularizer AverageWeights Calibrate CombineTerms Distill LogMetrics MergeCheckpoints PerturbWeights "
-    "ReplaceLoss ReweightSamples TransformBatch TransformGradients WrapHead"
+    "AdaptAtTest AddRegularizer AverageWeights Calibrate CombineTerms Distill LogMetrics MergeCheckpoints "
+    "PerturbWeights ReplaceLoss ReweightSamples TransformBatch TransformGradients WrapHead"
 ).split()
 """By their names the warnings of this package are known."""
 REOPEN = """

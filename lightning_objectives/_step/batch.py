@@ -111,6 +111,16 @@ def with_tensor(batch: Any, old: Tensor, new: Tensor) -> Any:
     return other
 
 
+def detached(value: Any) -> Any:
+    """The same value, whose tensors have no gradient; where none has one, the same object.
+
+    >>> import torch
+    >>> detached({"a": torch.ones(1, requires_grad=True)})
+    {'a': tensor([1.])}
+    """
+    return changed(value, lambda part: part.detach() if isinstance(part, Tensor) and part.requires_grad else part)
+
+
 def changed(batch: Any, change: Callable[[Any], Any], depth: int = _DEPTH) -> Any:
     """Change each part of a batch, from the outside in; a part in which nothing changes is the same object."""
     whole = change(batch)

@@ -195,8 +195,8 @@ class EvaluationSteps:
             )
         call = self._forward
         if not self._proved:
-            shaped = _in_shape_of(compared.input, call.output)
-            if shaped is None or not _agree(shaped, compared.input):
+            shaped = in_shape_of(compared.input, call.output)
+            if shaped is None or not agree(shaped, compared.input):
                 raise ValueError(
                     f"weights=: the logits are not what {type(self._network).__name__} returns, so its forward "
                     "cannot be repeated with other weights. Name the network with the mixin's `objective_network`."
@@ -207,7 +207,7 @@ class EvaluationSteps:
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         with Capture.closed():
             output = torch.func.functional_call(self._network, own, call.args, call.kwargs)
-        repeated = _in_shape_of(compared.input, output)
+        repeated = in_shape_of(compared.input, output)
         assert repeated is not None  # The first batch proved it.
         return compared.with_input(repeated)
 
@@ -217,17 +217,17 @@ def _compare_alike(first: Call, other: Call) -> bool:
     return first is other or (first.input is other.input and first.target is other.target)
 
 
-def _agree(output: Tensor, input: Tensor) -> bool:
+def agree(output: Tensor, input: Tensor) -> bool:
     """Whether the network's output is what the criterion compared: equal, or equal logits up to a constant a row."""
     if torch.allclose(output, input, atol=1e-5):
         return True
     return input.dim() > 1 and input.shape[1] > 1 and torch.allclose(output.softmax(1), input.softmax(1), atol=1e-5)
 
 
-def _in_shape_of(logits: Tensor, output: Any) -> Tensor | None:
+def in_shape_of(logits: Tensor, output: Any) -> Tensor | None:
     """A network's output in the shape of the logits: itself, or one row per position as in language models.
 
-    >>> _in_shape_of(torch.zeros(6, 4), torch.ones(2, 3, 4)).shape, _in_shape_of(torch.zeros(6, 4), torch.ones(6, 5))
+    >>> in_shape_of(torch.zeros(6, 4), torch.ones(2, 3, 4)).shape, in_shape_of(torch.zeros(6, 4), torch.ones(6, 5))
     (torch.Size([6, 4]), None)
     """
     if not isinstance(output, Tensor) or output.shape == logits.shape:

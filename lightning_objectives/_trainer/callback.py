@@ -25,6 +25,8 @@ class Callback(LightningCallback):
     """The names of the callbacks that it needs beside it."""
     leaves_training_alone: ClassVar[bool] = False
     """Whether the raw weights are the same as in a training without it."""
+    changes_tests: ClassVar[bool] = False
+    """Whether what the network computes in ``test`` and ``predict`` differs from a test without it."""
     draws: ClassVar[bool] = False
     """Whether its methods may draw from the global random stream, and so change the user's own draws."""
     refuses: ClassVar[Mapping[str, str]] = {"fsdp": _FLAT, "deepspeed": _FLAT}

@@ -26,8 +26,14 @@ class Patch:
     (2, {})
     """
 
-    def __init__(self, owner: object, name: str, around: Callable[..., Any], *, visible: bool = False) -> None:
-        """Patch at once. With ``visible=True`` Lightning sees ``around`` as the method, and takes it for overridden."""
+    def __init__(
+        self, owner: object, name: str, around: Callable[..., Any], *, visible: bool = False, innermost: bool = False
+    ) -> None:
+        """Patch at once.
+
+        With ``visible=True`` Lightning sees ``around`` as the method, and takes it for overridden. With
+        ``innermost=True`` the other patches of the method see what ``around`` returns, whenever they came.
+        """
         self.visible = visible
         self.owner = owner
         self.name = name
@@ -35,7 +41,14 @@ class Patch:
         self.own = name in vars(owner)
         """Whether the instance itself had an attribute of this name, which :meth:`remove` puts back."""
         self.inner = getattr(owner, name)
-        vars(owner)[name] = self
+        if innermost and isinstance(self.inner, Patch):
+            outer = self.inner
+            while isinstance(outer.inner, Patch):
+                outer = outer.inner
+            self.inner, self.own = outer.inner, outer.own
+            outer.inner, outer.own = self, True
+        else:
+            vars(owner)[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``around`` in place of the method."""

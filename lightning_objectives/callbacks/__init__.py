@@ -1,5 +1,6 @@
 """The callbacks: one per kind, and the ready-made ones."""
 
+from lightning_objectives.callbacks.adapt_at_test import AdaptAtTest
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.calibrate import Calibrate
@@ -24,6 +25,7 @@ from lightning_objectives.callbacks.transform_gradients import TransformGradient
 from lightning_objectives.callbacks.wrap_head import WrapHead
 
 __all__ = [
+    "AdaptAtTest",
     "AddRegularizer",
     "AverageWeights",
     "BEMACallback",

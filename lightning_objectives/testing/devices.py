@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import Metric
 
-from lightning_objectives.kinds import GradientTransform, Perturbation, Rule
-from lightning_objectives.testing import averaging, gradients, metrics, perturbations
+from lightning_objectives.kinds import Adapter, GradientTransform, Perturbation, Rule
+from lightning_objectives.testing import adaptation, averaging, gradients, metrics, perturbations
 from lightning_objectives.testing.common import require
 from lightning_objectives.testing.fake_gpu import FakeGPU, MixedDevicesError
 from lightning_objectives.testing.signals import arguments, example_signals
@@ -52,6 +52,10 @@ def _step(method: Any) -> Callable[[], Any]:
     if isinstance(method, Rule):
         weights = _on_gpu(averaging._weights(0))
         return partial(_averaged, method, method.init(weights), weights)
+    if isinstance(method, Adapter):
+        network = adaptation.AdaptedExample(method).to("cuda")
+        params = method.adapts(network) if method.defines("update") else {}
+        return partial(network.adapt, _on_gpu(adaptation.inputs_of(0)), method.init(params), params)
     method.to("cuda")
     if isinstance(method, Metric):
         return partial(_measured, method, _on_gpu(metrics._signals(method, metrics.FIRST)))

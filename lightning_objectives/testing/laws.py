@@ -9,6 +9,7 @@ from torchmetrics import Metric
 
 from lightning_objectives import kinds
 from lightning_objectives.testing import (
+    adaptation,
     averaging,
     batches,
     calibration,
@@ -131,6 +132,20 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         calibration.a_fit_refuses_signals_of_a_wrong_shape,
         objectives.large_logits_stay_finite,
         *_WITHOUT_DRAWS,
+    ),
+    kinds.Adapter: (
+        adaptation.what_it_adapts_are_parameters_of_the_network,
+        adaptation.a_network_without_what_it_adapts_is_refused,
+        adaptation.an_update_moves_what_it_names_and_nothing_else,
+        adaptation.a_reset_begins_anew,
+        adaptation.statistics_have_the_form_of_those_they_replace,
+        adaptation.predictions_have_the_form_of_the_logits,
+        adaptation.predictions_follow_the_order_of_the_rows,
+        adaptation.predictions_refuse_signals_of_a_wrong_shape,
+        adaptation.nothing_is_drawn_from_the_global_stream,
+        adaptation.an_adapter_equals_its_function,
+        devices.it_waits_for_no_gpu,
+        a_copy_is_the_same,
     ),
     kinds.Merge: (
         merging.one_finite_coefficient_a_checkpoint,

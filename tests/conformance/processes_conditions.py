@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import warnings
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -231,6 +233,44 @@ def save_on_two_resume_on_two(trial, sharing):
     trial.require(not any(everyone(moved)), f"resuming must end as the uninterrupted training; they differ in {moved}.")
 
 
+def tested_by(trial, callbacks, **settings):
+    """The metrics of a test, and this rank's predictions; the ranks hold the weights that were validated."""
+    torch.manual_seed(0)
+    module = trial.case.module()
+    strategy = {"devices": 2, "strategy": DDPStrategy(timeout=PATIENCE)} if dist.is_initialized() else {}
+    trainer = trial.case.trainer(*callbacks, **strategy, **settings)
+    trainer.validate(module, trial.case.loader(), verbose=False)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    (metrics,) = trainer.test(module, trial.case.loader(), verbose=False)
+    predictions = torch.cat(trainer.predict(module, trial.case.loader()))
+    moved = differing(before, dict(module.state_dict()))
+    trial.require(not moved, f"a test must leave the weights alone, but {moved} differ.")
+    return metrics, predictions
+
+
+@contextmanager
+def unwarned():
+    """Lightning warns that its sampler repeats samples, which is what is tried."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def ddp_tests(trial, sharing):
+    """A test and predictions of 33 samples, one given twice: at zero strength each rank has the plain results."""
+    with unwarned():
+        if "tests" not in sharing.plains:
+            sharing.plains["tests"] = tested_by(trial, [])
+        plain, found = sharing.plains["tests"], tested_by(trial, trial.make())
+        idle = tested_by(trial, trial.plug_in.idle(trial.case))
+    for expected, mine, acts in ((plain, idle, False), (plain, found, trial.plug_in.changes_tests(trial.case))):
+        other = differing(expected[0], {name: mine[0].get(name) for name in expected[0]})
+        other += [] if torch.equal(expected[1], mine[1]) else ["predictions"]
+        trial.require(bool(other) == acts, f"a test must differ: {acts}, but it differs in {other}.")
+    ours = {name: value for name, value in found[0].items() if name not in plain[0]}
+    trial.require(everyone(ours)[0] == ours, f"what it logs itself must be of all ranks, but a rank has {ours}.")
+
+
 def fsdp2(trial, sharing):
     """Two processes that each hold a part of every tensor: as DDP."""
 
@@ -248,6 +288,7 @@ CONDITIONS = [
     seeds_by_rank,
     ddp_accumulation,
     ddp_uneven_batches,
+    ddp_tests,
     save_on_two_resume_on_two,
     fsdp2,
 ]
@@ -336,11 +377,22 @@ class Even(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
 
 
+class Normalized(Even):
+    """With BatchNorm, for methods that act on it, and a criterion in its test."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone.append(nn.BatchNorm1d(6).double())
+
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0])
+
+
 class Strided(Case):
     """Batch k of all processes together is batch k of one: 32 samples."""
 
-    def __init__(self, count, rank):
-        super().__init__(module=Even, data=lambda: data(64))
+    def __init__(self, count, rank, module=Even):
+        super().__init__(module=module, data=lambda: data(64))
         self.count, self.rank = count, rank
 
     def loader(self):
@@ -353,11 +405,28 @@ class Strided(Case):
         return DataLoader(rows, batch_size=32 // self.count, sampler=sampler)
 
 
+def predicted(row, case, strategy):
+    """The predictions of all processes, in the order of the samples."""
+    torch.manual_seed(0)
+    callbacks = row.make(case)
+    for callback in callbacks:
+        callback.problem = "classes"
+    more = {"devices": case.count, "strategy": strategy["strategy"]()} if strategy else {}
+    trainer = case.trainer(*callbacks, use_distributed_sampler=False, **more)
+    mine = torch.cat(trainer.predict(case.module(), case.loader()))
+    parts = everyone(mine) if strategy else [mine]
+    return {"predictions": torch.stack(parts, 1).flatten(0, 1)}
+
+
 def joined(count, rank):
     """What each method leaves after batches of all processes together."""
     strategy = {"devices": count, "strategy": lambda: DDPStrategy(timeout=PATIENCE)} if count > 1 else {}
     found = {}
     for row in every_method():
+        case = Strided(count, rank, Normalized)
+        if row.changes_tests(case):
+            found[str(row)] = predicted(row, case, strategy)
+            continue
         run = Ranked(row, Strided(count, rank)).fit(max_epochs=2, use_distributed_sampler=False, **strategy)
         found[str(row)] = {name: value for name, value in held(run).items() if isinstance(value, torch.Tensor)}
     return found

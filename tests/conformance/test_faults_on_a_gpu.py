@@ -62,6 +62,15 @@ class WaitsInValidation(Sound):
         self.classes = batch[1].unique()
 
 
+class WaitsInATest(Sound):
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, *_):
+        self.classes = batch[1].unique()
+
+
+class SaysThatItWaitsInATest(WaitsInATest):
+    waits: ClassVar = {"tests_on_a_gpu": {"on_test_batch_end": "it counts classes"}}
+
+
 class TakesTheHostsTensor(Sound):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         pl_module.fc.bias.grad.add_(torch.zeros(3))
@@ -141,6 +150,14 @@ FAULTS = {
 def test_a_fault_is_seen(cls):
     with pytest.raises(AssertionError, match=FAULTS[cls]):
         assert_conforms(cls, only=["on_a_gpu"])
+
+
+def test_a_wait_in_a_test_is_seen_or_declared():
+    with pytest.raises(AssertionError, match=r"unique2\(\) in on_test_batch_end"):
+        assert_conforms(WaitsInATest, only=["tests_on_a_gpu"])
+    said = assert_conforms(SaysThatItWaitsInATest, only=["tests_on_a_gpu"])
+    assert said == {"tests_on_a_gpu": "waits: it counts classes"}
+    assert assert_conforms(WaitsFirst, only=["tests_on_a_gpu"]) == {"tests_on_a_gpu": "pass"}
 
 
 @pytest.mark.parametrize("cls", [TakesTheHostsTensor, KeepsAnAverageOnTheHost], ids=lambda cls: cls.__name__)

@@ -6,6 +6,7 @@ from helpers import Net, data, loader, trainer
 from torch.utils.data import DataLoader
 
 from lightning_objectives import callbacks as ours
+from lightning_objectives.adaptation import LAME
 from lightning_objectives.averaging import BEMA, EMA
 from lightning_objectives.batches import Mixup
 from lightning_objectives.calibration import TemperatureScaling
@@ -42,6 +43,7 @@ def teacher():
 
 MERGE = {"last": 3, "every_n_steps": 1, "directory": "merge"}
 MADE = {
+    "AdaptAtTest": lambda: [ours.AdaptAtTest(LAME())],
     "AddRegularizer": lambda: [ours.AddRegularizer(SpectralDecoupling())],
     "AverageWeights": lambda: [ours.AverageWeights([EMA(decay=0.5), BEMA()])],
     "BEMACallback": lambda: [ours.BEMACallback()],

@@ -176,6 +176,51 @@ class Warmth(kinds.Calibrator):
         return (logits * self.beta).softmax(1)
 
 
+def sharper(logits, features, *, power=2.0):
+    check_shapes(logits=logits, features=features)
+    return power * logits
+
+
+class Sharper(kinds.Adapter):
+    function = staticmethod(sharper)
+
+    def __init__(self, *, power: float = 2.0):
+        self.power = power
+
+    def predict(self, logits, features):
+        return sharper(logits, features, power=self.power)
+
+
+class Smaller(kinds.Adapter):
+    """Shrinks the shifts by the features, and normalizes with the batch."""
+
+    def statistics(self, inputs, mean, var):
+        return None
+
+    def adapts(self, network):
+        found = {name: p for name, p in network.named_parameters() if name.endswith("norm.bias")}
+        if not found:
+            raise ValueError(f"{type(network).__name__} has no norm.bias.")
+        return found
+
+    def init(self, params):
+        return {"steps": 0}
+
+    def update(self, logits, features, params, state, *, again):
+        state["steps"] += 1
+        (bias,) = params.values()
+        (gradient,) = torch.autograd.grad(features.square().mean(), [bias])
+        with torch.no_grad():
+            bias.sub_(gradient / state["steps"])
+
+
+class MeanOfTheBatch(kinds.Adapter):
+    """BatchNorm with the mean of the batch."""
+
+    def statistics(self, inputs, mean, var):
+        return inputs.detach().movedim(1, 0).flatten(1).float().mean(1), var.clone()
+
+
 # -- what waits for a GPU, or leaves it
 
 
@@ -282,7 +327,7 @@ class DrawsElsewhere(Shaken):
 
 
 SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, FromTheBase]
-SOUND += [Halving, MeanLoss, Uphill, Shaken, ProvesFirst]
+SOUND += [Halving, MeanLoss, Uphill, Shaken, Sharper, Smaller, MeanOfTheBatch, ProvesFirst]
 
 
 # The same with one fault each, filed under the law that must see it.
@@ -839,6 +884,116 @@ class OtherStepThanItsFunction(Uphill):
         return uphill(gradients, params, rho=self.rho**2)
 
 
+class NamesWhatIsNotThere(Smaller):
+    def adapts(self, network):
+        return {f"model.{name}": p for name, p in super().adapts(network).items()}
+
+
+class NamesNothing(Smaller):
+    def adapts(self, network):
+        return {}
+
+    def update(self, logits, features, params, state, *, again):
+        pass
+
+
+class TakesAnything(Smaller):
+    def adapts(self, network):
+        return {name: p for name, p in network.named_parameters() if name.endswith("norm.bias")}
+
+
+class MovesTheHead(Smaller):
+    def adapts(self, network):
+        self.head = network.fc
+        return super().adapts(network)
+
+    def update(self, logits, features, params, state, *, again):
+        super().update(logits, features, params, state, again=again)
+        self.head.bias.data.mul_(0.9)
+
+
+class MovesNothing(Smaller):
+    def update(self, logits, features, params, state, *, again):
+        again()
+
+
+class CountsBeside(Smaller):
+    def __init__(self):
+        self.steps = 0
+
+    def update(self, logits, features, params, state, *, again):
+        self.steps = state["steps"] = self.steps + 1
+        super().update(logits, features, params, state, again=again)
+
+
+class TracksStatistics(MeanOfTheBatch):
+    def statistics(self, inputs, mean, var):
+        return mean.lerp_(super().statistics(inputs, mean, var)[0], 0.5), var.clone()
+
+
+class WideStatistics(MeanOfTheBatch):
+    def statistics(self, inputs, mean, var):
+        return mean.double(), var.double()
+
+
+class StatisticsWithAGradient(MeanOfTheBatch):
+    def statistics(self, inputs, mean, var):
+        return inputs.movedim(1, 0).flatten(1).float().mean(1), var.clone()
+
+
+class NegativeVariance(MeanOfTheBatch):
+    def statistics(self, inputs, mean, var):
+        return mean.clone(), var - 9
+
+
+class OneRowLess(Sharper):
+    def predict(self, logits, features):
+        return super().predict(logits, features)[1:]
+
+
+class InfinitePredictions(Sharper):
+    def predict(self, logits, features):
+        return super().predict(logits, features).exp()
+
+
+class WritesToTheLogits(Sharper):
+    def predict(self, logits, features):
+        return super().predict(logits, features) + 0 * logits.mul_(0.5)
+
+
+class FollowsTheRowBefore(Sharper):
+    def predict(self, logits, features):
+        return super().predict(logits, features) + logits.roll(1, 0)
+
+
+class AnyLogits(Sharper):
+    function = None
+
+    def predict(self, logits, features):
+        return self.power * logits
+
+
+class NoisyPredictions(Sharper):
+    def predict(self, logits, features):
+        torch.rand(())
+        return super().predict(logits, features)
+
+
+class SharperThanItsFunction(Sharper):
+    def predict(self, logits, features):
+        return super().predict(logits, features) * 1.1
+
+
+class SharperByDefault(Sharper):
+    def __init__(self, *, power: float = 3.0):
+        super().__init__(power=power)
+
+
+class AsksTheLogits(Sharper):
+    def predict(self, logits, features):
+        return super().predict(logits, features) if bool((logits > 0).any()) else logits.clone()
+
+
 class Rising(Halving):
     def get_lr(self):
         return [peak * (1 + self.last_epoch) for peak in self.base_lrs]
@@ -970,6 +1125,18 @@ FAULTS = {
     "without_a_size_it_is_idle": [ActiveAtZero, MovesAtZero],
     "offsets_equal_those_of_the_function": [FartherThanItsFunction, OtherStepThanItsFunction],
     "weights_that_do_not_fit_are_refused": [BroadcastMean],
+    "what_it_adapts_are_parameters_of_the_network": [NamesWhatIsNotThere, NamesNothing],
+    "a_network_without_what_it_adapts_is_refused": [TakesAnything],
+    "an_update_moves_what_it_names_and_nothing_else": [MovesTheHead, MovesNothing, TracksStatistics],
+    "a_reset_begins_anew": [CountsBeside],
+    "statistics_have_the_form_of_those_they_replace": [
+        *(TracksStatistics, WideStatistics, StatisticsWithAGradient, NegativeVariance)
+    ],
+    "predictions_have_the_form_of_the_logits": [OneRowLess, InfinitePredictions, WritesToTheLogits],
+    "predictions_follow_the_order_of_the_rows": [FollowsTheRowBefore],
+    "predictions_refuse_signals_of_a_wrong_shape": [AnyLogits],
+    "nothing_is_drawn_from_the_global_stream": [NoisyPredictions],
+    "an_adapter_equals_its_function": [SharperThanItsFunction, SharperByDefault],
     "a_fit_refuses_signals_of_a_wrong_shape": [SilentWarmth],
     "steps_that_do_not_increase_are_refused": [AnyOrder],
     "tensors_that_do_not_fit_each_other_are_refused": [Broadcasts],
@@ -988,6 +1155,7 @@ FAULTS = {
         SaysThatItWaits,
         BranchesInTheBackwardPass,
         StepsByANumber,
+        AsksTheLogits,
         ClipsByAMask,
         StopsWhereItIs,
         CountsAsItGoes,

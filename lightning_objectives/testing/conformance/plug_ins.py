@@ -33,6 +33,10 @@ class PlugIn:
         """Whether the raw weights are those of a training without it."""
         return all(callback.leaves_training_alone for callback in self.make(case))
 
+    def changes_tests(self, case: Case) -> bool:
+        """Whether one of the callbacks says that it changes what a network computes in a test."""
+        return any(callback.changes_tests for callback in self.make(case))
+
     def unsupported(self, case: Case) -> dict[str, str]:
         """The conditions that one of the callbacks, or its methods, refuses, and why the first of them does."""
         return {name: why for callback in reversed(self.make(case)) for name, why in callback.unsupported().items()}
@@ -113,6 +117,11 @@ def switched_off(callback: Callback) -> Callback:
             if isinstance(method, kinds.Method):
                 object.__setattr__(method, "active", _never)
     return callback
+
+
+def plain_in_tests(callbacks: list[Callback]) -> list[Callback]:
+    """The callbacks, of which those that change what a test computes are at zero strength."""
+    return [switched_off(callback) if callback.changes_tests else callback for callback in callbacks]
 
 
 def _never(*, step: int) -> bool:

@@ -73,6 +73,28 @@ def two_gpus(trial: Trial) -> str:
     return _waits(trial, two_gpus, trial.case.module, group=_two_ranks)
 
 
+def tests_on_a_gpu(trial: Trial) -> str:
+    """The same in a test, after a validation."""
+
+    def test(callbacks: list[Any]) -> list[Wait]:
+        with FakeGPU() as gpu:
+            counts = _Counts(gpu)
+            trainer = trial.case.trainer(_Stops(gpu), *callbacks, counts, strategy=_OnTheGPU(GPU), limit_val_batches=4)
+            torch.manual_seed(0)
+            net = trial.case.module()
+            val, tested = (DataLoader(trial.case.data(), batch_size=_BATCH, drop_last=True) for _ in range(2))
+            trainer.validate(net, val, verbose=False)
+            trainer.test(net, tested, verbose=False)
+            trial.require("test" in counts.steps, f"no step of the test counted but {counts.steps}.")
+        return gpu.waits
+
+    plain, callbacks = trial.once(lambda: test([]), "tests_on_a_gpu"), trial.make()
+    users = {(wait.path, wait.line) for wait in plain}
+    waits = [wait for wait in test(callbacks) if (wait.path, wait.line) not in users]
+    reasons = _declared(trial, callbacks, "tests_on_a_gpu", waits, trains=False)
+    return f"waits: {'; '.join(reasons)}" if reasons else "pass"
+
+
 # -- how
 
 
@@ -116,8 +138,13 @@ def _waits(
     return f"waits: {'; '.join(reasons)}" if reasons else "pass"
 
 
-def _declared(trial: Trial, callbacks: list[Any], condition: str, waits: list[Wait]) -> list[str]:
-    """Why it waits, each reason once: by the function of a callback that waits, or by the folder of a method."""
+def _declared(
+    trial: Trial, callbacks: list[Any], condition: str, waits: list[Wait], *, trains: bool = True
+) -> list[str]:
+    """Why it waits, each reason once: by the function of a callback that waits, or by the folder of a method.
+
+    What is declared must wait in a training with its validation; in a test alone it need not.
+    """
     functions: dict[str, str] = {}
     for callback in callbacks:
         functions |= {**callback.waits.get("", {}), **callback.waits.get(condition, {})}
@@ -127,8 +154,9 @@ def _declared(trial: Trial, callbacks: list[Any], condition: str, waits: list[Wa
     trial.require(not unknown, f"it waits for the device in a step: {'; '.join(unknown)}. Mend it, or declare why.")
     idle = [name for name in functions if all(wait.function != name for wait in waits)]
     idle += [folder.name for folder in folders if all(wait.path.parent != folder for wait in waits)]
-    trial.require(not idle, f"it declares waits for the device in {idle}, where it does not wait.")
-    return list(dict.fromkeys([*functions.values(), *folders.values()]))
+    trial.require(not idle or not trains, f"it declares waits for the device in {idle}, where it does not wait.")
+    reasons = {**functions, **{folder.name: reason for folder, reason in folders.items()}}
+    return list(dict.fromkeys(reason for name, reason in reasons.items() if name not in idle))
 
 
 def _fit(trial: Trial, module: Make, callbacks: list[Any], **settings: Any) -> L.LightningModule:
@@ -173,6 +201,8 @@ class _Stops(L.Callback):
         """The validation has no more steps."""
         self.gpu.counts = False
 
+    on_test_epoch_end = on_validation_epoch_end
+
 
 class _Counts(L.Callback):
     """Comes behind it: after the first steps every wait counts."""
@@ -193,10 +223,10 @@ class _Counts(L.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         if self.gpu.counts:
-            self.steps.append("train" if trainer.training else "validate")
+            self.steps.append("train" if trainer.training else "test" if trainer.testing else "validate")
         self.gpu.counts = batch_idx >= _PROOFS - 1
 
-    on_train_batch_end = on_validation_batch_end = _start
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = _start
 
 
 class _Own(nn.Module):

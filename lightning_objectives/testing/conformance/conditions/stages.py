@@ -1,4 +1,7 @@
-"""``validate``, ``test`` and ``predict``: alone, before a fit and after it, and which weights each of them sees."""
+"""``validate``, ``test`` and ``predict``: alone, before a fit and after it, and which weights each of them sees.
+
+What changes the results of a test on purpose is at zero strength here; the family ``tests`` tries it.
+"""
 
 import warnings
 from pathlib import Path
@@ -10,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_objectives.testing.conformance.case import Run
 from lightning_objectives.testing.conformance.check import Trial, differing, shape_of
+from lightning_objectives.testing.conformance.plug_ins import plain_in_tests
 from lightning_objectives.testing.conformance.traces import flat
 
 
@@ -128,7 +132,7 @@ class _Sees(L.Callback):
 
 def _alone(trial: Trial, stage: str) -> None:
     results, said, shapes = [], [], []
-    for callbacks in ([], trial.make()):
+    for callbacks in ([], plain_in_tests(trial.make())):
         torch.manual_seed(0)
         module = trial.case.module()
         shape, before = shape_of(module), dict(flat(module.state_dict()))
@@ -145,7 +149,7 @@ def _alone(trial: Trial, stage: str) -> None:
 
 def _saved(trial: Trial) -> Run:
     saver = ModelCheckpoint(monitor="val_loss", save_last=True, save_top_k=-1, filename="{epoch}")
-    return trial.fit([*trial.make(), saver], enable_checkpointing=True)
+    return trial.fit([*plain_in_tests(trial.make()), saver], enable_checkpointing=True)
 
 
 def _ready(run: Run) -> list[Any]:

@@ -1,0 +1,15 @@
+"""Adapts a trained network to the test batches: statistics, weights or predictions."""
+
+from lightning_objectives.adaptation.batch_norm_adaptation import BatchNormAdaptation, mixed_statistics
+from lightning_objectives.adaptation.lame import LAME, feature_affinity, lame_logits
+from lightning_objectives.adaptation.tent import TENT, softmax_entropy
+
+__all__ = [
+    "LAME",
+    "TENT",
+    "BatchNormAdaptation",
+    "feature_affinity",
+    "lame_logits",
+    "mixed_statistics",
+    "softmax_entropy",
+]

@@ -1,0 +1,131 @@
+"""Adapts a trained network to the test data, in test and predict."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from lightning_objectives._step.adapted import AdaptedSteps, LogitsProblem
+from lightning_objectives._step.evaluation import Where
+from lightning_objectives._trainer.callback import STRATEGIES, Callback
+from lightning_objectives._trainer.carried import callbacks_of
+from lightning_objectives.kinds import Adapter
+
+
+@dataclass(eq=False)
+class AdaptAtTest(Callback):
+    """Adapts the network to the test batches, without targets, in ``trainer.test`` and ``trainer.predict``.
+
+    Your ``test_step`` and ``predict_step`` run as they are, and only what the network computes in them differs. So the
+    metrics that you log, those of :class:`LogMetrics`, and the predictions are those of the adapted network. A fit and
+    a validation are the plain ones.
+
+    The adaptation goes on from batch to batch and begins anew with each data loader and each test. When the test is
+    over, also after an exception or Ctrl-C, the module is as it was: weights to the bit, buffers, ``requires_grad``. A
+    checkpoint saved during the test holds the weights as they were. A step that needs gradients runs with Lightning's
+    ``inference_mode`` off, under ``torch.no_grad``.
+
+    The logits are the output of the network's head. The first batch proves it: they must be what the criterion of the
+    step compares or, without a criterion, what the network returns. You can also name the head.
+
+    With several processes each adapts to its own batches, so the results depend on their number. Lightning's sampler
+    repeats samples if they do not divide evenly, and a repeated sample counts in the batch that it comes to.
+
+    Args:
+        adapter: the method.
+        episodic: begin anew with each batch, so that no batch depends on those before it.
+        problem: ``classes``, or ``binary`` for one logit of two classes, if no criterion of torch's and no whole
+            numbers as targets say so. Needed in ``predict`` for an adapter that needs logits.
+        criterion: path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses.
+        which: number of the criterion's call, from 0, if a step makes several.
+        head: path of the network's head, if it is not found.
+        target: path of the target in the batch (``"1.labels"``), if a step has no criterion; by default the last
+            element.
+
+    Raises:
+        ValueError: a second AdaptAtTest; a sharded strategy; float16 with an adapter that needs gradients; in the first
+            batch, a network that is compiled, lacks the layers that the adapter changes, or is not called as a whole,
+            logits that are not proved, and a problem that the adapter is not for.
+
+    Cost: that of the adapter, and a copy of the weights that it moves. The first batch is checked.
+
+    Example:
+        >>> from lightning_objectives.adaptation import TENT
+        >>> AdaptAtTest(TENT(lr=1e-3), episodic=True).adapter
+        TENT(lr=0.001, optimizer='adam', momentum=0.9)
+    """
+
+    kind = Adapter
+    leaves_training_alone = True
+    changes_tests = True
+
+    adapter: Adapter
+    _: KW_ONLY
+    episodic: bool = False
+    problem: LogitsProblem | None = None
+    criterion: str | None = None
+    which: int | None = None
+    head: str | None = None
+    target: str | int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.adapter, Adapter):
+            raise ValueError(f"adapter={self.adapter!r} must be an adapter, such as TENT().")
+        if self.problem not in (None, "classes", "binary"):
+            raise ValueError(f"problem={self.problem!r} must be 'classes', 'binary' or None.")
+        self._steps: AdaptedSteps | None = None
+        self._loop: tuple[Any, bool] | None = None
+        """The loop whose inference mode is switched off, and what it was."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy keeps the settings, and patches the steps of its own run. Other processes get copies too.
+        return {**vars(self), "_steps": None, "_loop": None}
+
+    def methods(self) -> list[Any]:
+        """The adapter."""
+        return [self.adapter]
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Patch the test and predict steps, and refuse what the adapter cannot work under."""
+        super().setup(trainer, pl_module, stage)
+        self._restore()
+        if stage not in ("test", "predict"):
+            return
+        self._check(trainer)
+        if self.adapter.defines("update"):
+            # A step is too late: the loop enters inference mode before it, and no gradient can be taken in it.
+            loop = trainer.test_loop if stage == "test" else trainer.predict_loop
+            self._loop = (loop, loop.inference_mode)
+            loop.inference_mode = False
+        where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
+        self._steps = AdaptedSteps(pl_module, self.adapter, where, problem=self.problem, episodic=self.episodic)
+
+    def _check(self, trainer: Any) -> None:
+        others = callbacks_of(trainer, AdaptAtTest)
+        if len(others) > 1:
+            raise ValueError(
+                f"{len(others)} AdaptAtTest callbacks ({', '.join(str(other.adapter) for other in others)}) would act "
+                "on one network. Keep one of them."
+            )
+        for strategy in type(trainer.strategy).__mro__:
+            if strategy.__name__ in STRATEGIES:
+                raise ValueError(
+                    f"AdaptAtTest cannot work under {strategy.__name__}: each process holds a part of the weights. "
+                    "Test with one process, or with DDPStrategy."
+                )
+        if self.adapter.defines("update") and str(trainer.precision) in ("16-mixed", "16-true"):
+            raise ValueError(
+                f"AdaptAtTest({self.adapter}) takes gradients, which can vanish in float16, and a test has no gradient "
+                f"scaler; the precision is {trainer.precision!r}. Use 'bf16-mixed' or '32-true'."
+            )
+
+    def release(self, trainer: Any, pl_module: Any) -> None:
+        """Give the module and the loop back as they were."""
+        self._restore()
+        super().release(trainer, pl_module)
+
+    def _restore(self) -> None:
+        if self._steps is not None:
+            self._steps.restore()
+            self._steps = None
+        if self._loop is not None:
+            loop, self._loop = self._loop, None
+            loop[0].inference_mode = loop[1]
