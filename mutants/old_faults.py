@@ -14,10 +14,12 @@ EVALUATION = "tests/callbacks/test_evaluation_steps.py"
 PROBLEMS = "tests/callbacks/test_problems.py"
 TEACHERS = "tests/callbacks/test_teacher_calls.py"
 TEACHER_FILES = "tests/callbacks/test_load_network.py tests/callbacks/test_teacher_weights.py"
-AVERAGES = "tests/callbacks/test_average_weights.py tests/callbacks/test_exchange.py"
+AVERAGES = "tests/averaging tests/callbacks/test_average_weights.py tests/callbacks/test_exchange.py"
 FILES = "tests/callbacks/test_average_checkpoints.py"
 EPOCHS = "tests/callbacks/test_epochs.py"
-MERGES = "tests/callbacks/test_merge_checkpoints.py tests/callbacks/test_merged_file.py"
+MERGES = (
+    "tests/callbacks/test_merge_checkpoints.py tests/callbacks/test_merged_file.py tests/merging/test_merged_content.py"
+)
 STEP, WEIGHTS, SNAPSHOTS = (f"lightning_objectives/{room}" for room in ("_step", "_weights", "_snapshots"))
 CALLBACKS, FILES_OF = "lightning_objectives/callbacks", "lightning_objectives/_files"
 
@@ -306,7 +308,7 @@ OLD_FAULTS = (
         f"{WEIGHTS}/shadows.py",
         "        if tensors.buffers:\n            self._keep_finite_buffers()",
         "        if False:\n            self._keep_finite_buffers()",
-        "tests/callbacks/test_average_weights.py tests/callbacks/test_average_settings.py",
+        "tests/averaging",
     ),
     OldFault(
         "a wrapped optimizer",
@@ -360,9 +362,9 @@ OLD_FAULTS = (
         "a module pickled in a training",
         "torch.save(module) in a training writes our patches, which open only with this package.",
         "lightning_objectives/_trainer/patch.py",
-        "        return operator.getitem, ((method,), 0)\n",
-        "        return getattr, (self, '__call__')\n",
-        "tests/callbacks/test_patch.py",
+        "    def __reduce__(self)",
+        "    def reduced(self)",
+        "tests/callbacks/test_patch.py tests/callbacks/test_step.py tests/test_strangers.py",
     ),
     OldFault(
         "the data module of a merge",

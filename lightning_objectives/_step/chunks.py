@@ -15,7 +15,7 @@ from lightning_objectives.signals import BY_ROW, signals_of
 
 LARGE = 2**22
 """From how many logits on it is worth it: 4,194,304, in float32 16 MiB."""
-CHUNK = {"cpu": 2**21}
+CHUNK = {"cpu": 2**18}
 """How many logits a chunk has, by the type of the device: on a CPU those of one chunk should stay in its cache."""
 _OTHERWISE = 2**25
 
