@@ -9,7 +9,12 @@ import torch
 
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
-from lightning_objectives.calibration import TemperatureScaling, best_temperature
+from lightning_objectives.calibration import (
+    TemperatureScaling,
+    best_scale_and_bias,
+    best_temperature,
+    isotonic_regression,
+)
 from lightning_objectives.combination import gradient_alignment
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
@@ -102,7 +107,14 @@ WRONG = {
         "no dimension": (table(3), ZERO),
         "whole numbers": (classes(3), table(3)),
     },
+    best_scale_and_bias: WITH_TARGET | ONE_CLASS,
     best_temperature: WITH_TARGET | ONE_CLASS,
+    isotonic_regression: {
+        "no dimension": (ZERO, ZERO),
+        "a table": (table(4, 3), table(4)),
+        "a target of one sample more": (table(4), table(5)),
+        "whole numbers": (table(4), classes(4)),
+    },
     brier_score: WITH_TARGET,
     negative_log_likelihood: WITH_TARGET,
     top_k_accuracy: WITH_TARGET,

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_objectives.averaging import EMA
-from lightning_objectives.calibration import TemperatureScaling, best_temperature
+from lightning_objectives.calibration import IsotonicCalibration, TemperatureScaling, VectorScaling, best_temperature
 from lightning_objectives.callbacks import AverageWeights, Calibrate, LogMetrics
 from lightning_objectives.kinds import Calibrator
 from lightning_objectives.metrics import default_metrics
@@ -167,6 +167,66 @@ def test_a_checkpoint_holds_the_calibration(tmp_path):
     found.test_step = found.validation_step
     trainer(callback).test(found, loader(), ckpt_path=best.best_model_path, verbose=False, weights_only=True)
     assert callback.calibrator.temperature.item() == pytest.approx(best_temperature(*logits_of(found)), rel=1e-4)
+
+
+def same_probabilities(method, other):
+    logits = torch.randn(20, 3)
+    return torch.equal(method(logits), other(logits)) and not torch.equal(method(logits), logits.softmax(1))
+
+
+def test_buffers_that_depend_on_the_data_lie_in_checkpoints_too(tmp_path):
+    """A new, unfitted calibrator gets them by a test, by a fit that goes on, and by the callback's own state."""
+    first = Calibrate(IsotonicCalibration())
+    net, runner = fit(first, val=loader(), max_epochs=1)
+    runner.save_checkpoint(tmp_path / "end.ckpt")
+    tested, resumed, loaded = (Calibrate(IsotonicCalibration()) for _ in range(3))
+    net.test_step = net.validation_step
+    trainer(tested).test(net, loader(), ckpt_path=tmp_path / "end.ckpt", verbose=False, weights_only=True)
+    trainer(resumed, max_epochs=1).fit(Net(), loader(), loader(seed=1), ckpt_path=tmp_path / "end.ckpt")
+    loaded.load_state_dict(first.state_dict())
+    for callback in (tested, resumed, loaded):
+        assert callback.fitted
+        assert same_probabilities(callback.calibrator, first.calibrator)
+
+
+def test_a_state_that_does_not_fit_is_refused_with_the_file_and_changes_nothing(tmp_path):
+    fitted, other = Calibrate(VectorScaling()), Calibrate(VectorScaling())
+    _, runner = fit(fitted, val=loader(), max_epochs=1)
+    runner.save_checkpoint(tmp_path / "end.ckpt")
+    content = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    content["callbacks"][fitted.state_key]["scale"] = torch.ones(5, dtype=torch.float64)
+    torch.save(content, tmp_path / "wrong.ckpt")
+    net = Net()
+    net.test_step = net.validation_step
+    with pytest.raises(ValueError, match=r"(?s)wrong\.ckpt holds a state of .*bias of the shape \(3,\).* with C = 5"):
+        trainer(other).test(net, loader(), ckpt_path=tmp_path / "wrong.ckpt", verbose=False, weights_only=True)
+    assert not other.fitted
+    assert not other.calibrator.scale.numel()
+
+
+@pytest.mark.parametrize("method", [IsotonicCalibration, VectorScaling])
+def test_images_one_column_and_soft_targets(method):
+    class Pixels(Net):
+        def validation_step(self, batch, batch_idx):
+            logits = self(batch[0])[:, :, None, None].expand(-1, -1, 2, 1)
+            F.cross_entropy(logits, batch[1][:, None, None].expand(-1, 2, 1))
+
+    class Binary(Net):
+        def validation_step(self, batch, batch_idx):
+            F.binary_cross_entropy_with_logits(self(batch[0])[:, :1], (batch[1] == 1)[:, None].float())
+
+    class Soft(Net):
+        def validation_step(self, batch, batch_idx):
+            F.cross_entropy(self(batch[0]), F.one_hot(batch[1], 3) * 0.7 + 0.1)
+
+    for form in (Pixels, Binary, Soft):
+        callback = Calibrate(method())
+        net, _ = fit(callback, net=form, val=loader(), max_epochs=1)
+        (logits, y), expected = logits_of(net), method()
+        if form is Binary:
+            logits, y = torch.stack([torch.zeros(len(logits)), logits[:, 0]], 1), (y == 1).long()
+        expected.fit(logits, F.one_hot(y, 3) * 0.7 + 0.1 if form is Soft else y)
+        torch.testing.assert_close(callback.calibrator(logits), expected(logits), atol=1e-4, rtol=1e-3)
 
 
 class Regression(Net):
