@@ -483,6 +483,26 @@ class Calibrator(Fitted):
     """Whether the class with the highest probability is always the one with the highest logit."""
 
 
+class SetPredictor(Fitted):
+    """Turns logits into sets of classes after training: ``fit(logits, target, generator)``, ``forward(logits, ...)``.
+
+    ``forward`` returns (N, C) bool: the classes in the set of each row. Of rows that were drawn as those of the fit, a
+    share of at least ``1 - alpha`` has the target in the set. Both may take a ``generator``; without one, draws come
+    from the global stream. Laws: at least ``(n + 1)(1 - alpha)`` of n fitted rows have the target in their set, with
+    the draws of the fit; a larger ``alpha`` gives subsets; a permutation of the classes permutes the sets; fewer than
+    ``1 / alpha - 1`` rows, or none, give sets of all classes; all draws come from ``generator``; a saved and loaded
+    state gives the same sets.
+    """
+
+    room = "prediction_sets"
+    alpha: float
+    """The share of rows that may lack the target: a setting of every method."""
+
+    def fit(self, logits: Tensor, target: Tensor, generator: torch.Generator | None = None) -> None:
+        """Fit on (N, C) logits and (N,) classes of all ranks, which the network was not trained on."""
+        raise NotImplementedError(f"{type(self).__name__} defines no fit(logits, target, generator).")
+
+
 KINDS: tuple[type[Method], ...] = (
     BatchTransform,
     Head,
@@ -496,6 +516,7 @@ KINDS: tuple[type[Method], ...] = (
     Rule,
     Merge,
     Calibrator,
+    SetPredictor,
 )
 """The kinds, in the order in which data flows.
 

@@ -29,6 +29,7 @@ from lightning_objectives.metrics import (
     negative_log_likelihood,
     top_k_accuracy,
 )
+from lightning_objectives.prediction_sets import aps_scores, conformal_quantile
 from lightning_objectives.regularizers import log_partition_penalty, spectral_decoupling
 from lightning_objectives.shapes import check_shapes, forms
 from lightning_objectives.testing import build
@@ -115,6 +116,16 @@ WRONG = {
         "a target of one sample more": (table(4), table(5)),
         "whole numbers": (table(4), classes(4)),
     },
+    aps_scores: {
+        "no dimension": (ZERO, ZERO),
+        "one sample without its dimension": (table(3), table(1)),
+        "images": (table(4, 3, 5), table(4)),
+        "a draw for each class": (table(4, 3), table(4, 3)),
+        "a draw for all": (table(4, 3), table(1)),
+        "whole numbers": (classes(4, 3), table(4)),
+        "no class": (table(4, 0), table(4)),
+    },
+    conformal_quantile: {"no dimension": (ZERO,), "a table": (table(4, 1),), "int": (classes(4),)},
     brier_score: WITH_TARGET,
     negative_log_likelihood: WITH_TARGET,
     top_k_accuracy: WITH_TARGET,
@@ -151,6 +162,7 @@ ELSEWHERE = {
     "greedy_soup_coefficients",
     "default_metrics",
     "regression_metrics",
+    "set_metrics",
     "export_checkpoint",
     "merge_checkpoints",
 }

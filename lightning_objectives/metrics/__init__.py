@@ -1,6 +1,6 @@
 """Measures calibration and accuracy, with metrics of torchmetrics."""
 
-from lightning_objectives.metrics._defaults import default_metrics, regression_metrics
+from lightning_objectives.metrics._defaults import default_metrics, regression_metrics, set_metrics
 from lightning_objectives.metrics._rows import ClassificationRows, classification_rows
 from lightning_objectives.metrics.brier_score import BrierScore, brier_score
 from lightning_objectives.metrics.calibration_error import CalibrationError, calibration_error
@@ -19,5 +19,6 @@ __all__ = [
     "default_metrics",
     "negative_log_likelihood",
     "regression_metrics",
+    "set_metrics",
     "top_k_accuracy",
 ]
