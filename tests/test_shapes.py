@@ -26,7 +26,10 @@ from lightning_objectives.metrics import (
     brier_score,
     calibration_error,
     classification_rows,
+    fpr_at_95_tpr,
     negative_log_likelihood,
+    ood_scores,
+    rank_me,
     top_k_accuracy,
 )
 from lightning_objectives.prediction_sets import aps_scores, conformal_quantile
@@ -129,6 +132,13 @@ WRONG = {
     brier_score: WITH_TARGET,
     negative_log_likelihood: WITH_TARGET,
     top_k_accuracy: WITH_TARGET,
+    fpr_at_95_tpr: {
+        "a table": (table(4, 3), table(4)),
+        "no dimension": (table(4), ZERO),
+        "int": (classes(4), table(4)),
+    },
+    ood_scores: GAPS,
+    rank_me: ONE_TABLE,
     calibration_error: WITH_TARGET,
     classification_rows: {
         "no dimension": (ZERO, classes()),
