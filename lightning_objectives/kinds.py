@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_objectives.fitted import FittedBuffers
 from lightning_objectives.shapes import check_tensors
 from lightning_objectives.signals import SIGNALS as SIGNALS
 from lightning_objectives.signals import signals_among
@@ -418,22 +419,52 @@ class Merge(Method):
         raise NotImplementedError(f"{type(self).__name__} defines no tensor(weights, ...).")
 
 
-class Calibrator(Method, nn.Module):
-    """Turns logits into probabilities after training: ``fit(logits, target)``, then ``forward(logits) -> (N, C)``.
+class Fitted(Method, FittedBuffers):
+    """What calibrators and set predictors share: ``fit(logits, target)`` after training, with results in buffers.
 
-    ``fit`` writes its results in place, to buffers. Laws: the rows of the probabilities sum to 1; the NLL on the fitted
-    set is no worse than that of softmax; the top class stays the same if the method declares it; a saved and loaded
-    state gives the same probabilities.
+    A buffer whose shape depends on the classes or on the data is declared in ``fitted_shapes``. It is empty before the
+    first fit, and ``fit`` sets it by assignment. Other buffers keep their shape, and ``fit`` may write to them.
     """
 
-    room, callback = "calibration", "Calibrate"
-    keeps_top_class: ClassVar[bool] = False
-    """Whether the class with the highest probability is always the one with the highest logit."""
+    callback = "Calibrate"
     forward: Callable[..., Tensor]
 
     def fit(self, logits: Tensor, target: Tensor) -> None:
         """Fit on (N, C) logits and (N,) classes, or (N, C) class probabilities, of all ranks."""
         raise NotImplementedError(f"{type(self).__name__} defines no fit(logits, target).")
+
+
+class Calibrator(Fitted):
+    """Turns logits into probabilities after training: ``fit(logits, target)``, then ``forward(logits) -> (N, C)``.
+
+    Laws: the rows of the probabilities sum to 1; the NLL on the fitted set is no worse than that of softmax; the top
+    class stays the same if the method declares it; a saved and loaded state gives the same probabilities. Before the
+    first fit the probabilities are those of softmax.
+    """
+
+    room = "calibration"
+    keeps_top_class: ClassVar[bool] = False
+    """Whether the class with the highest probability is always the one with the highest logit."""
+
+
+class SetPredictor(Fitted):
+    """Turns logits into sets of classes after training: ``fit(logits, target, generator)``, ``forward(logits, ...)``.
+
+    ``forward`` returns (N, C) bool: the classes in the set of each row. Of rows that were drawn as those of the fit, a
+    share of at least ``1 - alpha`` has the target in the set. Both may take a ``generator``; without one, draws come
+    from the global stream. Laws: at least ``(n + 1)(1 - alpha)`` of n fitted rows have the target in their set, with
+    the draws of the fit; a larger ``alpha`` gives subsets; a permutation of the classes permutes the sets; fewer than
+    ``1 / alpha - 1`` rows, or none, give sets of all classes; all draws come from ``generator``; a saved and loaded
+    state gives the same sets.
+    """
+
+    room = "prediction_sets"
+    alpha: float
+    """The share of rows that may lack the target: a setting of every method."""
+
+    def fit(self, logits: Tensor, target: Tensor, generator: torch.Generator | None = None) -> None:
+        """Fit on (N, C) logits and (N,) classes of all ranks, which the network was not trained on."""
+        raise NotImplementedError(f"{type(self).__name__} defines no fit(logits, target, generator).")
 
 
 class Adapter(Method):
@@ -524,6 +555,7 @@ KINDS: tuple[type[Method], ...] = (
     Merge,
     Calibrator,
     Adapter,
+    SetPredictor,
 )
 """The kinds, in the order in which data flows.
 

@@ -7,13 +7,15 @@ import lightning as L
 import torch
 from helpers import Net, data, trainer
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+from torchmetrics import MetricCollection
 
 from lightning_objectives.averaging import BEMA
-from lightning_objectives.calibration import TemperatureScaling
+from lightning_objectives.calibration import IsotonicCalibration, TemperatureScaling
 from lightning_objectives.callbacks import (
     AddRegularizer,
     AverageWeights,
     Calibrate,
+    LogMetrics,
     PerturbWeights,
     ReweightSamples,
     TransformGradients,
@@ -23,7 +25,9 @@ from lightning_objectives.data.with_index import with_index
 from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient
 from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.kinds import Regularizer
+from lightning_objectives.metrics import OODDetection, RankMe, default_metrics
 from lightning_objectives.perturbations import SAM
+from lightning_objectives.prediction_sets import APS
 from lightning_objectives.regularizers import EarlyLearningRegularization, symmetric_kl
 from lightning_objectives.weighting import FeasibleLearning, LossBasedReweighting
 
@@ -133,6 +137,36 @@ def joined(devices):
     return results
 
 
+class TwoSets(Strided):
+    """A second set without targets for the validation, of another distribution."""
+
+    def val_dataloader(self):
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        others = data(seed=1, dtype=torch.float64).tensors[0] / 5
+        sampler = DistributedSampler(others, num_replicas=ranks, rank=rank, shuffle=False)
+        return [self.train_dataloader(), DataLoader(others, batch_size=8 // ranks, sampler=sampler)]
+
+
+class OneLabelled(Net):
+    """Only the first loader has targets."""
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self(batch) if dataloader_idx else super().validation_step(batch, batch_idx)
+
+
+def evaluated(devices):
+    """What is measured and fitted in a validation."""
+    calibrate, sets = Calibrate(IsotonicCalibration()), Calibrate(APS(alpha=0.2, randomized=False))
+    log = LogMetrics(MetricCollection({"ood": OODDetection(), "rank": RankMe(), **default_metrics(3)}))
+    strategy = {"strategy": "ddp", "devices": 2} if devices == 2 else {}
+    L.seed_everything(0, verbose=False)
+    runner = trainer(calibrate, sets, log, use_distributed_sampler=False, **strategy)
+    runner.validate(OneLabelled(dtype=torch.float64), datamodule=TwoSets(), verbose=False)
+    logged = {key: value.double() for key, value in runner.callback_metrics.items() if "val/" in key}
+    state = {**calibrate.calibrator.state_dict(), **sets.calibrator.state_dict()}
+    return {"evaluated": {"net": logged | state, "rank": runner.global_rank}}
+
+
 def moved_by_rank(devices):
     """Each of two processes moves its weights by its own gradient; one process does both by hand."""
     if devices == 2:
@@ -206,6 +240,8 @@ def uneven(devices):
 
 
 if __name__ == "__main__":
-    results = {"joined": joined, "moved_by_rank": moved_by_rank, "uneven": uneven}[sys.argv[1]](2)
+    results = {"joined": joined, "evaluated": evaluated, "moved_by_rank": moved_by_rank, "uneven": uneven}[sys.argv[1]](
+        2
+    )
     rank = next(iter(results.values()))["rank"]
     torch.save(results, Path(sys.argv[2]) / f"rank{rank}.pt")

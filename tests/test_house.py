@@ -17,6 +17,7 @@ ROOMS = {kind.room for kind in kinds.KINDS} | {"schedules", "metrics"}
 LAYERS = (
     {"signals"},
     {"shapes"},
+    {"fitted"},
     {"kinds"},
     {"_files"},
     ROOMS,
@@ -115,7 +116,7 @@ def test_shared_code_names_no_method():
 
 def test_kinds_and_callbacks_name_each_other():
     for kind in kinds.KINDS:
-        assert getattr(callbacks, kind.callback).kind is kind
+        assert issubclass(kind, getattr(callbacks, kind.callback).kind)
 
 
 def test_a_callback_names_its_methods():

@@ -10,7 +10,12 @@ import torch
 from lightning_objectives.adaptation import feature_affinity, lame_logits, mixed_statistics, softmax_entropy
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
-from lightning_objectives.calibration import TemperatureScaling, best_temperature
+from lightning_objectives.calibration import (
+    TemperatureScaling,
+    best_scale_and_bias,
+    best_temperature,
+    isotonic_regression,
+)
 from lightning_objectives.combination import gradient_alignment
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
@@ -22,9 +27,13 @@ from lightning_objectives.metrics import (
     brier_score,
     calibration_error,
     classification_rows,
+    fpr_at_95_tpr,
     negative_log_likelihood,
+    ood_scores,
+    rank_me,
     top_k_accuracy,
 )
+from lightning_objectives.prediction_sets import aps_scores, conformal_quantile
 from lightning_objectives.regularizers import log_partition_penalty, spectral_decoupling
 from lightning_objectives.shapes import check_shapes, forms
 from lightning_objectives.testing import build
@@ -103,10 +112,34 @@ WRONG = {
         "no dimension": (table(3), ZERO),
         "whole numbers": (classes(3), table(3)),
     },
+    best_scale_and_bias: WITH_TARGET | ONE_CLASS,
     best_temperature: WITH_TARGET | ONE_CLASS,
+    isotonic_regression: {
+        "no dimension": (ZERO, ZERO),
+        "a table": (table(4, 3), table(4)),
+        "a target of one sample more": (table(4), table(5)),
+        "whole numbers": (table(4), classes(4)),
+    },
+    aps_scores: {
+        "no dimension": (ZERO, ZERO),
+        "one sample without its dimension": (table(3), table(1)),
+        "images": (table(4, 3, 5), table(4)),
+        "a draw for each class": (table(4, 3), table(4, 3)),
+        "a draw for all": (table(4, 3), table(1)),
+        "whole numbers": (classes(4, 3), table(4)),
+        "no class": (table(4, 0), table(4)),
+    },
+    conformal_quantile: {"no dimension": (ZERO,), "a table": (table(4, 1),), "int": (classes(4),)},
     brier_score: WITH_TARGET,
     negative_log_likelihood: WITH_TARGET,
     top_k_accuracy: WITH_TARGET,
+    fpr_at_95_tpr: {
+        "a table": (table(4, 3), table(4)),
+        "no dimension": (table(4), ZERO),
+        "int": (classes(4), table(4)),
+    },
+    ood_scores: GAPS,
+    rank_me: ONE_TABLE,
     calibration_error: WITH_TARGET,
     classification_rows: {
         "no dimension": (ZERO, classes()),
@@ -156,6 +189,7 @@ ELSEWHERE = {
     "greedy_soup_coefficients",
     "default_metrics",
     "regression_metrics",
+    "set_metrics",
     "export_checkpoint",
     "merge_checkpoints",
 }

@@ -24,6 +24,15 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
     assert_close(first["again"]["net"], one["again"]["net"], 1e-12)
 
 
+def test_two_processes_measure_and_fit_what_one_does(tmp_path):
+    first, second = ranks(step_runs.__file__, "evaluated", tmp_path)
+    one = step_runs.evaluated(1)["evaluated"]["net"]
+    names = {"val/ood_auroc", "val/ood_fpr95", "val/sets/size", "val/calibrated/nll", "points", "threshold"}
+    assert {*names, "val/rank/dataloader_idx_0", "val/rank/dataloader_idx_1"} <= one.keys()
+    for result in (first, second):
+        assert_close(result["evaluated"]["net"], one)
+
+
 def test_each_process_moves_its_weights_by_its_own_gradient(tmp_path):
     first, second = ranks(step_runs.__file__, "moved_by_rank", tmp_path)
     one = step_runs.moved_by_rank(1)

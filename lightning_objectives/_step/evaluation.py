@@ -13,6 +13,7 @@ from lightning_objectives._step.capture import Capture, NetworkCall
 from lightning_objectives._step.compared import Compared
 from lightning_objectives._step.compiled import lies_in_compiled
 from lightning_objectives._step.head import network_of, resolve
+from lightning_objectives._step.shown import HeadCall, SeenHead, Shown
 from lightning_objectives._trainer.patch import Patch
 
 
@@ -42,20 +43,29 @@ class EvaluationSteps:
         on_batch: called after each step with the number of the data loader and what the step compared.
         where: what the user says about the step.
         repeat: whether to keep the arguments of the network's forward for :meth:`repeated`.
+        on_step: called after each step with what it has computed, also if there is nothing to compare; None for nobody.
     """
 
     def __init__(
-        self, module: Any, on_batch: Callable[[int, Compared], None], where: Where, *, repeat: bool = False
+        self,
+        module: Any,
+        on_batch: Callable[[int, Compared], None],
+        where: Where,
+        *,
+        repeat: bool = False,
+        on_step: Callable[[Shown], None] | None = None,
     ) -> None:
         self.module = module
         self.on_batch = on_batch
+        self.on_step = on_step
         self.where = where
         self.repeat = repeat
         self._capture = Capture(module)
         self._network: nn.Module | None = None
         self._running = self._built = self._proved = self._saw_criterion = False
         self._calls: list[Call] = []
-        self._output: Tensor | None = None
+        self._heads: list[HeadCall] = []
+        self._head = SeenHead(missing="its network is built later")
         self._forward: NetworkCall | None = None
         self._nothing = ""
         """Why the latest batch without anything to compare had nothing; empty if something was compared."""
@@ -80,9 +90,12 @@ class EvaluationSteps:
         except ValueError:
             if self.where.head or self.repeat:
                 raise
+            self._head = SeenHead(missing=f"no head was found in {type(module).__name__}")
             return  # The criterion is enough.
         self._network = network_of(module, path)
+        self._head = SeenHead(missing=f"the head {path!r} lies in a compiled module, so that its calls are not seen")
         if not lies_in_compiled(module, path):
+            self._head = SeenHead(head, path)
             self._capture.head(head)
         if self.repeat:
             self._capture.network(self._network)
@@ -93,7 +106,7 @@ class EvaluationSteps:
         batch, _ = unwrap(batch)
         if self._running:  # The user's test_step calls the validation_step.
             return inner(batch, *args, **kwargs)
-        self._calls, self._output, self._running = [], None, True
+        self._calls, self._heads, self._running = [], [], True
         try:
             with self._capture.listening(self):
                 result = inner(batch, *args, **kwargs)
@@ -102,9 +115,14 @@ class EvaluationSteps:
             self._running = False
             self._capture.forget()
         compared = self._compared(batch)
+        loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
         if compared is not None:
-            loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
             self.on_batch(loader, compared)
+        if self.on_step is not None:
+            if self._calls and compared is not None:
+                self._head.problem = compared.problem or ""
+            self.on_step(Shown(self.module, batch, loader, compared, bool(self._calls), self._heads, self._head))
+        self._heads = []
         return result
 
     def on_call(self, call: Call) -> Tensor:
@@ -115,7 +133,9 @@ class EvaluationSteps:
     def on_head(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the head's output."""
         output = inner(*args, **kwargs)
-        self._output = output if isinstance(output, Tensor) else self._output
+        if isinstance(output, Tensor):
+            features = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            self._heads.append(HeadCall(None if features is None else features.detach(), output.detach()))
         return output
 
     def check_something(self) -> None:
@@ -134,10 +154,10 @@ class EvaluationSteps:
         if call is not None:
             self._saw_criterion = True
             compared = Compared.of_call(call)
-        elif not self._saw_criterion and self._output is not None:
+        elif not self._saw_criterion and self._heads:
             target = self._target(batch)
-            compared = None if target is None else Compared.of_head(self._output, target)
-        elif self._output is None:
+            compared = None if target is None else Compared.of_head(self._heads[-1].output, target)
+        elif not self._heads:
             self._nothing = self._nothing or (
                 f"In {type(self.module).__name__}'s evaluation step no criterion and no head was seen, so there are no "
                 "logits. Name the head with head='path.to.it', or the criterion with criterion='path.to.it'."

@@ -16,7 +16,7 @@ class Callback(LightningCallback):
     """Declares what a callback places, changes and refuses; ``testing.conformance`` checks that it is true."""
 
     kind: ClassVar[type[Method] | None] = None
-    """The kind of method that the callback places; None if it places none."""
+    """The kind of method that the callback places, or what its kinds share; None if it places none."""
     example: ClassVar[Mapping[str, Any]] = {}
     """Settings with which it acts in a training of a few steps, if it does not with the defaults."""
     zero: ClassVar[Mapping[str, Any]] = {}

@@ -44,9 +44,17 @@ def batch_seed(seed: int, trainer: Any, *, by_rank: bool = True, stream: int = 0
     rank, batch = trainer.global_rank if by_rank else 0, trainer.fit_loop.total_batch_idx
     if not seed and not rank and not stream:
         return int(batch)
-    numbers = [stream] if stream else []
-    # A generator of the CPU reads 32 bits of its seed, so each of them must depend on all three numbers.
-    return int(np.random.SeedSequence([seed % 2**64, rank, batch, *numbers]).generate_state(1, np.uint64)[0]) % 2**63
+    return mixed_seed(seed, rank, batch, *([stream] if stream else []))
+
+
+def mixed_seed(seed: int, *numbers: int) -> int:
+    """The seed for draws that depend on other numbers >= 0 too.
+
+    >>> mixed_seed(0, 1) == mixed_seed(0, 1), mixed_seed(0, 1) == mixed_seed(1, 0)
+    (True, False)
+    """
+    # A generator of the CPU reads 32 bits of its seed, so each of them must depend on all numbers.
+    return int(np.random.SeedSequence([seed % 2**64, *numbers]).generate_state(1, np.uint64)[0]) % 2**63
 
 
 class Streams:

@@ -1,4 +1,4 @@
-"""Calibrates the probabilities of a network at each validation."""
+"""Calibrates the probabilities of a network, or fits prediction sets, at each validation."""
 
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
@@ -14,9 +14,10 @@ from lightning_objectives._step.evaluation import EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
 from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
+from lightning_objectives._trainer.random import mixed_seed
 from lightning_objectives._trainer.ranks import gather_rows
-from lightning_objectives.kinds import Calibrator
-from lightning_objectives.metrics import classification_rows, default_metrics
+from lightning_objectives.kinds import Fitted, SetPredictor
+from lightning_objectives.metrics import classification_rows, default_metrics, set_metrics
 
 _NOT_FITTED = (
     "has not been fitted, so there is nothing to test: run trainer.validate() before trainer.test(), or test with the "
@@ -26,26 +27,31 @@ _NOT_FITTED = (
 
 @dataclass(eq=False)
 class Calibrate(StatefulCallback):
-    """Fits a calibrator at the end of each validation, in ``fit`` and in ``validate``, and logs what it improves.
+    """Fits a calibrator or prediction sets at the end of each validation, in ``fit`` and in ``validate``.
 
-    The calibrator is fitted on the logits and targets that the model's own validation step compares, on all ranks; with
+    The method is fitted on the logits and targets that the model's own validation step compares, on all ranks; with
     several data loaders, on those of the first. The network and its outputs stay as they are. Call
-    ``callback.calibrator(logits)`` to get calibrated probabilities. The keys are ``val/calibrated/ece``,
-    ``test/calibrated/nll``, ..., beside those of :class:`LogMetrics`. The values of a validation are a little too good,
-    because they are measured on the samples that the calibrator was fitted on; those of a test are not.
+    ``callback.calibrator(logits)`` to get calibrated probabilities, or (N, C) bool sets. The keys are
+    ``val/calibrated/ece``, ``test/calibrated/nll``, ..., beside those of :class:`LogMetrics`; of prediction sets
+    ``val/sets/coverage``, the share of sets that hold the target, and ``val/sets/size``, the mean number of classes.
+    The values of a validation are a little too good, because they are measured on the samples that the method was
+    fitted on; those of a test are not.
 
     Args:
-        calibrator: the method.
-        metrics: what to log; any torchmetrics metric or collection whose ``update`` takes ``(logits, target)``. As
-            logits it gets the logarithms of the calibrated probabilities.
+        calibrator: the method: a calibrator or a set predictor.
+        metrics: what to log; any torchmetrics metric or collection whose ``update`` takes ``(logits, target)``, or of
+            prediction sets ``(sets, target)``. As logits it gets the logarithms of the calibrated probabilities.
         criterion: path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses.
         which: number of the criterion's call, from 0, if a step makes several.
         head: path of the network's head, if a step has no criterion and the head is not found.
         target: path of the target in the batch (``"1.labels"``), if a step has no criterion; by default the last
             element.
+        seed: the seed of the draws of a set predictor. They leave the random stream of the training alone, and differ
+            from validation to validation.
 
     Raises:
-        ValueError: the step is no classification, or has nothing to fit on; a test comes before any fit.
+        ValueError: the step is no classification, or has nothing to fit on; a test comes before any fit; a set
+            predictor gets soft targets.
 
     Checkpoints: the fitted values lie in this callback's state. A checkpoint that is written after a validation
     therefore holds the calibration of the weights that were validated.
@@ -60,7 +66,7 @@ class Calibrate(StatefulCallback):
         TemperatureScaling(min_temperature=0.01, max_temperature=100.0)
     """
 
-    kind = Calibrator
+    kind = Fitted
     waits: ClassVar = {
         "": {"_collect": "the logits of a whole validation are kept in the memory of the CPU"},
         "two_classes_on_a_gpu": {"_two_columns": READ},
@@ -68,13 +74,14 @@ class Calibrate(StatefulCallback):
     leaves_training_alone = True
     refuses: ClassVar = {"binary_cross_entropy": TARGETS["labels"], "test_alone": _NOT_FITTED}
 
-    calibrator: Calibrator
+    calibrator: Fitted
     _: KW_ONLY
     metrics: Metric | MetricCollection | None = None
     criterion: str | None = None
     which: int | None = None
     head: str | None = None
     target: str | int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.fitted = False
@@ -117,6 +124,12 @@ class Calibrate(StatefulCallback):
                 "classes by criterion= or which=."
             )
         rows = classification_rows(*compared.pair, from_logits=True)
+        if isinstance(self.calibrator, SetPredictor) and rows.target.is_floating_point():
+            raise ValueError(
+                f"Calibrate({self.calibrator}) needs one class for each row, but the evaluation step compares with "
+                f"probabilities, {tuple(rows.target.shape)}: a set holds a class or does not. Compare with classes in "
+                "the evaluation step, or remove Calibrate."
+            )
         kept = rows.preds[rows.kept].cpu(), rows.target[rows.kept].cpu()
         self._rows.setdefault(loader, []).append(kept)
 
@@ -136,9 +149,9 @@ class Calibrate(StatefulCallback):
         (logits, target), _ = gather_rows(mine)
         # Lightning validates in inference mode or without gradients, but a calibrator may be trained to fit.
         with torch.inference_mode(False), torch.enable_grad():
-            self.calibrator.fit(logits.clone().cpu(), target.clone().cpu())
+            self.calibrator.fit(logits.clone().cpu(), target.clone().cpu(), **self._draws(trainer.global_step))
         self.fitted = True
-        self._log(trainer, pl_module, "val/calibrated/")
+        self._log(trainer, pl_module, "val/")
 
     def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to collect."""
@@ -148,21 +161,30 @@ class Calibrate(StatefulCallback):
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the metrics of the calibrated probabilities."""
-        self._log(trainer, pl_module, "test/calibrated/")
+        self._log(trainer, pl_module, "test/")
 
-    def _log(self, trainer: Any, module: Any, prefix: str) -> None:
-        measured = Measured(self.metrics)
+    def _draws(self, *numbers: int) -> dict[str, torch.Generator]:
+        """A generator by name for a method that may draw; nothing for others."""
+        sets = isinstance(self.calibrator, SetPredictor)
+        return {"generator": torch.Generator().manual_seed(mixed_seed(self.seed, *numbers))} if sets else {}
+
+    def _log(self, trainer: Any, module: Any, stage: str) -> None:
+        measured, sets = Measured(self.metrics), isinstance(self.calibrator, SetPredictor)
         for loader, batches in self._rows.items():
+            draws = self._draws(trainer.global_step, 1 + loader, trainer.global_rank)
             for logits, target in batches:
-                p = self.calibrator(logits)
-                logs = p.clamp_min(torch.finfo(p.dtype).tiny).log()
-                build = partial(self._metrics, p.shape[1])
-                measured.update_rows("", loader, logs.to(module.device), target.to(module.device), build)
-        measured.log(trainer, module, prefix)
+                result = self.calibrator(logits, **draws)
+                if not sets:
+                    result = result.clamp_min(torch.finfo(result.dtype).tiny).log()
+                build = partial(self._metrics, result.shape[1])
+                measured.update_rows("", loader, result.to(module.device), target.to(module.device), build)
+        measured.log(trainer, module, f"{stage}{'sets' if sets else 'calibrated'}/")
         self._rows = {}
 
     def _metrics(self, classes: int) -> Metric | MetricCollection:
-        return self.metrics or default_metrics(classes)
+        if self.metrics is not None:
+            return self.metrics
+        return set_metrics() if isinstance(self.calibrator, SetPredictor) else default_metrics(classes)
 
     @cached_property  # Lightning's profiler asks for it at every hook of every step
     def state_key(self) -> str:

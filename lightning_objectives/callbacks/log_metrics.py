@@ -11,6 +11,7 @@ from lightning_objectives._step.calls import TARGETS
 from lightning_objectives._step.compared import READ, Compared
 from lightning_objectives._step.evaluation import EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
+from lightning_objectives._step.shown import Shown
 from lightning_objectives._trainer.callback import Callback
 from lightning_objectives._trainer.carried import callbacks_of
 from lightning_objectives._trainer.names import numbered
@@ -34,15 +35,25 @@ class LogMetrics(Callback):
     weights that the step runs with, which are those of the primary average if there is one. With several data loaders
     the keys end in ``/dataloader_idx_0``, ``/dataloader_idx_1``, ..., like Lightning's own.
 
+    A metric may also ask for what it needs, as a method does: if the ``update`` of a metric names ``features`` (the
+    input of the head), ``head``, ``group`` or ``loader`` (the number of the data loader of each row), or takes one
+    value, it gets what it names, ``logits`` (or ``preds``) and ``target`` included. All values have one row for each
+    sample, or for each position of a sample, and logits of one column get two, (0, z). Such a metric measures batches
+    without a target too, if it does not ask for the target. One that asks for ``loader`` measures all loaders together:
+
+    >>> from lightning_objectives.metrics import OODDetection
+    >>> callback = LogMetrics(OODDetection())  # trainer.validate(model, [usual, other]) logs val/ood_auroc
+
     Args:
-        metrics: what to log; any torchmetrics metric or collection whose ``update`` takes ``(logits, target)``. By
-            default :func:`~lightning_objectives.metrics.default_metrics` for as many classes as the logits have, or
-            :func:`~lightning_objectives.metrics.regression_metrics`.
+        metrics: what to log; any torchmetrics metric or collection whose ``update`` takes ``(logits, target)``, or
+            names what it needs. By default :func:`~lightning_objectives.metrics.default_metrics` for as many classes as
+            the logits have, or :func:`~lightning_objectives.metrics.regression_metrics`.
         prefix: what the keys begin with, before the stage.
         weights: other weights to measure too; each costs one more forward pass of the network. ``"raw"`` logs the raw
             weights under ``val/raw/...``. ``"average"`` logs each average under its name (``val/ema/top1``,
             ``val/bema/top1``), and each merge with ``evaluate=True`` (``val/wsm/top1``). Names that repeat, also among
-            several callbacks, are numbered in the order of the callbacks (``val/ema_2/top1``).
+            several callbacks, are numbered in the order of the callbacks (``val/ema_2/top1``). Not for metrics that ask
+            for what they need.
         criterion: path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses.
         which: number of the criterion's call, from 0, if a step makes several.
         head: path of the network's head, if a step has no criterion and the head is not found.
@@ -53,8 +64,8 @@ class LogMetrics(Callback):
     classes show by their values alone whether they are classes, and if you say ``metrics=`` and targets can be ignored.
 
     Raises:
-        ValueError: the step compares several labels or something unknown and you name no metrics, or there is nothing
-            to measure; the message says what to do.
+        ValueError: the step compares several labels or something unknown and you name no metrics, a metric asks for
+            something that is not there, or there is nothing to measure; the message says what to do.
 
     Example:
         >>> LogMetrics(weights=["raw", "average"]).weights
@@ -80,6 +91,12 @@ class LogMetrics(Callback):
         self._steps: EvaluationSteps | None = None
         self._trainer: Any = None
         self._measured = Measured(self.metrics)
+        if self.weights and self._measured.asking:
+            names = ", ".join(map(str, self._measured.asking.keys(keep_base=True)))
+            raise ValueError(
+                f"weights={self.weights!r} measures predictions and targets alone, but {names} asks for other values: "
+                "give it to a LogMetrics of its own, without weights."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy keeps the settings, and patches the steps of its own run. Other processes get copies too.
@@ -101,7 +118,8 @@ class LogMetrics(Callback):
         self._restore()
         self._trainer = trainer
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
-        self._steps = EvaluationSteps(pl_module, self._measure, where, repeat=bool(self.weights))
+        on_step = self._measure_asking if self._measured.asking else None
+        self._steps = EvaluationSteps(pl_module, self._measure, where, repeat=bool(self.weights), on_step=on_step)
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Remove the patches."""
@@ -118,6 +136,9 @@ class LogMetrics(Callback):
         for name, weights in self._other_weights():
             assert self._steps is not None  # they call this method
             self._measured.update(f"{name}/", loader, self._steps.repeated(weights, compared))
+
+    def _measure_asking(self, shown: Shown) -> None:
+        self._measured.update_asking(shown)
 
     def _other_weights(self) -> list[tuple[str, dict[str, Tensor]]]:
         trainer = self._trainer

@@ -1,10 +1,12 @@
-"""Measures calibration and accuracy, with metrics of torchmetrics."""
+"""Measures calibration, accuracy, features and the detection of other inputs, with metrics of torchmetrics."""
 
-from lightning_objectives.metrics._defaults import default_metrics, regression_metrics
+from lightning_objectives.metrics._defaults import default_metrics, regression_metrics, set_metrics
 from lightning_objectives.metrics._rows import ClassificationRows, classification_rows
 from lightning_objectives.metrics.brier_score import BrierScore, brier_score
 from lightning_objectives.metrics.calibration_error import CalibrationError, calibration_error
 from lightning_objectives.metrics.negative_log_likelihood import NegativeLogLikelihood, negative_log_likelihood
+from lightning_objectives.metrics.ood_detection import OODDetection, fpr_at_95_tpr, ood_scores
+from lightning_objectives.metrics.rank_me import RankMe, rank_me
 from lightning_objectives.metrics.top_k_accuracy import TopKAccuracy, top_k_accuracy
 
 __all__ = [
@@ -12,12 +14,18 @@ __all__ = [
     "CalibrationError",
     "ClassificationRows",
     "NegativeLogLikelihood",
+    "OODDetection",
+    "RankMe",
     "TopKAccuracy",
     "brier_score",
     "calibration_error",
     "classification_rows",
     "default_metrics",
+    "fpr_at_95_tpr",
     "negative_log_likelihood",
+    "ood_scores",
+    "rank_me",
     "regression_metrics",
+    "set_metrics",
     "top_k_accuracy",
 ]

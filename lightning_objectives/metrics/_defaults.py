@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 
+from lightning_objectives.metrics._sets import SetCoverage, SetSize
 from lightning_objectives.metrics.brier_score import BrierScore
 from lightning_objectives.metrics.calibration_error import CalibrationError
 from lightning_objectives.metrics.negative_log_likelihood import NegativeLogLikelihood
@@ -49,4 +50,16 @@ def regression_metrics() -> MetricCollection:
     ['mae', 'r2', 'rmse']
     """
     metrics: dict[str, Metric] = {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": _R2()}
+    return MetricCollection(metrics)  # type: ignore[arg-type]  # see above
+
+
+def set_metrics() -> MetricCollection:
+    """Build the usual metrics of prediction sets: the share of sets that hold the target, and their mean size.
+
+    >>> metrics = set_metrics()
+    >>> metrics.update(torch.tensor([[True, True, False], [False, True, False]]), torch.tensor([0, 0]))
+    >>> metrics.compute()
+    {'coverage': tensor(0.5000), 'size': tensor(1.5000)}
+    """
+    metrics: dict[str, Metric] = {"coverage": SetCoverage(), "size": SetSize()}
     return MetricCollection(metrics)  # type: ignore[arg-type]  # see above

@@ -13,26 +13,20 @@ WITHOUT_FLOAT64 = ("mps",)
 """Types of device without float64. Sums are float32 there, which are right up to about 10 million rows."""
 
 
-class SumMetric(Metric):
-    """Adds up values of rows, in sums that keep their type and can be added over batches, ranks and merged metrics.
+class Sums(Metric):
+    """Keeps sums that keep their type and can be added over batches, ranks and merged metrics.
 
     Args:
-        from_logits: whether predictions are logits or probabilities.
-        ignore_index: rows with this class index do not count; None for none.
-        settings: what else decides what an update adds, as a text.
+        settings: what decides what an update adds, as a text.
     """
 
     full_state_update = False
 
-    def __init__(self, *, from_logits: bool, ignore_index: int | None, settings: str = "") -> None:
+    def __init__(self, *, settings: str = "") -> None:
         super().__init__()
-        self.from_logits = from_logits
-        self.ignore_index = ignore_index
         # MetricCollection treats two metrics as one if their states have equal names and, after the first batch, equal
         # values, as top-1 and top-5 of a batch without an error have. So the names hold all that tells metrics apart.
-        self._suffix = f"_{type(self).__name__}_{settings}_{from_logits}_{ignore_index}"
-        self._add_sum("count", torch.tensor(0))
-        self._add_sum("invalid", torch.tensor(0))
+        self._suffix = f"_{type(self).__name__}_{settings}"
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torchmetrics sets these two around each update. `Module.__setattr__` would check whether they are parameters,
@@ -57,20 +51,6 @@ class SumMetric(Metric):
         state: Tensor = getattr(self, name + self._suffix)
         return state
 
-    def _rows(self, preds: Tensor, target: Tensor) -> ClassificationRows:
-        rows = classification_rows(preds, target, from_logits=self.from_logits, ignore_index=self.ignore_index)
-        self._add(count=rows.kept.sum(), invalid=rows.invalid)
-        return rows
-
-    def _check_rows(self) -> None:
-        invalid = int(self._sum("invalid"))
-        if invalid:
-            raise ValueError(
-                f"{type(self).__name__}: {invalid} of {int(self._sum('count'))} rows break a rule: class indices "
-                f"must lie in [0, C) or equal ignore_index={self.ignore_index}; probabilities and soft targets must be "
-                f">= 0 and sum to 1 within {TOLERANCE}. With logits use from_logits=True (here {self.from_logits})."
-            )
-
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw the metric's value, or the value or series ``val``, as torchmetrics does; returns figure and axes."""
         return self._plot(val, ax)
@@ -85,6 +65,37 @@ class SumMetric(Metric):
             return tensor.to(device, torch.float32 if narrow else tensor.dtype)
 
         return super()._apply(move, exclude_state)
+
+
+class SumMetric(Sums):
+    """Adds up values of rows of predictions and targets.
+
+    Args:
+        from_logits: whether predictions are logits or probabilities.
+        ignore_index: rows with this class index do not count; None for none.
+        settings: what else decides what an update adds, as a text.
+    """
+
+    def __init__(self, *, from_logits: bool, ignore_index: int | None, settings: str = "") -> None:
+        super().__init__(settings=f"{settings}_{from_logits}_{ignore_index}")
+        self.from_logits = from_logits
+        self.ignore_index = ignore_index
+        self._add_sum("count", torch.tensor(0))
+        self._add_sum("invalid", torch.tensor(0))
+
+    def _rows(self, preds: Tensor, target: Tensor) -> ClassificationRows:
+        rows = classification_rows(preds, target, from_logits=self.from_logits, ignore_index=self.ignore_index)
+        self._add(count=rows.kept.sum(), invalid=rows.invalid)
+        return rows
+
+    def _check_rows(self) -> None:
+        invalid = int(self._sum("invalid"))
+        if invalid:
+            raise ValueError(
+                f"{type(self).__name__}: {invalid} of {int(self._sum('count'))} rows break a rule: class indices "
+                f"must lie in [0, C) or equal ignore_index={self.ignore_index}; probabilities and soft targets must be "
+                f">= 0 and sum to 1 within {TOLERANCE}. With logits use from_logits=True (here {self.from_logits})."
+            )
 
 
 class MeanMetric(SumMetric):

@@ -21,6 +21,7 @@ FIRST, SECOND, ALL = torch.arange(0, 9), torch.arange(9, 24), torch.arange(24)
 def _signals(metric: Metric, rows: Tensor) -> dict[str, Any]:
     signals = take_rows(example_signals(rows=len(ALL)), rows)
     signals["preds"] = signals["logits"]  # the name in torchmetrics
+    signals["loader"] = rows % 2
     names = inspect.signature(metric.update).parameters
     named = set(names) <= signals.keys()
     require(named, metric, f"update must take preds, target or other signals, not {tuple(names)}.")

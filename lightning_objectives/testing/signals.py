@@ -100,12 +100,15 @@ def arguments(method: Callable[..., Any], signals: dict[str, Any]) -> dict[str, 
 
 def _remembered(method: Any, signals: dict[str, Any]) -> dict[str, Tensor]:
     """What the method remembers of new samples."""
+    remembers = getattr(method, "remembers", {})
+    if not remembers:
+        return {}
     lengths = Counter(len(signals[name]) for name in BY_ROW if signals[name].dim())
     ((rows, _),) = lengths.most_common(1)  # One signal may have another length, to be refused.
     sizes: dict[Any, int] = {"C": signals["head"].out_features}
     return {
         name: signals["losses"].new_full([rows, *(sizes.get(size, size) for size in row.shape)], row.initial)
-        for name, row in getattr(method, "remembers", {}).items()
+        for name, row in remembers.items()
     }
 
 

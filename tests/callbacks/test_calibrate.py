@@ -8,10 +8,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_objectives.averaging import EMA
-from lightning_objectives.calibration import TemperatureScaling, best_temperature
+from lightning_objectives.calibration import IsotonicCalibration, TemperatureScaling, VectorScaling, best_temperature
 from lightning_objectives.callbacks import AverageWeights, Calibrate, LogMetrics
 from lightning_objectives.kinds import Calibrator
 from lightning_objectives.metrics import default_metrics
+from lightning_objectives.prediction_sets import APS
 
 
 def logits_of(net):
@@ -167,6 +168,158 @@ def test_a_checkpoint_holds_the_calibration(tmp_path):
     found.test_step = found.validation_step
     trainer(callback).test(found, loader(), ckpt_path=best.best_model_path, verbose=False, weights_only=True)
     assert callback.calibrator.temperature.item() == pytest.approx(best_temperature(*logits_of(found)), rel=1e-4)
+
+
+def same_probabilities(method, other):
+    logits = torch.randn(20, 3)
+    return torch.equal(method(logits), other(logits)) and not torch.equal(method(logits), logits.softmax(1))
+
+
+def test_buffers_that_depend_on_the_data_lie_in_checkpoints_too(tmp_path):
+    """A new, unfitted calibrator gets them by a test, by a fit that goes on, and by the callback's own state."""
+    first = Calibrate(IsotonicCalibration())
+    net, runner = fit(first, val=loader(), max_epochs=1)
+    runner.save_checkpoint(tmp_path / "end.ckpt")
+    tested, resumed, loaded = (Calibrate(IsotonicCalibration()) for _ in range(3))
+    net.test_step = net.validation_step
+    trainer(tested).test(net, loader(), ckpt_path=tmp_path / "end.ckpt", verbose=False, weights_only=True)
+    trainer(resumed, max_epochs=1).fit(Net(), loader(), loader(seed=1), ckpt_path=tmp_path / "end.ckpt")
+    loaded.load_state_dict(first.state_dict())
+    for callback in (tested, resumed, loaded):
+        assert callback.fitted
+        assert same_probabilities(callback.calibrator, first.calibrator)
+
+
+def test_a_state_that_does_not_fit_is_refused_with_the_file_and_changes_nothing(tmp_path):
+    fitted, other = Calibrate(VectorScaling()), Calibrate(VectorScaling())
+    _, runner = fit(fitted, val=loader(), max_epochs=1)
+    runner.save_checkpoint(tmp_path / "end.ckpt")
+    content = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    content["callbacks"][fitted.state_key]["scale"] = torch.ones(5, dtype=torch.float64)
+    torch.save(content, tmp_path / "wrong.ckpt")
+    net = Net()
+    net.test_step = net.validation_step
+    with pytest.raises(ValueError, match=r"(?s)wrong\.ckpt holds a state of .*bias of the shape \(3,\).* with C = 5"):
+        trainer(other).test(net, loader(), ckpt_path=tmp_path / "wrong.ckpt", verbose=False, weights_only=True)
+    assert not other.fitted
+    assert not other.calibrator.scale.numel()
+
+
+@pytest.mark.parametrize("method", [IsotonicCalibration, VectorScaling])
+def test_images_one_column_and_soft_targets(method):
+    class Pixels(Net):
+        def validation_step(self, batch, batch_idx):
+            logits = self(batch[0])[:, :, None, None].expand(-1, -1, 2, 1)
+            F.cross_entropy(logits, batch[1][:, None, None].expand(-1, 2, 1))
+
+    class Binary(Net):
+        def validation_step(self, batch, batch_idx):
+            F.binary_cross_entropy_with_logits(self(batch[0])[:, :1], (batch[1] == 1)[:, None].float())
+
+    class Soft(Net):
+        def validation_step(self, batch, batch_idx):
+            F.cross_entropy(self(batch[0]), F.one_hot(batch[1], 3) * 0.7 + 0.1)
+
+    for form in (Pixels, Binary, Soft):
+        callback = Calibrate(method())
+        net, _ = fit(callback, net=form, val=loader(), max_epochs=1)
+        (logits, y), expected = logits_of(net), method()
+        if form is Binary:
+            logits, y = torch.stack([torch.zeros(len(logits)), logits[:, 0]], 1), (y == 1).long()
+        expected.fit(logits, F.one_hot(y, 3) * 0.7 + 0.1 if form is Soft else y)
+        torch.testing.assert_close(callback.calibrator(logits), expected(logits), atol=1e-4, rtol=1e-3)
+
+
+# -- prediction sets ---------------------------------------------------------------------------------------------------
+
+
+def by_hand(net, *, other=None, **settings):
+    """Coverage and size of the sets that are fitted on what the validation saw."""
+    method, (logits, y) = APS(randomized=False, **settings), logits_of(net)
+    method.fit(logits, y)
+    sets = method(logits)
+    return sets.gather(1, y[:, None]).float().mean().item(), sets.sum(1).float().mean().item()
+
+
+def test_sets_are_fitted_and_measured():
+    callback = Calibrate(APS(alpha=0.2, randomized=False))
+    net, runner = fit(callback, LogMetrics(), val=loader())
+    logged, (coverage, size) = runner.callback_metrics, by_hand(net, alpha=0.2)
+    assert logged["val/sets/coverage"].item() == pytest.approx(coverage)
+    assert logged["val/sets/size"].item() == pytest.approx(size)
+    assert 0.8 <= coverage < 1
+    net.test_step = net.validation_step
+    (test,) = runner.test(net, loader(), verbose=False)
+    assert test["test/sets/coverage"] == pytest.approx(coverage)
+    assert not {"val/calibrated/nll", "val/calibrated/coverage"} & logged.keys()
+
+
+def test_the_draws_of_sets_are_those_of_the_seed_and_leave_the_training_alone():
+    def run(seed):
+        callback = Calibrate(APS(alpha=0.4), seed=seed)
+        net, runner = fit(callback, net=lambda: Net(dropout=0.5), val=loader())
+        return net, callback.calibrator.threshold.item(), runner.callback_metrics["val/sets/size"].item()
+
+    plain, _ = fit(net=lambda: Net(dropout=0.5), val=loader())
+    first, again, other = run(0), run(0), run(1)
+    assert equal(plain, first[0])
+    assert first[1:] == again[1:]
+    assert first[1] != other[1]
+
+
+def test_the_draws_of_the_fit_are_not_those_of_the_sets():
+    """They would make the coverage of a test that has the rows of the fit exactly that of the fit."""
+    seeds = []
+
+    class Notes(APS):
+        def _scores(self, logits, generator):
+            seeds.append(generator.initial_seed())
+            return super()._scores(logits, generator)
+
+    class Two(Net):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            super().validation_step(batch, batch_idx)
+
+    fit(Calibrate(Notes()), net=Two, val=[loader(), loader(seed=1)], max_epochs=2)
+    fitted, by_loader = {seeds[0], seeds[7]}, {*seeds[1:4], *seeds[4:7], *seeds[8:11], *seeds[11:]}
+    assert (len(fitted), len(by_loader), len(fitted | by_loader)) == (2, 4, 6)
+
+
+def test_sets_of_images_one_column_and_of_a_checkpoint(tmp_path):
+    class Pixels(Net):
+        def validation_step(self, batch, batch_idx):
+            logits = self(batch[0])[:, :, None, None].expand(-1, -1, 2, 1)
+            F.cross_entropy(logits, batch[1][:, None, None].expand(-1, 2, 1))
+
+    class Binary(Net):
+        def validation_step(self, batch, batch_idx):
+            F.binary_cross_entropy_with_logits(self(batch[0])[:, 0], (batch[1] == 1).float())
+
+    callback, one = Calibrate(APS(randomized=False)), Calibrate(APS(randomized=False))
+    net, runner = fit(callback, net=Pixels, val=loader())
+    (logits, y), expected = logits_of(net), APS(randomized=False)
+    expected.fit(logits.repeat(2, 1), y.repeat(2))
+    assert callback.calibrator.threshold.item() == pytest.approx(expected.threshold.item(), abs=1e-5)
+    runner.save_checkpoint(tmp_path / "end.ckpt")
+    loaded = Calibrate(APS(randomized=False))
+    net.test_step = net.validation_step
+    trainer(loaded).test(net, loader(), ckpt_path=tmp_path / "end.ckpt", verbose=False, weights_only=True)
+    assert loaded.calibrator.threshold == callback.calibrator.threshold
+    net, _ = fit(one, net=Binary, val=loader())
+    assert one.calibrator(torch.stack([torch.zeros(24), logits_of(net)[0][:, 0]], 1)).shape == (24, 2)
+
+
+def test_sets_of_soft_targets_are_refused_and_so_is_a_test_before_a_fit():
+    class Soft(Net):
+        def validation_step(self, batch, batch_idx):
+            F.cross_entropy(self(batch[0]), F.one_hot(batch[1], 3) * 0.7 + 0.1)
+
+    with pytest.raises(ValueError, match=r"needs one class for each row, .* with probabilities, \(8, 3\)"):
+        fit(Calibrate(APS()), net=Soft, val=loader())
+    net = Net()
+    net.test_step = net.validation_step
+    with pytest.raises(ValueError, match="has not been fitted"):
+        trainer(Calibrate(APS())).test(net, loader(), verbose=False)
 
 
 class Regression(Net):

@@ -221,6 +221,24 @@ class MeanOfTheBatch(kinds.Adapter):
         return inputs.detach().movedim(1, 0).flatten(1).float().mean(1), var.clone()
 
 
+class Likely(kinds.SetPredictor):
+    """The classes whose probability is not below a quantile of those of the targets."""
+
+    def __init__(self, *, alpha: float = 0.1):
+        super().__init__()
+        self.alpha = alpha
+        self.register_buffer("least", torch.zeros((), dtype=torch.float64))
+
+    def fit(self, logits, target, generator=None):
+        check_shapes(logits=logits, target=target)
+        own, rank = logits.softmax(1).gather(1, target[:, None]).flatten(), int(self.alpha * (len(target) + 1) + 1e-9)
+        self.least.copy_(own.sort().values[rank - 1] if rank else torch.zeros(()))
+
+    def forward(self, logits, generator=None):
+        check_shapes(logits=logits)
+        return logits.softmax(1) >= self.least
+
+
 # -- what waits for a GPU, or leaves it
 
 
@@ -327,7 +345,7 @@ class DrawsElsewhere(Shaken):
 
 
 SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, FromTheBase]
-SOUND += [Halving, MeanLoss, Uphill, Shaken, Sharper, Smaller, MeanOfTheBatch, ProvesFirst]
+SOUND += [Likely, Halving, MeanLoss, Uphill, Shaken, Sharper, Smaller, MeanOfTheBatch, ProvesFirst]
 
 
 # The same with one fault each, filed under the law that must see it.
@@ -557,6 +575,69 @@ class Exponentials(Warmth):
     def forward(self, logits):
         e = (logits * self.beta).exp()
         return e / e.sum(1, keepdim=True)
+
+
+class Shares(Likely):
+    def forward(self, logits, generator=None):
+        return super().forward(logits).float()
+
+
+class OneRowTooMany(Likely):
+    """Takes the quantile for the next greater share of rows."""
+
+    def fit(self, logits, target, generator=None):
+        super().fit(logits, target)
+        own = logits.softmax(1).gather(1, target[:, None]).flatten()
+        self.least.copy_(own[own > self.least].amin())
+
+
+class TurnsAlphaAround(Likely):
+    def fit(self, logits, target, generator=None):
+        self.alpha = 1 - self.alpha
+        super().fit(logits, target)
+
+
+class KeepsTheFirstClass(Likely):
+    def forward(self, logits, generator=None):
+        return super().forward(logits) | (torch.arange(logits.shape[1], device=logits.device) == 0)
+
+
+class TrustsTheFirstRows(Likely):
+    def fit(self, logits, target, generator=None):
+        super().fit(logits, target)
+        first = logits.softmax(1).gather(1, target[:, None])[:30]
+        self.least.copy_(torch.minimum(self.least, first.amin() if len(first) else self.least))
+
+
+class DoesWithFewRows(Likely):
+    def fit(self, logits, target, generator=None):
+        super().fit(logits, target)
+        if 0 < len(target) < 9:
+            self.least.copy_(logits.softmax(1).gather(1, target[:, None]).amin())
+
+
+class DrawsTheQuantileElsewhere(Likely):
+    def fit(self, logits, target, generator=None):
+        super().fit(logits, target)
+        self.least.mul_(torch.rand(()))
+
+
+class SilentSets(Likely):
+    def fit(self, logits, target, generator=None):
+        self.least.fill_(0.1)
+
+
+class KeepsTheLeastAside(Likely):
+    aside = 0.0
+
+    def fit(self, logits, target, generator=None):
+        super().fit(logits, target)
+        self.aside = self.least.item()
+        self.least.zero_()
+
+    def forward(self, logits, generator=None):
+        check_shapes(logits=logits)
+        return logits.softmax(1) >= self.aside
 
 
 class Doubled(Mean):
@@ -1092,7 +1173,7 @@ FAULTS = {
     "the_top_class_is_kept_where_declared": [LeastFirst],
     "the_average_has_the_form_of_the_weights": [Doubled, Uncounted],
     "constant_weights_stay": [Biased, BiasedOnceStartedLate],
-    "going_on_from_a_file_is_going_on": [MemoryOfItsOwn, MemoryBeside, FitsAnAttribute],
+    "going_on_from_a_file_is_going_on": [MemoryOfItsOwn, MemoryBeside, FitsAnAttribute, KeepsTheLeastAside],
     "parts_of_the_weights_make_no_difference": [DividesByTheNormOfAll, ReadsTheNormOfAll],
     "reading_changes_nothing": [ReadsOnce],
     "the_live_weights_are_neither_changed_nor_aliased": [HandsOutTheLiveWeights, WritesToTheLiveWeights],
@@ -1105,7 +1186,13 @@ FAULTS = {
     "a_linear_merge_is_linear": [OtherShares],
     "parts_of_a_tensor_make_no_difference": [SubtractsTheNorm],
     "nothing_is_written_to": [InTheFile],
-    "all_draws_come_from_the_generator": [Drawn, DrawnFromNowhere, ShakenByAll, AlwaysShakenAlike],
+    "all_draws_come_from_the_generator": [
+        Drawn,
+        DrawnFromNowhere,
+        ShakenByAll,
+        AlwaysShakenAlike,
+        DrawsTheQuantileElsewhere,
+    ],
     "a_merge_equals_its_function": [OtherShareOfTheFunction],
     "only_the_distances_of_the_steps_matter": [ByStep],
     "the_rate_stays_within_the_peak": [lambda: build(Rising)],
@@ -1137,7 +1224,13 @@ FAULTS = {
     "predictions_refuse_signals_of_a_wrong_shape": [AnyLogits],
     "nothing_is_drawn_from_the_global_stream": [NoisyPredictions],
     "an_adapter_equals_its_function": [SharperThanItsFunction, SharperByDefault],
-    "a_fit_refuses_signals_of_a_wrong_shape": [SilentWarmth],
+    "a_fit_refuses_signals_of_a_wrong_shape": [SilentWarmth, SilentSets],
+    "each_row_has_a_set": [Shares],
+    "the_fitted_rows_are_covered": [OneRowTooMany],
+    "a_larger_alpha_gives_subsets": [TurnsAlphaAround],
+    "the_order_of_the_classes_means_nothing": [KeepsTheFirstClass],
+    "the_order_of_the_fitted_rows_means_nothing": [TrustsTheFirstRows],
+    "few_rows_give_every_class": [DoesWithFewRows],
     "steps_that_do_not_increase_are_refused": [AnyOrder],
     "tensors_that_do_not_fit_each_other_are_refused": [Broadcasts],
     "a_copy_goes_on": [Unpicklable],

@@ -71,7 +71,8 @@ def place(cls: type[Any], case: Case, method: Any = None) -> list[Callback]:
 
 def methods_of(cls: type[Any]) -> Iterator[Any]:
     """An instance of each method that the callback places, first those that need nothing beside."""
-    found = [method for _, method in methods(cls.kind.room) if method.callback == cls.__name__] if cls.kind else []
+    rooms = [kind.room for kind in kinds.KINDS if cls.kind and issubclass(kind, cls.kind)]
+    found = [method for _, method in (methods(*rooms) if rooms else ()) if method.callback == cls.__name__]
     yield from map(build, sorted(found, key=lambda method: bool(getattr(method, "asks", ()) or method.remembers)))
 
 

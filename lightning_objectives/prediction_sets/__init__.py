@@ -1,0 +1,6 @@
+"""Turns logits into sets of classes that hold the target with a chosen probability: logits -> sets."""
+
+from lightning_objectives.prediction_sets._quantile import conformal_quantile
+from lightning_objectives.prediction_sets.aps import APS, aps_scores
+
+__all__ = ["APS", "aps_scores", "conformal_quantile"]
