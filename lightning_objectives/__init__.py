@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the functions below do the s
     from lightning_objectives.distillation import *
     from lightning_objectives.gradients import *
     from lightning_objectives.heads import *
+    from lightning_objectives.loops import *
     from lightning_objectives.losses import *
     from lightning_objectives.merging import *
     from lightning_objectives.metrics import *
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the functions below do the s
     from lightning_objectives.perturbations import *
     from lightning_objectives.regularizers import *
     from lightning_objectives.schedules import *
+    from lightning_objectives.surveys import *
     from lightning_objectives.weighting import *
 else:
 

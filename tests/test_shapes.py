@@ -144,6 +144,8 @@ ELSEWHERE = {
     "regression_metrics",
     "export_checkpoint",
     "merge_checkpoints",
+    "class_counts",
+    "fisher_sums",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 
