@@ -61,8 +61,8 @@ class SurveyPass:
         missing = [name for name in self.names if name not in GIVEN]
         if missing:
             raise ValueError(
-                f"{owner}: {survey} asks for the signal {missing[0]!r}, which there is only in a training step. A survey "
-                f"may ask for {', '.join(sorted(GIVEN))}."
+                f"{owner}: {survey} asks for the signal {missing[0]!r}, which there is only in a training step. A "
+                f"survey may ask for {', '.join(sorted(GIVEN))}."
             )
         self.network: nn.Module | None = None
         self._sums: dict[str, Tensor] = {}
@@ -186,7 +186,7 @@ class SurveyPass:
         before = {name: tuple(value.shape) for name, value in self._sums.items()}
         if self._sums and forms != before:
             raise ValueError(
-                f"{self.survey} returned sums of the shapes {forms} for one batch, after {before} for those before: the "
+                f"{self.survey} returned sums of the shapes {forms} for one batch, after {before} for those before: "
                 "names and shapes must not depend on the batch."
             )
         for name, value in new.items():
@@ -254,8 +254,8 @@ class _OfBatch(Signals):
             return value
         if len(value) != self._total:
             raise ValueError(
-                f"The signal {name!r} has {len(value)} rows, but the criterion compares {self._total}, so the two cannot "
-                "be matched. Use a survey that does not ask for it."
+                f"The signal {name!r} has {len(value)} rows, but the criterion compares {self._total}, so the two "
+                "cannot be matched. Use a survey that does not ask for it."
             )
         return value if self._kept is None else value[self._kept]
 

@@ -22,6 +22,13 @@ from lightning_objectives._trainer.random import Streams
 from lightning_objectives._trainer.ranks import world_size
 
 
+_SETTINGS = (
+    *("dataset", "batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
+    *("multiprocessing_context", "prefetch_factor"),
+)
+"""What a loader for other samples has of the one that it stands for."""
+
+
 class OnePass:
     """Gives the batches of a loader so that each sample of this process comes once, in an order that is no draw.
 
@@ -96,10 +103,8 @@ def _takes_all(sampler: Any, rows: int) -> bool:
 
 def _with_samples(loader: Any, samples: Iterable[Any]) -> DataLoader[Any]:
     """A loader of the same data set and form for other samples."""
-    names = ("dataset", "batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
-    names += ("multiprocessing_context", "prefetch_factor")
-    settings = {name: getattr(loader, name) for name in names}
-    return DataLoader(**settings, sampler=samples)  # type: ignore[arg-type]  # torch takes any iterable
+    settings = {name: getattr(loader, name) for name in _SETTINGS}
+    return DataLoader(**settings, sampler=samples)
 
 
 @contextmanager

@@ -6,10 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_objectives._files.writing import write_tensors
+from lightning_objectives._step.calls import TARGETS
 from lightning_objectives._step.evaluation import Where
 from lightning_objectives._step.head import network_of, resolve
 from lightning_objectives._step.passes import Muted
@@ -27,9 +28,10 @@ from lightning_objectives.kinds import Method, Survey
 _BY_HAND = "its training_step steps the optimizers itself, so it cannot run without a training; use survey_data"
 _DRAWN = "its training_step draws its batches itself, so there is none to survey; use survey_data"
 _SEVERAL = "its batches come from several loaders, and some samples more than once; use survey_data on one loader"
+_LAZY = "its lazy parameters would be initialised by the survey; run a batch through the module before the training"
 _SHARDED = (
-    "each forward pass gathers the shards of all ranks, which have different numbers of batches and would wait for each "
-    "other forever; use survey_data on the whole network after the training"
+    "each forward pass gathers the shards of all ranks, which have different numbers of batches and would wait for "
+    "each other forever; use survey_data on the whole network after the training"
 )
 
 
@@ -131,6 +133,12 @@ class SurveyData(StatefulCallback):
             raise self.not_trained(f"no result of {self.survey}")
         return self._result
 
+    def unsupported(self) -> dict[str, str]:
+        """Add lazy modules before a training, and other problems than the survey is for."""
+        for_others = self.survey.problems and "labels" not in self.survey.problems
+        labels = {"binary_cross_entropy": TARGETS["labels"]} if for_others else {}
+        return super().unsupported() | labels | ({"lazy_modules": _LAZY} if self.when == "start" else {})
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew for a fit, and refuse a module whose step cannot run by itself."""
         super().setup(trainer, pl_module, stage)
@@ -149,6 +157,8 @@ class SurveyData(StatefulCallback):
         if self.when == "end" or not self.survey.active(step=trainer.global_step):
             return
         state = self.take_pending()
+        if state is None and any(map(is_lazy, pl_module.parameters())):
+            raise ValueError(f"SurveyData cannot survey {type(pl_module).__name__} before the training: {_LAZY}.")
         if state is not None:
             with taking(self.state_key, trainer):
                 self._result = {name: value.to(pl_module.device) for name, value in state["result"].items()}

@@ -1,6 +1,6 @@
 """The diagonal of the Fisher information of a network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_objectives.kinds import Survey
 from lightning_objectives.shapes import check_shapes
+
+
+Pull = Callable[[Tensor], tuple[dict[str, Tensor]]]
+"""The gradients of the log-probabilities, each times a factor, by the names of the parameters."""
 
 
 def fisher_sums(
@@ -57,7 +61,7 @@ def fisher_sums(
     names = {name: p for name, p in network.named_parameters(remove_duplicate=False) if p.is_floating_point()}
     params = {name: p.detach() for name, p in network.named_parameters() if p.is_floating_point()}
     sums = {name: torch.zeros_like(p, dtype=_wide(p.dtype)) for name, p in params.items()}
-    for x, t in zip(inputs.detach().split(chunk_size), target.detach().split(chunk_size)):
+    for x, t in zip(torch.split(inputs.detach(), chunk_size), torch.split(target.detach(), chunk_size)):
         for name, squares in _squares(network, params, x, t, empirical, one_by_one=chunk_size == 1).items():
             sums[name] += squares
     first = {id(p): name for name, p in reversed(names.items()) if name in params}
@@ -79,8 +83,9 @@ def _check_network(network: nn.Module) -> None:
     mixing = [n for n, m in network.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
     if mixing:
         raise ValueError(
-            f"{type(network).__name__} has a BatchNorm without running statistics ({mixing[0]!r}), which mixes the rows "
-            "also in evaluation mode, so no row has a gradient of its own. Use track_running_stats=True, or GroupNorm."
+            f"{type(network).__name__} has a BatchNorm without running statistics ({mixing[0]!r}), which mixes the "
+            "rows also in evaluation mode, so no row has a gradient of its own. Use "
+            "track_running_stats=True, or GroupNorm."
         )
 
 
@@ -106,7 +111,7 @@ def _squares(
             return _expected(log_p, pull, target[0], empirical) if len(x) else {}
 
     def of_row(row: Tensor, t: Tensor) -> dict[str, Tensor]:
-        log_p, pull = vjp(lambda own: _log_p(functional_call(network, own, (row[None],))), dict(params))
+        log_p, pull = vjp(lambda own: _log_p(functional_call(network, own, (row[None],))), dict(params))  # type: ignore[misc]  # no third value
         return _expected(log_p, pull, t, empirical)
 
     try:
@@ -128,16 +133,16 @@ def _log_p(logits: Tensor) -> Tensor:
     return logits.to(_wide(logits.dtype)).log_softmax(1)[0]
 
 
-def _expected(log_p: Tensor, pull: object, target: Tensor, empirical: bool) -> dict[str, Tensor]:
+def _expected(log_p: Tensor, pull: Pull, target: Tensor, empirical: bool) -> dict[str, Tensor]:
     """The squared gradients, in the mean over the labels, or for the target."""
     if empirical:
         is_class = not target.is_floating_point()
         factors = torch.zeros_like(log_p).scatter(0, target.long()[None], 1) if is_class else target
-        return {name: g.to(_wide(g.dtype)).square() for name, g in pull(factors.to(log_p.dtype))[0].items()}  # type: ignore[operator]
+        return {name: g.to(_wide(g.dtype)).square() for name, g in pull(factors.to(log_p.dtype))[0].items()}
     labels = torch.eye(len(log_p), dtype=log_p.dtype, device=log_p.device)
     squares: dict[str, Tensor] = {}
     for label, log in zip(labels, log_p.detach()):
-        for name, g in pull(label)[0].items():  # type: ignore[operator]
+        for name, g in pull(label)[0].items():
             part = log.exp() * g.to(_wide(g.dtype)).square()
             squares[name] = squares[name] + part if name in squares else part
     return squares

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_objectives.testing.fake_gpu.places import MixedDevicesError, Place, Places, tensors_in, storage_of
+from lightning_objectives.testing.fake_gpu.places import MixedDevicesError, Place, Places, storage_of, tensors_in
 
 _Mode: Any = TorchDispatchMode  # without annotations
 _aten: Any = torch.ops.aten

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lightning_objectives.testing.conformance.check import Trial
 from lightning_objectives.testing.conformance.variants import Make, variant
 
-
 EPOCHS = 2
 """Those of each training, unless a condition says another number."""
 
