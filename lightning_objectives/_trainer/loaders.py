@@ -21,7 +21,6 @@ from torch.utils.data import (
 from lightning_objectives._trainer.random import Streams
 from lightning_objectives._trainer.ranks import world_size
 
-
 _SETTINGS = (
     *("dataset", "batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
     *("multiprocessing_context", "prefetch_factor"),

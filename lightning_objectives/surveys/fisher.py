@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_objectives.kinds import Survey
 from lightning_objectives.shapes import check_shapes
 
-
 Pull = Callable[[Tensor], tuple[dict[str, Tensor]]]
 """The gradients of the log-probabilities, each times a factor, by the names of the parameters."""
 
