@@ -78,6 +78,22 @@ def sum_over_ranks(
     return total, sum(count for count, _, _ in answers)
 
 
+def averaged_over_ranks(gradients: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of the ranks' gradients of each parameter, in new tensors; a missing one counts as zero.
+
+    All ranks must call this. One rank alone gets back what it gives.
+    """
+    if world_size() == 1:
+        return dict(gradients)
+    # In new tensors: autograd may give one tensor to several parameters, or an expanded one.
+    zeros = {name: torch.zeros_like(param) for name, param in params.items()}
+    means = {name: zero + gradients[name] if name in gradients else zero for name, zero in zeros.items()}
+    for gradient in means.values():
+        dist.all_reduce(gradient)
+        gradient /= world_size()
+    return means
+
+
 def on_rank_zero(trainer: Any, work: Callable[[], T]) -> T:
     """Let rank 0 do the work, and return the result on every rank. An error is raised on every rank, so none waits."""
     result, error = None, None
