@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the functions below do the s
     from lightning_objectives.distillation import *
     from lightning_objectives.gradients import *
     from lightning_objectives.heads import *
+    from lightning_objectives.loops import *
     from lightning_objectives.losses import *
     from lightning_objectives.merging import *
     from lightning_objectives.metrics import *
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the functions below do the s
     from lightning_objectives.prediction_sets import *
     from lightning_objectives.regularizers import *
     from lightning_objectives.schedules import *
+    from lightning_objectives.surveys import *
     from lightning_objectives.weighting import *
 else:
 

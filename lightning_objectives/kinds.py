@@ -541,6 +541,27 @@ class Adapter(Method):
         )
 
 
+class Survey(Method, nn.Module):
+    """Measures something of a network and its data, in one pass over a loader: ``(signals) -> sums over rows``.
+
+    ``forward`` gets the rows of one batch and returns tensors by name. The callback adds them up, in float64, over the
+    batches and over the ranks; ``result`` makes of the sums what was asked for. Each sample counts once. The network is
+    in evaluation mode and no gradient is recorded: a survey that needs gradients takes them itself. Laws: the sums of
+    two batches are those of the joined batch; a permutation of the rows changes nothing; the names, shapes and types
+    do not depend on the rows; nothing is written to; it draws nothing from the global random stream.
+    """
+
+    room, callback = "surveys", "SurveyData"
+    by_parameter: ClassVar[bool] = False
+    """Whether the names are those of parts of the signal ``network``. The callback then puts the path of the network
+    before them, so that ``result`` gets, and returns, the names in the state dict of the whole module."""
+    forward: Callable[..., dict[str, Tensor]]
+
+    def result(self, sums: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """What the survey measures, from the sums over ``rows`` rows; by default the sums themselves."""
+        return dict(sums)
+
+
 KINDS: tuple[type[Method], ...] = (
     BatchTransform,
     Head,
@@ -556,6 +577,7 @@ KINDS: tuple[type[Method], ...] = (
     Calibrator,
     Adapter,
     SetPredictor,
+    Survey,
 )
 """The kinds, in the order in which data flows.
 

@@ -11,7 +11,7 @@ import pytest
 from lightning_objectives.testing import assert_laws
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "EXEMPLARS.md", "docs/index.md", "docs/design.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "EXEMPLARS.md", "docs/index.md", "docs/design.md", "docs/plain_loops.md"]
 
 
 def load(path):
@@ -43,6 +43,16 @@ def test_links_and_paths_on_a_page_exist(page):
     paths = re.findall(r"`((?:lightning_objectives|tests|docs|benchmarks)/[\w/]+\.(?:py|txt|md))`", text)
     for path in links + paths:
         assert (ROOT / path).exists(), f"{page} speaks of {path}"
+
+
+def test_the_code_of_plain_loops_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "plain_loops"}
+    for block in blocks("docs/plain_loops.md"):
+        exec(compile(block, "docs/plain_loops.md", "exec"), names)
+    assert names["loss_of"].counts == tuple(names["data"].tensors[1].bincount().tolist())
+    assert (tmp_path / "merged.pt").exists()
+    assert names["probabilities"].shape == (64, 3)
 
 
 def test_the_template_keeps_the_laws(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ LAYERS = (
     {"data", "_weights"},
     {"_snapshots", "_step"},
     {"callbacks"},
-    {"mixins", "cli", "testing"},
+    {"mixins", "loops", "cli", "testing"},
 )
 """The folders and files of the package, from the lowest layer to the highest; each may import those before it."""
 LINES = 250

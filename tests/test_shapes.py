@@ -192,6 +192,8 @@ ELSEWHERE = {
     "set_metrics",
     "export_checkpoint",
     "merge_checkpoints",
+    "class_counts",
+    "fisher_sums",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 

@@ -211,6 +211,18 @@ def _check_written(path: Path, template: Source) -> None:
         )
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name to a safetensors file, which appears whole or not at all.
+
+    Raises:
+        OSError: the disk is full, for example; what was at ``path`` before is untouched.
+    """
+    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    entries = {name: (tensor.dtype, tuple(tensor.shape), name) for name, tensor in cpu.items()}
+    with replaced(path) as partial:
+        write_safetensors(partial, entries, cpu.__getitem__, {"format": "pt"})
+
+
 def write_safetensors(
     path: Path,
     entries: Mapping[str, Entry],

@@ -11,18 +11,14 @@ from torch import nn
 from lightning_objectives._step.calls import TARGETS, Call
 from lightning_objectives._step.member import PLACES
 from lightning_objectives._step.plan import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Plan
+from lightning_objectives._step.problems import adapted, check_problem
 from lightning_objectives._step.remembering import Remembering
 from lightning_objectives._step.step import Step
 from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.random import batch_seed
 from lightning_objectives.kinds import Method, Problem, signals_of
-from lightning_objectives.signals import signals_from
 
-_COLUMNS = ("logits", "target", "teacher_logits")
-_OF_CRITERION = signals_from("criterion") - {"losses"}
-_REPLACED_BY = {"binary": "classes", "distribution": "classes"}
-"""Problems that methods for another problem can work on."""
 _UNSHARDED = {
     "fsdp2": "it adds parameters, which would not be sharded, so that the ranks would diverge; use DDPStrategy"
 }
@@ -114,18 +110,7 @@ class StepCallback(StatefulCallback, Remembering):
         Raises:
             ValueError: with the problem, and the way out.
         """
-        method, problem, problems = self.method, call.problem, self.problems
-        if not problems or _OF_CRITERION.isdisjoint(signals_of(method)):
-            return
-        if problem is not None and {problem, _REPLACED_BY.get(problem)} & set(problems):
-            return
-        meant = " or ".join(TARGETS[name].removeprefix("its targets are ") for name in problems)
-        raise ValueError(
-            f"{type(self).__name__}: {method} is for {meant}. The model's criterion, {call.name} of "
-            f"{tuple(call.input.shape)}, is another: {TARGETS[problem]}, where the method's values mean nothing. Use "
-            "another method, or, if you mean it, pass a function in place of the method: lambda "
-            f"{', '.join(signals_of(method))}: ..."
-        )
+        check_problem(type(self).__name__, self.method, call)
 
     def arguments(self, step: Step, names: Iterable[str]) -> dict[str, Any]:
         """The signals of this step, in the form that the method takes."""
@@ -147,10 +132,7 @@ class StepCallback(StatefulCallback, Remembering):
 
         With one logit t is the probability of the second class, so the target becomes (1 - t, t).
         """
-        is_adapted = name in _COLUMNS and self.problems and "binary" not in self.problems
-        if call is None or call.problem != "binary" or not is_adapted:
-            return value
-        return torch.cat([1 - value if name == "target" else torch.zeros_like(value), value], 1)
+        return value if call is None else adapted(self.method, name, value, call)
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the module back as it was."""

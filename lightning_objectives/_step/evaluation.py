@@ -1,6 +1,6 @@
 """Finds what an unedited validation or test step compares: predictions and targets."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,19 +166,7 @@ class EvaluationSteps:
 
     def _call(self) -> Call | None:
         """The criterion's call of this batch that is to be read; None if there is none."""
-        user, which, calls = type(self.module).__name__, self.where.which, self._calls
-        first = calls[0] if calls else None
-        if first is not None and which is None and any(not _compare_alike(first, call) for call in calls):
-            names = ", ".join(f"{i}: {call.name} of {tuple(call.input.shape)}" for i, call in enumerate(calls))
-            raise ValueError(
-                f"{user}'s evaluation step calls {len(calls)} criteria ({names}); say which=0, 1, ... is the one to "
-                "read."
-            )
-        if calls and (which or 0) >= len(calls):
-            raise ValueError(
-                f"which={which}, but {user}'s evaluation step calls {len(calls)} criteria; choose a smaller number."
-            )
-        return calls[which or 0] if calls else None
+        return call_to_read(self._calls, self.where.which, f"{type(self.module).__name__}'s evaluation step")
 
     def _target(self, batch: Any) -> Tensor | None:
         answer = getattr(self.module, "objective_target", None)
@@ -230,6 +218,26 @@ class EvaluationSteps:
         repeated = in_shape_of(compared.input, output)
         assert repeated is not None  # The first batch proved it.
         return compared.with_input(repeated)
+
+
+def call_to_read(calls: Sequence[Call], which: int | None, step: str) -> Call | None:
+    """The criterion's call of a batch that is to be read; None if there is none.
+
+    Args:
+        calls: the calls of the batch.
+        which: the number of the call that the user means.
+        step: what calls them, for messages.
+
+    Raises:
+        ValueError: several criteria compare different tensors, and none is named; or there is none of this number.
+    """
+    first = calls[0] if calls else None
+    if first is not None and which is None and any(not _compare_alike(first, call) for call in calls):
+        names = ", ".join(f"{i}: {call.name} of {tuple(call.input.shape)}" for i, call in enumerate(calls))
+        raise ValueError(f"{step} calls {len(calls)} criteria ({names}); say which=0, 1, ... is the one to read.")
+    if calls and (which or 0) >= len(calls):
+        raise ValueError(f"which={which}, but {step} calls {len(calls)} criteria; choose a smaller number.")
+    return calls[which or 0] if calls else None
 
 
 def _compare_alike(first: Call, other: Call) -> bool:

@@ -1,8 +1,10 @@
 """What a second pass over the same batch must find, and leave: weights, random streams, buffers, metrics and logs."""
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -98,6 +100,28 @@ def unchanged_state(module: nn.Module) -> Iterator[None]:
             inner._buffers.update(own)
         for inner, states in metrics:
             vars(inner).update(states)
+
+
+@contextmanager
+def unchanged_attributes(module: nn.Module) -> Iterator[None]:
+    """Let a module run once more without a change of its public attributes, such as lists of the outputs of steps."""
+    attributes = [(inner, _public(inner)) for inner in module.modules()]
+    containers = [v for _, own in attributes for v in own.values() if isinstance(v, (list, dict, set, deque))]
+    copies = [copy(container) for container in containers]
+    try:
+        yield
+    finally:
+        for inner, own in attributes:
+            for name in _public(inner).keys() - own.keys():
+                del vars(inner)[name]
+            vars(inner).update(own)
+        for container, values in zip(containers, copies):
+            container.clear()
+            container.extend(values) if isinstance(container, (list, deque)) else container.update(values)
+
+
+def _public(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
 class Muted:

@@ -36,6 +36,9 @@ class Callback(LightningCallback):
     """Where a step must wait for the device: for a condition of ``testing.conformance`` on a GPU, or ``""`` for all of
     them, the functions that wait, each with the reason."""
 
+    passes_before: ClassVar[int] = 0
+    """How often the module goes through the training data before the first step."""
+
     @property
     def passes(self) -> int:
         """How often the module's training step runs for each batch."""

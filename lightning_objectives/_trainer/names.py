@@ -1,7 +1,10 @@
 """Tells things of one name apart by numbers."""
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def numbered(name: str, used: Container[str]) -> str:
@@ -14,3 +17,15 @@ def numbered(name: str, used: Container[str]) -> str:
     while candidate in used:
         candidate, number = f"{base}_{number}", number + 1
     return candidate
+
+
+def by_class(methods: Iterable[T]) -> dict[str, T]:
+    """Methods by the names of their classes in lower case, numbered where they repeat.
+
+    >>> by_class([1, 2, "x"])
+    {'int': 1, 'int_2': 2, 'str': 'x'}
+    """
+    named: dict[str, T] = {}
+    for method in methods:
+        named[numbered(type(method).__name__.lower(), named)] = method
+    return named

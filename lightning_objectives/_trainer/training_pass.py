@@ -1,7 +1,9 @@
 """Runs a module over its training data without a trace, to estimate the statistics of its BatchNorm layers."""
 
 import copy
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from lightning_objectives._trainer.lightning import isolate_rng
+from lightning_objectives._trainer.loaders import generators_of
 
 
 def check_training_data(trainer: Any) -> None:
@@ -31,22 +34,25 @@ def training_pass(trainer: Any, module: Any) -> None:
     The global random states, those of the loader's own generators, and a running iteration of the loader do not change.
     """
     loader = trainer.train_dataloader
-    generators = _generators(loader)
+    generators = generators_of(loader)
     states = [generator.get_state() for generator in generators]
     if isinstance(loader, DataLoader):
         loader = copy.copy(loader)
         loader._iterator = None  # With persistent workers, iterating would restart the epoch that is running.
     with isolate_rng():
-        for index, batch in enumerate(loader):
-            if index >= trainer.num_training_batches:
-                break
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = module.on_before_batch_transfer(batch, 0)
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        for batch in on_device(trainer, module, islice(loader, int(min(trainer.num_training_batches, sys.maxsize)))):
             with trainer.precision_plugin.forward_context():
                 module(_inputs(batch))
     for generator, state in zip(generators, states):
         generator.set_state(state)
+
+
+def on_device(trainer: Any, module: Any, batches: Iterable[Any]) -> Iterator[Any]:
+    """Bring each batch to the device as the Trainer does, with the module's own hooks."""
+    for batch in batches:
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module.on_before_batch_transfer(batch, 0)
+        yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
 def joint_pass(trainer: Any, module: Any, norms: Iterable[_BatchNorm]) -> None:
@@ -66,9 +72,3 @@ def _inputs(batch: Any) -> Any:
             f"but got {type(inputs).__name__}. Use buffers='average' or 'copy'."
         )
     return inputs
-
-
-def _generators(loader: Any) -> list[Any]:
-    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
-    generators = (getattr(owner, "generator", None) for owner in (loader, *samplers))
-    return list({id(generator): generator for generator in generators if generator is not None}.values())

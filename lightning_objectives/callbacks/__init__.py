@@ -20,6 +20,7 @@ from lightning_objectives.callbacks.perturb_weights import PerturbWeights
 from lightning_objectives.callbacks.replace_loss import ReplaceLoss
 from lightning_objectives.callbacks.restore_random_state import RestoreRandomState
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
+from lightning_objectives.callbacks.survey_data import SurveyData
 from lightning_objectives.callbacks.transform_batch import TransformBatch
 from lightning_objectives.callbacks.transform_gradients import TransformGradients
 from lightning_objectives.callbacks.wrap_head import WrapHead
@@ -42,6 +43,7 @@ __all__ = [
     "ReplaceLoss",
     "RestoreRandomState",
     "ReweightSamples",
+    "SurveyData",
     "TransformBatch",
     "TransformGradients",
     "WSMCallback",

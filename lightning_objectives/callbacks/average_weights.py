@@ -13,7 +13,7 @@ from lightning_objectives._trainer.callback import StatefulCallback
 from lightning_objectives._trainer.carried import callbacks_of, none_is_of, saved_states
 from lightning_objectives._trainer.checkpoints import taking
 from lightning_objectives._trainer.lightning import rank_zero_warn
-from lightning_objectives._trainer.names import numbered
+from lightning_objectives._trainer.names import by_class
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._trainer.training_pass import check_training_data, joint_pass
 from lightning_objectives._weights.averages import Averages, Buffers
@@ -111,9 +111,7 @@ class AverageWeights(StatefulCallback):
             )
         if self.buffers == "recalibrate" and not self.primary:
             raise ValueError("buffers='recalibrate' is for the average that is validated: set primary=True, or 'copy'.")
-        self._rules: dict[str, Rule] = {}
-        for rule in rules:
-            self._rules[numbered(type(rule).__name__.lower(), self._rules)] = rule
+        self._rules: dict[str, Rule] = by_class(rules)
         self._clear()
 
     _timing = property(lambda self: Timing(self.start_step, self.every_n_steps, self.start_epoch, self.every_n_epochs))

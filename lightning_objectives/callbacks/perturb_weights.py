@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -26,7 +25,7 @@ from lightning_objectives._step.passes import (
 from lightning_objectives._step.plan import Plan
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives._trainer.random import batch_seed
-from lightning_objectives._trainer.ranks import world_size
+from lightning_objectives._trainer.ranks import averaged_over_ranks
 from lightning_objectives.kinds import Perturbation
 
 _CHANGED = (
@@ -176,14 +175,7 @@ class PerturbWeights(StepCallback):
         gradients = {name: gradient for name, gradient in zip(params, found) if gradient is not None}
         if isinstance(scale, Tensor):
             gradients = {name: gradient / scale for name, gradient in gradients.items()}
-        if self.across_ranks and world_size() > 1:
-            # In new tensors: autograd may give one tensor to several parameters, or an expanded one.
-            zeros = {name: torch.zeros_like(param) for name, param in params.items()}
-            gradients = {name: zero + gradients[name] if name in gradients else zero for name, zero in zeros.items()}
-            for gradient in gradients.values():
-                dist.all_reduce(gradient)
-                gradient /= world_size()
-        return gradients
+        return averaged_over_ranks(gradients, params) if self.across_ranks else gradients
 
     def _at_moved_weights(
         self, run: Callable[[], Any], params: dict[str, Tensor], gradients: dict[str, Tensor], plan: Plan

@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def check_counts(counts: Sequence[float] | Tensor) -> tuple[float, ...]:
-    """The counts as a tuple of plain numbers.
+    """The counts as a tuple of plain numbers; without any they are to be set before the training.
 
     Raises:
         ValueError: fewer than two classes, or a count that is not positive and finite.
     """
     numbers = tuple(counts.tolist() if isinstance(counts, Tensor) else counts)
-    if len(numbers) < 2:
+    if len(numbers) == 1:
         raise ValueError(f"counts={numbers} must have one number for each of two classes or more.")
     for place, number in enumerate(numbers):
         if not 0 < number < float("inf"):
@@ -33,6 +33,11 @@ def by_class(values: Sequence[float], logits: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: the logits have another number of classes.
     """
+    if not values:
+        raise ValueError(
+            f"{name}=() are to be set before the loss is used: pass one number for each class, or let "
+            "SurveyData(ClassCounts(), sets='counts') count the training data."
+        )
     if len(values) != logits.shape[1]:
         raise ValueError(
             f"{name} of {len(values)} classes do not fit logits of the shape {tuple(logits.shape)}. Pass one number "

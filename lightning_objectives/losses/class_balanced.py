@@ -34,7 +34,10 @@ def class_balanced_weights(counts: Sequence[float], *, beta: float = 0.9999) -> 
     >>> class_balanced_weights((100, 10, 1), beta=0.99)
     tensor([0.0422, 0.2800, 2.6777], dtype=torch.float64)
     """
-    return _weights(torch.tensor(_check(counts, beta, 0.0), dtype=torch.float64), beta)
+    numbers = _check(counts, beta, 0.0)
+    if not numbers:
+        raise ValueError("counts=() hold no class: pass one number for each of two classes or more.")
+    return _weights(torch.tensor(numbers, dtype=torch.float64), beta)
 
 
 def class_balanced_loss(

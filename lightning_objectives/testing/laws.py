@@ -24,6 +24,7 @@ from lightning_objectives.testing import (
     prediction_sets,
     schedules,
     shapes,
+    surveys,
     weighting,
 )
 from lightning_objectives.testing.common import (
@@ -174,6 +175,13 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         merging.all_draws_come_from_the_generator,
         merging.a_merge_equals_its_function,
         a_copy_is_the_same,
+    ),
+    kinds.Survey: (
+        surveys.the_sums_are_tensors_without_gradients,
+        surveys.two_batches_are_one,
+        surveys.the_order_of_the_rows_means_nothing,
+        surveys.the_result_is_made_of_the_sums_alone,
+        *_WITHOUT_DRAWS,
     ),
     LRScheduler: (
         schedules.the_rate_stays_within_the_peak,

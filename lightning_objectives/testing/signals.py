@@ -53,6 +53,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
     with private_stream(seed):
         head = nn.Linear(features, classes, dtype=torch.float64)
         again = _Again(3 * 4 * 4, classes)
+        body = nn.Linear(3 * 4 * 4, features, dtype=torch.float64)
     return {
         "again": again,
         "features": normal(rows, features),
@@ -64,7 +65,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "logits": normal(rows, classes),
         "losses": normal(rows).exp(),
         "memory": {},
-        "network": nn.Sequential(nn.Identity(), head),
+        "network": nn.Sequential(nn.Flatten(), body, head).eval(),
         "progress": torch.tensor(0.5),
         "step": torch.tensor(10),
         "epoch": torch.tensor(1),

@@ -20,6 +20,7 @@ from lightning_objectives.losses import LDRLoss
 from lightning_objectives.merging import WSM
 from lightning_objectives.perturbations import SAM
 from lightning_objectives.regularizers import SpectralDecoupling
+from lightning_objectives.surveys import ClassCounts
 from lightning_objectives.weighting import LossBasedReweighting
 
 
@@ -63,6 +64,7 @@ MADE = {
     "RestoreRandomState": lambda: [ours.RestoreRandomState()],
     "PerturbWeights": lambda: [ours.PerturbWeights(SAM())],
     "ReweightSamples": lambda: [ours.ReweightSamples(LossBasedReweighting())],
+    "SurveyData": lambda: [ours.SurveyData(ClassCounts())],
     "TransformBatch": lambda: [ours.TransformBatch(Mixup())],
     "TransformGradients": lambda: [ours.TransformGradients([OrthogonalGradient(), Remembers()])],
     "WSMCallback": lambda: [ours.WSMCallback(**MERGE)],

@@ -239,6 +239,15 @@ class Likely(kinds.SetPredictor):
         return logits.softmax(1) >= self.least
 
 
+class MeanLogits(kinds.Survey):
+    def forward(self, logits):
+        check_shapes(logits=logits)
+        return {"mean": logits.detach().sum(0)}
+
+    def result(self, sums, rows):
+        return {"mean": sums["mean"] / rows}
+
+
 # -- what waits for a GPU, or leaves it
 
 
@@ -345,7 +354,8 @@ class DrawsElsewhere(Shaken):
 
 
 SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, FromTheBase]
-SOUND += [Likely, Halving, MeanLoss, Uphill, Shaken, Sharper, Smaller, MeanOfTheBatch, ProvesFirst]
+
+SOUND += [Likely, Halving, MeanLoss, Uphill, Shaken, Sharper, Smaller, MeanOfTheBatch, ProvesFirst, MeanLogits]
 
 
 # The same with one fault each, filed under the law that must see it.
@@ -365,6 +375,54 @@ class RowsThatAreNotThere(Swap):
     def forward(self, inputs, generator):
         inputs, index, weight = super().forward(inputs, generator)
         return inputs, index + 1, weight
+
+
+class KeepsTheGraph(MeanLogits):
+    def forward(self, logits):
+        return {"mean": logits.sum(0)}
+
+
+class ListOfSums(MeanLogits):
+    def forward(self, logits):
+        return [logits.detach().sum(0)]
+
+
+class InfiniteSum(MeanLogits):
+    def forward(self, logits):
+        return {"mean": logits.detach().sum(0) / 0}
+
+
+class SumsOfMeans(MeanLogits):
+    def forward(self, logits):
+        return {"mean": logits.detach().mean(0)}
+
+
+class NamedAfterTheBatch(MeanLogits):
+    def forward(self, logits):
+        return {f"sum_of_{len(logits)}": logits.detach().sum(0)}
+
+
+class FirstRowTwice(MeanLogits):
+    def forward(self, logits):
+        return {"mean": logits.detach().sum(0) + logits.detach()[0]}
+
+
+class DividesInPlace(MeanLogits):
+    def result(self, sums, rows):
+        return {"mean": sums["mean"].div_(rows)}
+
+
+class CountsItsResults(MeanLogits):
+    count = 0
+
+    def result(self, sums, rows):
+        self.count += 1
+        return {"mean": sums["mean"] / self.count}
+
+
+class NumbersForTensors(MeanLogits):
+    def result(self, sums, rows):
+        return {"mean": float(sums["mean"].sum())}
 
 
 SEEDS = itertools.count()
@@ -1150,7 +1208,7 @@ FAULTS = {
     "the_rows_are_independent": [Centred],
     "evaluation_is_the_plain_heads": [AlwaysDrops],
     "one_value_a_row": [Reduced],
-    "the_order_of_the_rows_means_nothing": [FirstCountsDouble, ByIndexOfRow],
+    "the_order_of_the_rows_means_nothing": [FirstCountsDouble, ByIndexOfRow, FirstRowTwice],
     "the_gradient_is_that_of_finite_differences": [HalfDetached],
     "large_logits_stay_finite": [LogOfSoftmax, Exponentials],
     "the_module_equals_its_function": [OtherDefault, OtherFormula],
@@ -1163,6 +1221,8 @@ FAULTS = {
     "it_is_least_where_the_student_equals_the_teacher": [Shifted],
     "the_student_alone_gets_a_gradient": [TeachesTheTeacher, TeachesNobody],
     "one_value_or_one_a_row": [AValueAClass],
+    "the_sums_are_tensors_without_gradients": [KeepsTheGraph, ListOfSums, InfiniteSum],
+    "the_result_is_made_of_the_sums_alone": [DividesInPlace, CountsItsResults, NumbersForTensors],
     "one_term_alone_keeps_its_weight": [Unnormalised, OneWeight],
     "the_gradients_keep_their_form": [Flat, Widened],
     "a_missing_gradient_stays_missing": [FillsIn],
@@ -1234,7 +1294,7 @@ FAULTS = {
     "steps_that_do_not_increase_are_refused": [AnyOrder],
     "tensors_that_do_not_fit_each_other_are_refused": [Broadcasts],
     "a_copy_goes_on": [Unpicklable],
-    "two_batches_are_one": [MeanOfMeans],
+    "two_batches_are_one": [MeanOfMeans, SumsOfMeans, NamedAfterTheBatch],
     "two_ranks_are_one": [RanksByMax, FullState],
     "reset_forgets": [OutsideOfTheStates],
     "tensor_states_do_not_grow": [Grows],

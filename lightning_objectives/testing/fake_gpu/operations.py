@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_objectives.testing.fake_gpu.places import MixedDevicesError, Place, Places, tensors_in
+from lightning_objectives.testing.fake_gpu.places import MixedDevicesError, Place, Places, storage_of, tensors_in
 
 _Mode: Any = TorchDispatchMode  # without annotations
 _aten: Any = torch.ops.aten
@@ -48,11 +48,11 @@ class Operations(_Mode):  # type: ignore[misc]  # of torch
         packet = func.overloadpacket
         if "gpu" in places:
             self._look(packet, args, tensors, places)
-        known = {tensor.untyped_storage()._cdata for tensor in tensors}
+        known = {storage_of(tensor)._cdata for tensor in tensors}
         place: Place = "gpu" if "gpu" in places else "cpu" if "cpu" in places else "either"
         result = func(*args, **kwargs)
         for tensor in tensors_in(result) if packet is not _aten.set_ else ():  # That takes memory as it is.
-            if tensor.untyped_storage()._cdata not in known:
+            if storage_of(tensor)._cdata not in known:
                 self.known.put(tensor, place)
         return result
 

@@ -42,6 +42,13 @@ class MixedDevicesError(RuntimeError):
     """An operation took tensors of the GPU and of the CPU."""
 
 
+def storage_of(tensor: Tensor) -> Any:
+    """The memory of a tensor, also of one that torch.func has wrapped."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.untyped_storage()
+
+
 class Places:
     """Knows where each tensor lies, and counts the waits."""
 
@@ -55,19 +62,19 @@ class Places:
 
     def place(self, tensor: Tensor) -> Place:
         """Where a tensor lies; what is older than the fake lies on the CPU."""
-        return self._places.get(tensor.untyped_storage()._cdata, (None, "cpu"))[1]
+        return self._places.get(storage_of(tensor)._cdata, (None, "cpu"))[1]
 
     def put(self, value: Any, place: Place) -> Any:
         """Let the tensors in a value lie there."""
         for tensor in tree_leaves(value):
             if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
+                storage = storage_of(tensor)
                 self._places[storage._cdata] = _weak(storage), place
         return value
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether it is known where the tensor lies."""
-        return tensor.untyped_storage()._cdata in self._places
+        return storage_of(tensor)._cdata in self._places
 
     def wait(self, what: str) -> None:
         """Count a wait."""
