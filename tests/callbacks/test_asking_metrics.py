@@ -256,11 +256,43 @@ def test_a_copy_measures_the_same(how):
 
 
 def test_beside_a_calibrator_of_the_same_step():
-    net = Net()
-    metric = asks("features", "head")
-    for order in (1, -1):
-        logged = validated(net, *[LogMetrics(metric), Calibrate(APS(randomized=False))][::order])
-        assert "val/sets/size" in logged
+    """The step calls no criterion: what a metric calls must not be taken for the step's own call of the head."""
+
+    class Predicts(Net):
+        def validation_step(self, batch, batch_idx):
+            self(batch[0])
+
+    class Calls(Metric):
+        def update(self, features, head):
+            head(0 * features)
+
+        def compute(self):
+            return torch.tensor(0.0)
+
+    net, found = Predicts(), []
+    for callbacks in ([], [LogMetrics(Calls())], [LogMetrics(Calls())]):
+        sets = Calibrate(APS(randomized=False))
+        validated(net, *[sets, *callbacks][:: -1 if found else 1])
+        found.append(sets.calibrator.threshold.item())
+    assert found[0] == found[1] == found[2] > 0
+
+
+def test_one_column_without_a_criterion():
+    """Has two columns like the logits of the other loader."""
+
+    class Binary(Net):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            if dataloader_idx:
+                self(batch)
+            else:
+                F.binary_cross_entropy_with_logits(self(batch[0])[:, 0], (batch[1] == 1).float())
+
+    net, metric = Binary(classes=1), asks("logits", "loader")
+    validated(net, LogMetrics(metric), batches=[loader(), inputs_alone()])
+    logits, number = joined(metric)
+    expected = torch.cat([outputs(net)[1], outputs(net, 1)[1]])
+    torch.testing.assert_close(logits, F.pad(expected, (1, 0)))
+    assert number.tolist() == [0] * 24 + [1] * 24
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

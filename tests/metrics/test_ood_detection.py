@@ -45,9 +45,9 @@ def test_the_scores():
 @pytest.mark.parametrize("positive", ["in", "out"])
 def test_equals_scikit_learn(score, positive):
     """With ties, and with scores that a sigmoid in float32 would make equal."""
-    inside, outside = (40 * torch.randn(n, 3).round(decimals=1) for n in (70, 45))
-    found = measured(inside, outside / 2, score=score, positive=positive)
-    scores = ood_scores(torch.cat([inside, outside / 2]), score=score).double()
+    inside, outside = ((torch.randn(n, 3).round(decimals=1) * scale - 60) for n, scale in ((70, 8), (45, 4)))
+    found = measured(inside, outside, score=score, positive=positive)
+    scores = ood_scores(torch.cat([inside, outside]), score=score).double()
     label = torch.arange(115) >= 70
     assert found["ood_auroc"] == pytest.approx(roc_auc_score(label, scores), abs=1e-6)
     sign = 1 if positive == "out" else -1
@@ -71,6 +71,16 @@ def test_rows_of_other_loaders_do_not_count_and_two_metrics_stay_apart():
     values = {name: value.item() for name, value in metrics.compute().items()}
     assert values["near_ood_auroc"] == 0
     assert values["far_ood_auroc"] == 1
+
+
+def test_two_scores_that_are_equal_in_the_first_batch_stay_apart():
+    """A collection takes metrics for one that have equal states after a batch."""
+    metrics = MetricCollection({name: OODDetection(score=name) for name in ("max_logit", "energy")})
+    for number, logits in ((0, [[0.0, -200.0]]), (0, [[5.0, 5.0]]), (1, [[5.2, -200.0]])):
+        metrics.update(logits=torch.tensor(logits), loader=torch.tensor([number]))
+    values = metrics.compute()
+    assert values["max_logit_ood_auroc"] == 0
+    assert values["energy_ood_auroc"] == 0.5
 
 
 def test_scores_that_are_all_equal_tell_nothing():
