@@ -129,7 +129,7 @@ def test_what_is_loaded_in_inference_mode_is_no_hindrance():
     method = VectorScaling()
     with torch.inference_mode():
         method.load_state_dict(fitted().state_dict())
-    method(LOGITS.requires_grad_()).square().sum().backward()
+    method(LOGITS.double().requires_grad_()).square().sum().backward()
 
 
 def test_logits_of_other_classes_are_refused():
