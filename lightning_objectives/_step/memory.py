@@ -41,20 +41,32 @@ class Memory:
                 )
             shape = (samples, *(classes if size == "C" else size for size in row.shape))
             self.rows[name] = torch.full(shape, row.initial, device=device)  # type: ignore[arg-type]  # no None is left
-            if name in saved:
-                self._load(name, saved[name])
+        if saved:
+            self.load(saved)
         taken = sum(rows.nbytes for rows in self.rows.values()) / 1e6
         shapes = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in self.rows.items())
         rank_zero_info(f"{method} remembers {shapes}: {taken:.3g} MB on {device}, and in each checkpoint.")
 
-    def _load(self, name: str, saved: Tensor) -> None:
-        rows = self.rows[name]
-        if saved.shape != rows.shape:
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on with the rows of a checkpoint.
+
+        Raises:
+            ValueError: they are of another method or another data set; nothing is loaded then.
+        """
+        if saved.keys() != self.rows.keys():
             raise ValueError(
-                f"The checkpoint holds {name!r} of {self.method} in the shape {tuple(saved.shape)}, but this training "
-                f"needs {tuple(rows.shape)}: it is of another data set. Resume with the data set as it was."
+                f"The checkpoint holds {sorted(saved)}, but {self.method} remembers {sorted(self.rows)}. Resume with "
+                "the method that was saved."
             )
-        rows.copy_(saved)
+        for name, rows in self.rows.items():
+            if saved[name].shape != rows.shape:
+                raise ValueError(
+                    f"The checkpoint holds {name!r} of {self.method} in the shape {tuple(saved[name].shape)}, but this "
+                    f"training needs {tuple(rows.shape)}: it is of another data set. Resume with the data set as it "
+                    "was."
+                )
+        for name, rows in self.rows.items():
+            rows.copy_(saved[name])
 
     def of(self, index: Tensor) -> dict[str, Tensor]:
         """The rows of some samples.
