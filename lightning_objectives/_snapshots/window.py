@@ -81,7 +81,7 @@ class Window(Entries):
                 on_rank_zero(trainer, window._check_base)
         if state is None:
             return window
-        missing = on_rank_zero(trainer, lambda: _look_through(state))
+        missing = on_rank_zero(trainer, lambda: _look_through(state, module))
         window.load_state_dict(state, missing=missing)
         if missing:
             rank_zero_warn(
@@ -177,20 +177,30 @@ class Window(Entries):
         self._needed = [[entry["file"] for entry in state["entries"]]]
 
 
-def _look_through(state: Mapping[str, Any]) -> list[str]:
+def _look_through(state: Mapping[str, Any], module: Any) -> list[str]:
     """Delete unfinished files in the folder of a state; returns its snapshots that are gone or damaged.
 
     One process does it for all, before any of them goes on: a process that came late would delete what another writes.
+
+    Raises:
+        ValueError: a snapshot has tensors of other names than the module.
     """
     _delete_unfinished(Path(state["folder"]))
-    return [entry["file"] for entry in state["entries"] if not _opens(entry["file"])]
+    return [entry["file"] for entry in state["entries"] if not _opens(entry["file"], module)]
 
 
-def _opens(file: str) -> bool:
+def _opens(file: str, module: Any) -> bool:
     try:
-        open_source(file)
+        source = open_source(file)
     except ValueError:
         return False
+    different = sorted(source.keys.keys() ^ persistent_tensors(module).keys())
+    if different:
+        raise ValueError(
+            f"The snapshot {file} has tensors of other names than {type(module).__name__}, such as {different[:3]}, so "
+            "it cannot be merged with those to come. Resume with the module as it was, or move the snapshots away: the "
+            "merge is then made of those to come."
+        )
     return True
 
 

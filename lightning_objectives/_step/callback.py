@@ -146,7 +146,7 @@ class StepCallback(StatefulCallback, Remembering):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of the method."""
-        own = self.load_rows(state_dict)
-        if isinstance(self.method, nn.Module):
-            with taking(self.state_key, Plan.trainer_of(self)):
+        with taking(self.state_key, Plan.trainer_of(self)):
+            own = self.load_rows(state_dict)
+            if isinstance(self.method, nn.Module):
                 self.method.load_state_dict(own)

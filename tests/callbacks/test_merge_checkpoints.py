@@ -290,6 +290,40 @@ def test_resuming_goes_on_with_the_snapshots(tmp_path, epoch):
     assert torch.load(tmp_path / "ckpt" / f"epoch={epoch}.ckpt", weights_only=True)["callbacks"]
 
 
+class Renamed(Net):
+    """Has its layers under another name, and reads checkpoints that have the old one."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = self.layers
+        del self.layers
+
+    def forward(self, x):
+        return self.body(x)
+
+    def on_load_checkpoint(self, checkpoint):
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key.replace("layers.", "body."): value for key, value in state.items()}
+
+
+def test_snapshots_of_other_names_are_refused_at_the_resume(tmp_path):
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}")
+    callback = MergeCheckpoints(WSM(), last=2, every_n_steps=1)
+    fit(callback, saver, epochs=1)
+    begun = []
+    again = MergeCheckpoints(WSM(), last=2, every_n_steps=1), Probe(on_train_batch_start=lambda *_: begun.append(1))
+    with pytest.raises(
+        ValueError, match=r"tensors of other names than Renamed, such as .*body.0.bias.*or move"
+    ):
+        fit(*again, net=Renamed(), epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert not begun
+    for path in callback.path.parent.glob("step=*.safetensors"):
+        path.unlink()
+    with pytest.warns(UserWarning, match="2 snapshots of the checkpoint are not there any more"):
+        fit(*again, net=Renamed(), epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert "body.0.weight" in torch.load(again[0].path, weights_only=True)["state_dict"]
+
+
 def test_what_a_killed_training_had_begun_to_write_is_deleted_by_the_one_that_goes_on(tmp_path):
     callbacks = [MergeCheckpoints(WSM(), every_n_steps=1), ModelCheckpoint(tmp_path, filename="{epoch}")]
     fit(*callbacks, epochs=1)
