@@ -74,6 +74,15 @@ def test_where_nothing_is_best_without_a_penalty_the_result_is_finite(logits, ta
     assert (p > 0).all() or logits.max() > 1e3
 
 
+@pytest.mark.parametrize("penalty", [1e-12, 1e-6])
+@pytest.mark.parametrize("logits", [LOGITS, 5 * torch.eye(3)[TARGET]], ids=["usual", "separated"])
+def test_it_stops_where_nothing_is_left_to_gain(logits, penalty, monkeypatch):
+    solve, steps = torch.linalg.solve, []
+    monkeypatch.setattr(torch.linalg, "solve", lambda *system: steps.append(1) or solve(*system))
+    fitted(logits, TARGET, penalty=penalty)
+    assert 3 < len(steps) < 50
+
+
 def test_before_the_fit_it_is_softmax():
     assert torch.equal(VectorScaling()(LOGITS), LOGITS.softmax(1))
 

@@ -233,7 +233,7 @@ def test_images_one_column_and_soft_targets(method):
 # -- prediction sets ---------------------------------------------------------------------------------------------------
 
 
-def by_hand(net, *, other=None, **settings):
+def by_hand(net, **settings):
     """Coverage and size of the sets that are fitted on what the validation saw."""
     method, (logits, y) = APS(randomized=False, **settings), logits_of(net)
     method.fit(logits, y)

@@ -50,12 +50,20 @@ def scheduled(cls):
     return Scheduled
 
 
+class TwoLoaders(Case):
+    """For metrics that compare the data loaders of a validation."""
+
+    def fit(self, callbacks, *, val=None, **settings):
+        return super().fit(callbacks, val=[self.loader(), self.loader()] if val is None else val, **settings)
+
+
 def trial_of(cls):
     """A method in a training."""
     if issubclass(cls, LRScheduler):
         return Trial(PlugIn(cls.__name__, lambda case: []), Case(module=scheduled(cls)), MEMORY)
     if issubclass(cls, Metric):
-        return Trial(PlugIn(cls.__name__, lambda case: [LogMetrics(build(cls))]), Case(), MEMORY)
+        case = TwoLoaders() if "loader" in inspect.signature(cls.update).parameters else Case()
+        return Trial(PlugIn(cls.__name__, lambda case: [LogMetrics(build(cls))]), case, MEMORY)
     return Trial(next(row for row, known in PLACED if known is cls), Case(), MEMORY)
 
 
