@@ -65,6 +65,7 @@ class Habits(Net):
 
     def __init__(self):
         super().__init__(dropout=0.5)
+        self.register_buffer("rows", torch.zeros(()))
         self.norm, self.mean, self.outputs, self.count, self.found = nn.BatchNorm1d(6), MeanMetric(), [], 0, {}
 
     def forward(self, x):
@@ -79,6 +80,7 @@ class Habits(Net):
         self.outputs.append(loss.detach())
         self.found[batch_idx] = torch.rand(1).item()
         self.count += 1
+        self.rows += len(x)
         self.new = self.count
         return loss
 
@@ -158,6 +160,20 @@ def test_a_second_fit_surveys_anew():
     fit(survey, max_epochs=1)
     fit(survey, max_epochs=1, train=loader(n=9))
     assert survey.result["counts"].sum() == 9
+
+
+class Fails(L.Callback):
+    def on_fit_start(self, trainer, pl_module):
+        raise KeyError("planted")
+
+
+def test_a_training_that_does_not_begin_has_no_result():
+    survey = lo.SurveyData(lo.ClassCounts())
+    fit(survey, max_epochs=1)
+    with pytest.raises(KeyError):
+        fit(survey, Fails())
+    with pytest.raises(RuntimeError, match="no result"):
+        _ = survey.result
 
 
 def test_a_short_training_is_surveyed_shortly():

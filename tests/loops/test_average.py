@@ -119,6 +119,7 @@ def test_going_on_from_a_file_is_going_on(counted):
     train(*whole, epochs=3)
     first = made()
     train(*first, epochs=1)
+    assert first[2].state_dict()["raw"] == {}  # The network's own file has them.
     file = io.BytesIO()
     torch.save([part.state_dict() for part in first], file)
     file.seek(0)

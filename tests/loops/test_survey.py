@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from helpers import data
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import lightning_objectives as lo
 from lightning_objectives.data import with_index
@@ -44,6 +51,21 @@ def test_samplers_of_the_user_are_followed():
     few = RandomSampler(data(), num_samples=9)
     assert sum(counts(DataLoader(data(), batch_size=2, sampler=few))) == 9
     assert counts([(x[None], y[None]) for x, y in data()]) == COUNTS
+
+
+def test_the_generator_of_a_sampler_goes_on_where_it_was():
+    sampler = WeightedRandomSampler([1.0] * 24, 12, generator=torch.Generator().manual_seed(3))
+    loader = DataLoader(data(), batch_size=8, sampler=sampler)
+    lists = [counts(loader) for _ in range(2)]
+    assert lists[0] == lists[1]
+    assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(3).get_state())
+
+
+def test_the_importance_is_a_mean_over_the_rows():
+    net = network().eval()
+    sums = lo.fisher_sums(net, *data().tensors)
+    result = lo.survey_data(lo.Fisher(), net, DataLoader(data(), batch_size=5, shuffle=True))
+    torch.testing.assert_close(result, {name: value / 24 for name, value in sums.items()})
 
 
 def test_the_line_that_feeds_a_loss():
