@@ -1,7 +1,7 @@
 """Runs a survey over batches, and leaves the network as it was."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -39,6 +39,7 @@ class SurveyPass:
             logits is it.
         input: the path of the network's inputs in the batch.
         owner: what runs the survey, for messages.
+        context: what the step runs in, such as autocast.
 
     Raises:
         ValueError: the survey asks for a signal that there is not.
@@ -54,9 +55,11 @@ class SurveyPass:
         networks: Iterable[nn.Module],
         input: str | int | None = None,
         owner: str,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.survey, self.module, self.step, self.where = survey, module, step, where
         self.networks, self.input, self.owner = list(dict.fromkeys(networks)), input, owner
+        self.context = context
         self.names = signals_of(survey)
         missing = [name for name in self.names if name not in GIVEN]
         if missing:
@@ -148,7 +151,7 @@ class SurveyPass:
         self._calls, self._heads = [], []
         batch, index = unwrap(batch, self.input)
         try:
-            with capture.listening(self):
+            with capture.listening(self), self.context():
                 self.step(batch, number)
             call = call_to_read(self._calls, self.where.which, f"{self.owner}: the step of {self._user}")
             if call is None and not _OF_CALL.isdisjoint(self.names):
@@ -198,7 +201,8 @@ class SurveyPass:
         inputs, reasons = signals.get("inputs"), []
         for network in self.networks:
             try:
-                output = network(inputs)
+                with self.context():
+                    output = network(inputs)
             except Exception as error:  # Any network may fail in its own way on inputs that are not its own.
                 reasons.append(f"{type(network).__name__}(inputs) fails ({type(error).__name__}: {error})")
                 continue
@@ -207,7 +211,8 @@ class SurveyPass:
             reasons.append(f"{type(network).__name__}(inputs) is not what the criterion compares")
         raise ValueError(
             f"{self.owner}: {self.survey} needs a network that maps the inputs of a batch to the logits, but "
-            f"{' and '.join(reasons)}. Say input=, or survey such a network by survey_data(survey, network, loader)."
+            f"{' and '.join(reasons)}. Say input=, leave out an autocast of the step's own, or survey the network by "
+            "survey_data(survey, network, loader)."
         )
 
     def _prefix(self) -> str:
@@ -263,7 +268,7 @@ class _OfBatch(Signals):
 def _is_same(output: Tensor, logits: Tensor) -> bool:
     if output.dim() == 1:
         output = output[:, None]
-    return output.shape == logits.shape and agree(output, logits)
+    return output.shape == logits.shape and agree(output.to(logits.dtype), logits)
 
 
 def _wide(value: Tensor) -> torch.dtype:

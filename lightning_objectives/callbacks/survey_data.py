@@ -179,12 +179,20 @@ class SurveyData(StatefulCallback):
         step, takes_number = _own_step(module)
 
         def run(batch: Any, number: int) -> None:
-            with trainer.precision_plugin.forward_context():
-                step(batch, number) if takes_number else step(batch)
+            step(batch, number) if takes_number else step(batch)
 
         where = Where(criterion=self.criterion, which=self.which, head=self.head)
         networks = _networks(module, self.head) if self.survey.by_parameter else [module]
-        survey = SurveyPass(self.survey, module, run, where, networks=networks, input=self.input, owner="SurveyData")
+        survey = SurveyPass(
+            self.survey,
+            module,
+            run,
+            where,
+            networks=networks,
+            input=self.input,
+            owner="SurveyData",
+            context=trainer.precision_plugin.forward_context,
+        )
         limits = [self.max_batches] if self.max_batches is not None else []
         if trainer.limit_train_batches != 1.0 or trainer.overfit_batches:
             limits.append(int(trainer.num_training_batches))

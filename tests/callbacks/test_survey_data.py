@@ -123,6 +123,17 @@ def test_the_importance_has_the_names_of_the_module(tmp_path):
     assert all(torch.equal(v, survey.result[k]) for k, v in load_file(path).items())
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_other_precisions(precision):
+    """The step runs as in the training, and the gradients of mixed precision are taken in single."""
+    survey = lo.SurveyData(lo.Fisher())
+    fit(survey, net=Wrapped, max_epochs=1, precision=precision)
+    exact = lo.SurveyData(lo.Fisher())
+    fit(exact, net=Wrapped, max_epochs=1)
+    tolerance = {"bf16-mixed": 0.0, "bf16-true": 0.05, "64-true": 1e-5}[precision]
+    torch.testing.assert_close(survey.result, exact.result, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
 def test_at_the_end_the_average_is_surveyed():
     survey = lo.SurveyData(lo.Fisher(), when="end")
     net, _ = fit(survey, lo.EMACallback(decay=0.5))
