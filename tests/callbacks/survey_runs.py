@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from helpers import Net, data, trainer
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
 from lightning_objectives.callbacks import ReplaceLoss, SurveyData
 from lightning_objectives.kinds import Survey
@@ -46,6 +46,11 @@ def joined(devices):
         sampler = DistributedSampler(samples, devices, rank, drop_last=drop)
         loader = DataLoader(samples, batch_size=4, sampler=sampler)
         results[f"loop {drop}"] = survey_data(Fisher(), net(), loader)
+    # Lightning wraps a sampler of the user's; of its eleven samples one is repeated.
+    chosen = DataLoader(samples, batch_size=4, sampler=SubsetRandomSampler(range(0, 21, 2)))
+    some = SurveyData(ClassCounts())
+    fit(some, devices=devices, train=chosen)
+    results["some"] = some.result
     # One process gets no sample at all.
     few = data(n=1, dtype=torch.float64)
     sampler = DistributedSampler(few, devices, rank)

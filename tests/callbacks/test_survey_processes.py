@@ -14,6 +14,7 @@ def test_two_processes_equal_one_with_the_joined_data(tmp_path):
     one = survey_runs.joined(1)
     counts = data(n=survey_runs.ROWS, dtype=torch.float64).tensors[1].bincount().double()
     assert torch.equal(one["counts"]["counts"], counts)
+    assert one["some"]["counts"].sum() == 11
     for rank in (first, second):
         assert rank.keys() == one.keys()
         for name in one.keys() - {"rank"}:
