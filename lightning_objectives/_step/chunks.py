@@ -54,7 +54,7 @@ def _splits(method: Any, logits: Tensor, rows: Mapping[str, Tensor], others: Map
         and logits.numel() >= LARGE
         and logits.requires_grad
         and torch.is_grad_enabled()
-        and others.keys().isdisjoint({"generator", "again", *BY_ROW})
+        and others.keys().isdisjoint({"generator", "again", "memory", *BY_ROW})
         and not any(value.requires_grad for name, value in rows.items() if name != "logits")
         and all(name.startswith("auxiliary_head.") for name, _ in method.named_parameters())  # It made the logits.
     )
