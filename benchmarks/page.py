@@ -33,7 +33,8 @@ The tests do not run on a GPU.
 """
 ORDER = (
     "ema_update trainer_step swap seam merging merging_ties merging_blocks distillation multi_sample_dropout "
-    "large_vocabulary large_logits calibration_error weighting alignment perturbation adaptation growth all_five compiled"
+    "large_vocabulary large_logits calibration_error weighting alignment perturbation adaptation growth all_five "
+    "compiled"
 ).split()
 
 WHY = {
