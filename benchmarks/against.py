@@ -8,7 +8,6 @@ is slower if the whole interval lies above the tolerance; the program then ends 
 """
 
 import argparse
-import gc
 import importlib
 import io
 import math
@@ -26,8 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed._bench import ROOT, Bench
-from benchmarks.speed._fits import Clock, quiet, trainer_for
-from benchmarks.speed._nets import Same
+from benchmarks.speed._fits import quiet, timed_fit
 from benchmarks.timing import timed
 
 ROWS = "ema_update trainer_step seam swap compiled".split()
@@ -69,20 +67,15 @@ class Recorder(Bench):
     ) -> None:
         """Stands in for :func:`benchmarks.speed._fits.compare_fits`."""
 
-        def fit(make: Callable[[], Sequence[Any]]) -> float:
-            clock = Clock(self.device, skip)
-            data = torch.utils.data.DataLoader(Same(batch, steps + 1), batch_size=None)
-            trainer, network = trainer_for([clock, *make()], steps + 1, self.device), module()
-            gc.collect()
-            gc.disable()
-            try:
-                trainer.fit(network, data)
-            finally:
-                gc.enable()
-            return clock.steps()[0]
-
+        wrap, unwrap = settings.get("wrap") or {}, settings.get("unwrap", ())
         for key, make in variants.items():
-            self.variants[name, key] = lambda make=make: fit(make)  # type: ignore[misc]  # a default
+            modules, given = wrap.get(key, module), batch.item if key in unwrap else batch
+            how = {"steps": steps, "skip": skip, "device": self.device}
+
+            def fit(make: Any = make, modules: Any = modules, given: Any = given, how: Any = how) -> float:
+                return timed_fit(make(), modules, given, **how)[0]
+
+            self.variants[name, key] = fit
 
     def figures(self, *args: Any, **kwargs: Any) -> None:
         """Counts are no times."""

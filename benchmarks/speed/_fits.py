@@ -63,6 +63,22 @@ def trainer_for(callbacks: Sequence[Any], steps: int, device: str, **settings: A
     )
 
 
+def timed_fit(
+    callbacks: Sequence[Any], module: Callable[[], L.LightningModule], batch: Any, *, steps: int, skip: int, device: str
+) -> tuple[float, float]:
+    """The median step of one fit, on the wall and of the process."""
+    clock = Clock(device, skip)
+    trainer, made = trainer_for([clock, *callbacks], steps + 1, device), module()
+    data = torch.utils.data.DataLoader(Same(batch, steps + 1), batch_size=None)
+    gc.collect()
+    gc.disable()
+    try:
+        trainer.fit(made, data)
+    finally:
+        gc.enable()
+    return clock.steps()
+
+
 def compare_fits(
     bench: Bench,
     name: str,
@@ -103,18 +119,8 @@ def compare_fits(
     order = list(variants)
     for repeat in range(repeats + (not bench.tiny)):
         for key in order:
-            clock = Clock(bench.device, skip)
-            trainer = trainer_for([clock, *variants[key]()], steps + 1, bench.device)
-            made = (wrap or {}).get(key, module)()
-            given = batch.item if key in unwrap else batch
-            data = torch.utils.data.DataLoader(Same(given, steps + 1), batch_size=None)
-            gc.collect()
-            gc.disable()
-            try:
-                trainer.fit(made, data)
-            finally:
-                gc.enable()
-            wall, cpu = clock.steps()
+            make, given = (wrap or {}).get(key, module), batch.item if key in unwrap else batch
+            wall, cpu = timed_fit(variants[key](), make, given, steps=steps, skip=skip, device=bench.device)
             if repeat or bench.tiny:
                 times[key].wall.append(wall)
                 times[key].cpu.append(cpu)

@@ -312,9 +312,7 @@ def test_snapshots_of_other_names_are_refused_at_the_resume(tmp_path):
     fit(callback, saver, epochs=1)
     begun = []
     again = MergeCheckpoints(WSM(), last=2, every_n_steps=1), Probe(on_train_batch_start=lambda *_: begun.append(1))
-    with pytest.raises(
-        ValueError, match=r"tensors of other names than Renamed, such as .*body.0.bias.*or move"
-    ):
+    with pytest.raises(ValueError, match=r"tensors of other names than Renamed, such as .*body.0.bias.*or move"):
         fit(*again, net=Renamed(), epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert not begun
     for path in callback.path.parent.glob("step=*.safetensors"):
