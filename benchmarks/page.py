@@ -39,13 +39,14 @@ ORDER = (
 
 WHY = {
     "large_logits": """\
-The penalty keeps one matrix of the size of the logits, its gradient, from the forward pass to the backward pass. Cross
-entropy keeps one too, its log-probabilities, and makes another for its gradient. To save the penalty's, its gradient
-would have to be added into that of the criterion. A replaced loss needs less memory than cross entropy, because its
-gradient is all that it keeps. Not done: stacks of multi-sample dropout one by one.""",
+*What is missed, and why.* The penalty keeps one matrix of the size of the logits, its gradient, from the forward pass
+to the backward pass, beside the log-probabilities of cross entropy and the gradient that these become. To save it, the
+penalty's gradient would have to be added into that of the criterion. A replaced loss needs less memory than cross
+entropy, because its gradient is all that it keeps. Not built: the stacks of multi-sample dropout one by one.""",
     "adaptation": """\
-A step of the small network takes 4 ms, of which the plain test needs all for its own calls; TENT's optimizer and the
-exchange of statistics are calls too. On resnet18 they hardly show.""",
+*What is missed, and why.* A batch of the small network takes 4 ms, and most of that are calls. The optimizer of TENT
+and the other statistics of each layer are calls too. The resnet18 shows what is left where the work lies
+in the layers.""",
     "perturbation": """\
 *What is missed, and why.* The step of the MLP is nearly nothing but calls. What ours does beyond the two passes takes
 about a millisecond there: the states of the random streams and copies of the buffers, twice each, and a second walk
