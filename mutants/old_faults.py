@@ -113,7 +113,7 @@ OLD_FAULTS = (
     OldFault(
         "classes in a regression",
         "A loss for classes replaces a regression's, and falls without end.",
-        f"{STEP}/callback.py",
+        f"{STEP}/problems.py",
         "if not problems or _OF_CRITERION.isdisjoint(signals_of(method)):",
         "if True:",
         PROBLEMS,
@@ -202,8 +202,8 @@ OLD_FAULTS = (
         "criteria of the batch before",
         "An evaluation step that calls its criterion once is told that it calls two.",
         f"{STEP}/evaluation.py",
-        "self._calls, self._output, self._running = [], None, True",
-        "self._output, self._running = None, True",
+        "self._calls, self._heads, self._running = [], [], True",
+        "self._heads, self._running = [], True",
         EVALUATION,
     ),
     OldFault(

@@ -93,7 +93,6 @@ class RDrop(Regularizer):
     function = staticmethod(r_drop)
     family = "overfitting"
     problems = ("classes",)
-    by_process = "each process draws the masks of its own rows"
 
     def forward(self, logits: Tensor, inputs: Tensor, again: Callable[..., Tensor]) -> Tensor:
         """(N, C) logits, the inputs, and a second pass over them -> (N,) terms."""

@@ -200,7 +200,7 @@ def ddp_uneven_batches(trial, sharing):
     """The last batch has other numbers of rows on the two processes."""
 
     def train(callbacks):
-        asked = any("index" in getattr(callback, "signals", ()) for callback in callbacks)
+        asked = any("index" in getattr(c, "signals", ()) or getattr(c, "remembers", False) for c in callbacks)
         rows = with_index(data()) if asked else data()
         return DataLoader(rows, batch_sampler=PerRank(dist.get_rank()))
 
@@ -399,7 +399,7 @@ class Strided(Case):
         return self.loader_for([])
 
     def loader_for(self, callbacks):
-        asked = any("index" in getattr(callback, "signals", ()) for callback in callbacks)
+        asked = any("index" in getattr(c, "signals", ()) or getattr(c, "remembers", False) for c in callbacks)
         rows = with_index(self.data()) if asked else self.data()
         sampler = DistributedSampler(rows, self.count, self.rank, shuffle=False)
         return DataLoader(rows, batch_size=32 // self.count, sampler=sampler)
