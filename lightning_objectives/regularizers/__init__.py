@@ -1,5 +1,6 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
+from lightning_objectives.regularizers.confidence_penalty import ConfidencePenalty, confidence_penalty
 from lightning_objectives.regularizers.early_learning import (
     EarlyLearningRegularization,
     early_learning_penalty,
@@ -12,11 +13,13 @@ from lightning_objectives.regularizers.vat import VAT, adversarial_direction, vi
 
 __all__ = [
     "VAT",
+    "ConfidencePenalty",
     "EarlyLearningRegularization",
     "LogPartitionPenalty",
     "RDrop",
     "SpectralDecoupling",
     "adversarial_direction",
+    "confidence_penalty",
     "early_learning_penalty",
     "early_learning_targets",
     "log_partition_penalty",
