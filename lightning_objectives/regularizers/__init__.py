@@ -1,5 +1,6 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
+from lightning_objectives.regularizers.confidence_penalty import ConfidencePenalty, confidence_penalty
 from lightning_objectives.regularizers.early_learning import (
     EarlyLearningRegularization,
     early_learning_penalty,
@@ -7,19 +8,24 @@ from lightning_objectives.regularizers.early_learning import (
 )
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
+from lightning_objectives.regularizers.self_distillation import SelfDistillation, past_cross_entropy
 from lightning_objectives.regularizers.spectral_decoupling import SpectralDecoupling, spectral_decoupling
 from lightning_objectives.regularizers.vat import VAT, adversarial_direction, virtual_adversarial_loss
 
 __all__ = [
     "VAT",
+    "ConfidencePenalty",
     "EarlyLearningRegularization",
     "LogPartitionPenalty",
     "RDrop",
+    "SelfDistillation",
     "SpectralDecoupling",
     "adversarial_direction",
+    "confidence_penalty",
     "early_learning_penalty",
     "early_learning_targets",
     "log_partition_penalty",
+    "past_cross_entropy",
     "r_drop",
     "spectral_decoupling",
     "symmetric_kl",
