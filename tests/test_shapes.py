@@ -33,7 +33,7 @@ from lightning_objectives.metrics import (
     rank_me,
     top_k_accuracy,
 )
-from lightning_objectives.prediction_sets import aps_scores, conformal_quantile
+from lightning_objectives.prediction_sets import aps_scores, conformal_quantile, raps_scores
 from lightning_objectives.regularizers import log_partition_penalty, spectral_decoupling
 from lightning_objectives.shapes import check_shapes, forms
 from lightning_objectives.testing import build
@@ -121,6 +121,15 @@ WRONG = {
         "whole numbers": (table(4), classes(4)),
     },
     aps_scores: {
+        "no dimension": (ZERO, ZERO),
+        "one sample without its dimension": (table(3), table(1)),
+        "images": (table(4, 3, 5), table(4)),
+        "a draw for each class": (table(4, 3), table(4, 3)),
+        "a draw for all": (table(4, 3), table(1)),
+        "whole numbers": (classes(4, 3), table(4)),
+        "no class": (table(4, 0), table(4)),
+    },
+    raps_scores: {
         "no dimension": (ZERO, ZERO),
         "one sample without its dimension": (table(3), table(1)),
         "images": (table(4, 3, 5), table(4)),
