@@ -193,6 +193,7 @@ ELSEWHERE = {
     "virtual_adversarial_loss",
     "sam_offsets",
     "asam_offsets",
+    "slerp_merge",
     "ties_merge",
     "fisher_merge",
     "greedy_soup_coefficients",
