@@ -203,6 +203,7 @@ ELSEWHERE = {
     "export_checkpoint",
     "merge_checkpoints",
     "class_counts",
+    "class_sums",
     "fisher_sums",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
