@@ -369,6 +369,8 @@ class Merge(Method):
     """Whether the merge is the sum of the files times their shares."""
     asks: ClassVar[tuple[str, ...]] = ()
     """What the merge needs beside the files: ``base``, ``importance`` or ``evaluate``."""
+    files: ClassVar[int | None] = None
+    """How many files the merge takes, if it takes no other number of them; it refuses others itself."""
     by_element: ClassVar[bool] = False
     """Whether ``tensor`` computes each element from the same element alone, so that a call may pass a part of them."""
 

@@ -33,7 +33,7 @@ from lightning_objectives.metrics import (
     rank_me,
     top_k_accuracy,
 )
-from lightning_objectives.prediction_sets import aps_scores, conformal_quantile
+from lightning_objectives.prediction_sets import aps_scores, conformal_quantile, raps_scores
 from lightning_objectives.regularizers import log_partition_penalty, spectral_decoupling
 from lightning_objectives.shapes import check_shapes, forms
 from lightning_objectives.testing import build
@@ -129,6 +129,15 @@ WRONG = {
         "whole numbers": (classes(4, 3), table(4)),
         "no class": (table(4, 0), table(4)),
     },
+    raps_scores: {
+        "no dimension": (ZERO, ZERO),
+        "one sample without its dimension": (table(3), table(1)),
+        "images": (table(4, 3, 5), table(4)),
+        "a draw for each class": (table(4, 3), table(4, 3)),
+        "a draw for all": (table(4, 3), table(1)),
+        "whole numbers": (classes(4, 3), table(4)),
+        "no class": (table(4, 0), table(4)),
+    },
     conformal_quantile: {"no dimension": (ZERO,), "a table": (table(4, 1),), "int": (classes(4),)},
     brier_score: WITH_TARGET,
     negative_log_likelihood: WITH_TARGET,
@@ -184,6 +193,7 @@ ELSEWHERE = {
     "virtual_adversarial_loss",
     "sam_offsets",
     "asam_offsets",
+    "slerp_merge",
     "ties_merge",
     "fisher_merge",
     "greedy_soup_coefficients",
@@ -193,6 +203,7 @@ ELSEWHERE = {
     "export_checkpoint",
     "merge_checkpoints",
     "class_counts",
+    "class_sums",
     "fisher_sums",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""

@@ -4,10 +4,12 @@ from lightning_objectives._files.export import export_checkpoint
 from lightning_objectives._files.merge import merge_checkpoints
 from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_merge
 from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
+from lightning_objectives.merging.slerp import SLERP, slerp_merge
 from lightning_objectives.merging.ties import TIES, ties_merge
 from lightning_objectives.merging.wsm import WSM, wsm_coefficients
 
 __all__ = [
+    "SLERP",
     "TIES",
     "WSM",
     "FisherMerging",
@@ -16,6 +18,7 @@ __all__ = [
     "fisher_merge",
     "greedy_soup_coefficients",
     "merge_checkpoints",
+    "slerp_merge",
     "ties_merge",
     "wsm_coefficients",
 ]

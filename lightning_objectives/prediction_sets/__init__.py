@@ -2,5 +2,6 @@
 
 from lightning_objectives.prediction_sets._quantile import conformal_quantile
 from lightning_objectives.prediction_sets.aps import APS, aps_scores
+from lightning_objectives.prediction_sets.raps import RAPS, raps_scores
 
-__all__ = ["APS", "aps_scores", "conformal_quantile"]
+__all__ = ["APS", "RAPS", "aps_scores", "conformal_quantile", "raps_scores"]

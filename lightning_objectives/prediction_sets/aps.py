@@ -121,4 +121,7 @@ class APS(SetPredictor):
         u = torch.zeros(len(logits), dtype=dtype)
         if self.randomized:
             u.uniform_(generator=generator)
-        return aps_scores(logits.to(dtype).softmax(1), u.to(logits.device, non_blocking=True))
+        return self._score(logits.to(dtype).softmax(1), u.to(logits.device, non_blocking=True))
+
+    def _score(self, p: Tensor, u: Tensor) -> Tensor:
+        return aps_scores(p, u)

@@ -1,6 +1,7 @@
 """Measures something of a network and its data, before, between or after trainings: signals -> sums over rows."""
 
 from lightning_objectives.surveys.class_counts import ClassCounts, class_counts
+from lightning_objectives.surveys.class_means import ClassMeans, class_sums
 from lightning_objectives.surveys.fisher import Fisher, fisher_sums
 
-__all__ = ["ClassCounts", "Fisher", "class_counts", "fisher_sums"]
+__all__ = ["ClassCounts", "ClassMeans", "Fisher", "class_counts", "class_sums", "fisher_sums"]

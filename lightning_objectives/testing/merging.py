@@ -116,7 +116,7 @@ def steps_that_do_not_increase_are_refused(merge: Merge) -> None:
 def identical_checkpoints_merge_into_themselves(merge: Merge) -> None:
     """The merge of identical checkpoints, which equal the base if there is one, is that checkpoint, to the bit."""
     weights = example_weights(0)
-    for count in (1, 2, 3, 7):
+    for count in (1, 2, 3, 7) if merge.files is None else (merge.files,):
         found = merged(merge, [weights] * count, weights, _importances(count))
         other = [name for name in weights if not _same_bits(found[name], weights[name])]
         require(not other, merge, f"{count} identical files must merge into themselves to the bit: not {other}.")
@@ -141,9 +141,10 @@ def the_order_of_the_files_means_nothing(merge: Merge) -> None:
     """A permutation of the files changes nothing, if the merge does not use the steps."""
     if merge.uses_steps():
         return
-    files, importance = [example_weights(place) for place in range(4)], _importances(4)
+    count = merge.files or 4
+    files, importance = [example_weights(place) for place in range(count)], _importances(count)
     found = merged(merge, files, example_weights(9), importance)
-    for order in ([3, 2, 1, 0], [1, 3, 0, 2]):
+    for order in ([*reversed(range(count))], [*range(1, count), 0]):
         other = merged(merge, [files[i] for i in order], example_weights(9), [importance[i] for i in order])
         same = all(close(other[name], found[name], 1e-2 if name == "half" else 1e-5) for name in found)
         require(same, merge, f"the files in the order {order} must merge into the same.")
@@ -215,8 +216,10 @@ def a_merge_equals_its_function(merge: Merge) -> None:
 
 
 def _piece(merge: Merge, rows: slice) -> MergePiece:
-    files = [example_weights(place)["layer.weight"][rows] for place in range(3)]
-    importance = [weights["layer.weight"][rows] for weights in _importances(3)] if "importance" in merge.asks else None
+    count = merge.files or 3
+    files = [example_weights(place)["layer.weight"][rows] for place in range(count)]
+    importances = _importances(count) if "importance" in merge.asks else []
+    importance = [weights["layer.weight"][rows] for weights in importances] or None
     return MergePiece(files, example_weights(9)["layer.weight"][rows] if "base" in merge.asks else None, importance)
 
 

@@ -129,7 +129,7 @@ def test_the_help_tells_types_and_owners(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--density DENSITY float; a setting of TIES (default: 0.2)" in text
     assert "list of float or None; a setting of FisherMerging (default: None)" in text
-    assert "{FisherMerging,GreedySoup,TIES,WSM} default: WSM" in text
+    assert "{FisherMerging,GreedySoup,SLERP,TIES,WSM} default: WSM" in text
     assert "what the files were trained from (TIES)" in text
 
 
