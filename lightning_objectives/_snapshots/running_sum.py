@@ -94,6 +94,7 @@ class RunningSum(Entries):
         if state is not None and state["plan"] == steps(state["after"]):
             running = empty(Path(state["folder"]), state["after"])
             running.load_state_dict(state)
+            running.check_module(state["means"])
             return running
         now = trainer.global_step
         if steps(now) != steps(0):
@@ -121,12 +122,8 @@ class RunningSum(Entries):
                 tensor = whole(local(tensor), tensor)
             if self.writes:
                 means[name] = self._moved(name, before.get(name), tensor.detach(), rate, is_buffer=name in buffers)
-        if before and means.keys() != before.keys():
-            changed = sorted(means.keys() ^ before.keys())
-            raise ValueError(
-                f"keep='sum': {changed} came, went or were tied between two snapshots, so they have no common mean. "
-                "Use keep='files'."
-            )
+        if before:
+            _check_names(before, means)
         self.entries, self._means = entries, means
 
     def _moved(self, name: str, mean: Tensor | None, value: Tensor, rate: float, *, is_buffer: bool) -> Tensor:
@@ -205,6 +202,24 @@ class RunningSum(Entries):
             raise ValueError("'means' holds something other than tensors")
         varying_rates(entry["rates"] for entry in state["entries"])
 
+    def check_module(self, means: Mapping[str, Tensor]) -> None:
+        """Refuse the sum of a checkpoint to which the module's snapshots cannot be added.
+
+        Raises:
+            ValueError: its tensors have other names or forms than the module's.
+        """
+        tensors = self._tensors()
+        try:
+            if means:
+                _check_names(means, tensors)
+            for name, mean in means.items():
+                _check_form(mean, tensors[name], name)
+        except ValueError as error:
+            raise ValueError(
+                f"The checkpoint's sum of the steps {self.steps} cannot go on: {error} Resume with the module as it "
+                "was, or begin a new training from its weights."
+            ) from error
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of the same plan."""
         self.entries = [dict(entry) for entry in state["entries"]]
@@ -268,18 +283,38 @@ def steps_per_epoch(trainer: Any) -> int:
     return int(-(-batches // trainer.accumulate_grad_batches))
 
 
-def _moved_mean(mean: Tensor | None, value: Tensor, rate: float, name: str) -> Tensor:
-    """Move a mean towards a value, in place; returns the value itself if it is the first, or no float."""
-    if not (value.is_floating_point() or value.is_complex()):
-        return value.to("cpu", copy=True)
-    dtype = value.dtype if value.dtype.itemsize >= 4 else torch.float32
-    if mean is None or rate == 1.0:
-        return value.to("cpu", dtype, copy=True)
+def _check_names(means: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    changed = sorted(tensors.keys() ^ means.keys())
+    if changed:
+        raise ValueError(
+            f"keep='sum': {changed} came, went or were tied between two snapshots, so they have no common mean. "
+            "Use keep='files'."
+        )
+
+
+def _summed_dtype(value: Tensor) -> torch.dtype:
+    """The type of the mean of such values: that of a float, in float32 at least, and any other type as it is."""
+    is_narrow = value.is_floating_point() and value.dtype.itemsize < 4
+    return torch.float32 if is_narrow else value.dtype
+
+
+def _check_form(mean: Tensor, value: Tensor, name: str) -> None:
+    dtype = _summed_dtype(value)
     if (mean.dtype, mean.shape) != (dtype, value.shape):
         raise ValueError(
             f"keep='sum': {name} was {mean.dtype} {tuple(mean.shape)} in the sum, but is {value.dtype} "
             f"{tuple(value.shape)} now. Merge snapshots of one network only."
         )
+
+
+def _moved_mean(mean: Tensor | None, value: Tensor, rate: float, name: str) -> Tensor:
+    """Move a mean towards a value, in place; returns the value itself if it is the first, or no float."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return value.to("cpu", copy=True)
+    dtype = _summed_dtype(value)
+    if mean is None or rate == 1.0:
+        return value.to("cpu", dtype, copy=True)
+    _check_form(mean, value, name)
     value = value.to("cpu", dtype)
     if torch.equal(mean, value):  # Equal values stay so to the bit.
         return mean

@@ -183,7 +183,7 @@ def _look_through(state: Mapping[str, Any], module: Any) -> list[str]:
     One process does it for all, before any of them goes on: a process that came late would delete what another writes.
 
     Raises:
-        ValueError: a snapshot has tensors of other names than the module.
+        ValueError: a snapshot has tensors of other names or forms than the module.
     """
     _delete_unfinished(Path(state["folder"]))
     return [entry["file"] for entry in state["entries"] if not _opens(entry["file"], module)]
@@ -194,13 +194,13 @@ def _opens(file: str, module: Any) -> bool:
         source = open_source(file)
     except ValueError:
         return False
-    different = sorted(source.keys.keys() ^ persistent_tensors(module).keys())
-    if different:
+    try:
+        check_match(source, InMemory(persistent_tensors(module), type(module).__name__))
+    except ValueError as error:
         raise ValueError(
-            f"The snapshot {file} has tensors of other names than {type(module).__name__}, such as {different[:3]}, so "
-            "it cannot be merged with those to come. Resume with the module as it was, or move the snapshots away: the "
-            "merge is then made of those to come."
-        )
+            f"The checkpoint's snapshots cannot be merged with those to come: {error} Resume with the module as it was, "
+            "or move the snapshots away: the merge is then made of those to come."
+        ) from error
     return True
 
 

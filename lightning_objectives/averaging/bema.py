@@ -13,9 +13,14 @@ def bema_ema_weight(
 ) -> float:
     r"""Compute the share of the newest weights, :math:`\beta_t = \max((\rho + \gamma t)^{-\kappa}, \beta_{min})`.
 
+    Raises:
+        ValueError: a setting outside the range that :class:`BEMA` gives.
+
     >>> round(bema_ema_weight(400), 4), bema_ema_weight(400, power=0.0), bema_ema_weight(400, minimum=0.1)
     (0.0494, 1.0, 0.1)
     """
+    _check_in_unit(power=power, minimum=minimum)
+    _check(lag, multiplier)
     return max(float((lag + multiplier * step) ** -power), minimum)
 
 
@@ -23,10 +28,34 @@ def bema_bias_weight(step: int, *, power: float = 0.2, lag: float = 10, multipli
     r"""Compute how far the average is pushed on, away from where it began: :math:`\alpha_t = (\rho + \gamma
     t)^{-\eta}`.
 
+    Raises:
+        ValueError: a setting outside the range that :class:`BEMA` gives.
+
     >>> round(bema_bias_weight(400), 4), bema_bias_weight(400, power=0.0)
     (0.3002, 1.0)
     """
+    _check_bias_power(power=power)
+    _check(lag, multiplier)
     return float((lag + multiplier * step) ** -power)
+
+
+def _check(lag: float, multiplier: float) -> None:
+    if not lag >= 1:
+        raise ValueError(f"lag={lag} must be >= 1, so that no coefficient exceeds 1; 10 is the paper's.")
+    if not multiplier > 0:
+        raise ValueError(f"multiplier={multiplier} must be > 0.")
+
+
+def _check_in_unit(**settings: float) -> None:
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must be in [0, 1].")
+
+
+def _check_bias_power(**setting: float) -> None:
+    for name, value in setting.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value} must be >= 0; 0.2 is the paper's, float('inf') a plain EMA.")
 
 
 class BEMA(Rule):
@@ -89,16 +118,9 @@ class BEMA(Rule):
         multiplier: float = 1.0,
         min_ema: float = 0.0,
     ) -> None:
-        if not 0 <= ema_power <= 1:
-            raise ValueError(f"ema_power={ema_power} must be in [0, 1]; 0.5 is the paper's.")
-        if not bias_power >= 0:
-            raise ValueError(f"bias_power={bias_power} must be >= 0; 0.2 is the paper's, float('inf') a plain EMA.")
-        if not lag >= 1:
-            raise ValueError(f"lag={lag} must be >= 1, so that no coefficient exceeds 1; 10 is the paper's.")
-        if not multiplier > 0:
-            raise ValueError(f"multiplier={multiplier} must be > 0.")
-        if not 0 <= min_ema <= 1:
-            raise ValueError(f"min_ema={min_ema} must be in [0, 1].")
+        _check_in_unit(ema_power=ema_power, min_ema=min_ema)
+        _check_bias_power(bias_power=bias_power)
+        _check(lag, multiplier)
         self.ema_power = ema_power
         self.bias_power = bias_power
         self.lag = lag

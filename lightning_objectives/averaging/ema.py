@@ -14,10 +14,21 @@ def ema_decay(elapsed: int, *, decay: float = 0.999, warmup: bool = False, power
     Without warm-up it is ``decay``. With it, it is :math:`\min(d, 1 - (1 + s)^{-p})` with :math:`s = \text{elapsed} -
     1`. This is timm's rule, which gives 0 (a plain copy) at the first step.
 
+    Raises:
+        ValueError: a decay outside [0, 1), or a power that is not positive.
+
     >>> ema_decay(1, warmup=True), round(ema_decay(8, warmup=True), 4), ema_decay(10**7, warmup=True)
     (0.0, 0.75, 0.999)
     """
+    _check(decay, power)
     return min(decay, 1 - (1 + max(0, elapsed - 1)) ** -power) if warmup else decay
+
+
+def _check(decay: float, power: float) -> None:
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay={decay} must be in [0, 1).")
+    if not power > 0:
+        raise ValueError(f"power={power} must be > 0.")
 
 
 class EMA(Rule):
@@ -54,10 +65,7 @@ class EMA(Rule):
     by_tensor = True
 
     def __init__(self, *, decay: float = 0.999, warmup: bool = False, power: float = 2 / 3) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay} must be in [0, 1).")
-        if not power > 0:
-            raise ValueError(f"power={power} must be > 0.")
+        _check(decay, power)
         self.decay = decay
         self.warmup = warmup
         self.power = power

@@ -23,14 +23,14 @@ def dual_head_loss(logits: Tensor, teacher_logits: Tensor, *, alpha: float = 1.0
     Args:
         logits: (N, C) of the auxiliary head.
         teacher_logits: (N, C); no gradient flows to it.
-        alpha: :math:`\alpha`.
+        alpha: :math:`\alpha \ge 0`.
         temperature: :math:`T > 0`.
 
     Returns:
         (N,) distances >= 0, up to rounding.
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
+        ValueError: shapes that do not fit, a temperature that is not positive, or a negative ``alpha``.
 
     Example:
         >>> import torch
@@ -39,7 +39,13 @@ def dual_head_loss(logits: Tensor, teacher_logits: Tensor, *, alpha: float = 1.0
 
     Paper: Yang et al., Dual-Head Knowledge Distillation, KDD 2025, https://arxiv.org/abs/2411.08937.
     """
+    _check(alpha)
     return alpha * binary_kl(logits, teacher_logits, temperature=temperature, normalize=True)
+
+
+def _check(alpha: float) -> None:
+    if not 0 <= alpha < float("inf"):
+        raise ValueError(f"alpha={alpha} must be >= 0 and finite.")
 
 
 class DualHead(Distillation):
@@ -96,8 +102,7 @@ class DualHead(Distillation):
         stop_epoch: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= alpha < float("inf"):
-            raise ValueError(f"alpha={alpha} must be >= 0 and finite.")
+        _check(alpha)
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature={temperature} must be > 0 and finite.")
         if auxiliary not in ("linear", "mlp"):

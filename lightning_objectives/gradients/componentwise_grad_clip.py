@@ -15,13 +15,22 @@ _GRADIENT = {"gradient": forms("(...) float")}
 def clip_to_norm(gradient: Tensor, *, max_norm: float = 1.0) -> Tensor:
     r"""Scale a gradient down to a norm of at most :math:`c`: :math:`g \min(1, c / (\|g\| + 10^{-6}))`.
 
+    Raises:
+        ValueError: whole numbers, or a norm that is not positive.
+
     >>> clip_to_norm(torch.tensor([3.0, 4.0]), max_norm=1.0)
     tensor([0.6000, 0.8000])
     """
+    _check(max_norm)
     check_shapes(_GRADIENT, gradient=gradient)
     norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
     factor: Tensor = (max_norm / (norm + 1e-6)).clamp_max(1.0)
     return gradient * factor.to(gradient.dtype)
+
+
+def _check(max_norm: float) -> None:
+    if not max_norm > 0:
+        raise ValueError(f"max_norm={max_norm} must be > 0; float('inf') clips nothing.")
 
 
 class ComponentwiseGradClip(GradientTransform):
@@ -53,8 +62,7 @@ class ComponentwiseGradClip(GradientTransform):
     """
 
     def __init__(self, *, max_norm: float = 1.0) -> None:
-        if not max_norm > 0:
-            raise ValueError(f"max_norm={max_norm} must be > 0; float('inf') clips nothing.")
+        _check(max_norm)
         self.max_norm = max_norm
 
     def active(self, *, step: int) -> bool:

@@ -33,7 +33,7 @@ def multi_sample_dropout(
         (M, N, ..., C) logits.
 
     Raises:
-        ValueError: features of one dimension or none.
+        ValueError: features of one dimension or none, ``num_samples`` below 1, or ``p`` outside [0, 1).
 
     Example:
         >>> import torch
@@ -43,6 +43,7 @@ def multi_sample_dropout(
     Paper: Inoue, Multi-Sample Dropout for Accelerated Training and Better Generalization, 2019,
     https://arxiv.org/abs/1905.09788.
     """
+    _check(num_samples, p)
     check_shapes(_FEATURES, features=features)
     # One draw and one call of the head, on M * N rows: row m * N + n is sample m of row n. `expand` copies nothing;
     # the dropout itself writes the M copies.
@@ -50,6 +51,13 @@ def multi_sample_dropout(
     short = num_samples > 1 and features.device.type == "cpu" and 0 < p < 1
     logits = head((_short_dropout(copies, p) if short else F.dropout(copies, p)).flatten(0, 1))
     return logits.view(num_samples, len(features), *logits.shape[1:])
+
+
+def _check(num_samples: int, p: float) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples} must be at least 1.")
+    if not 0 <= p < 1:
+        raise ValueError(f"p={p} must be in [0, 1).")
 
 
 def _short_dropout(features: Tensor, p: float) -> Tensor:
@@ -93,10 +101,7 @@ class MultiSampleDropout(Head):
 
     def __init__(self, *, num_samples: int = 8, p: float = 0.3) -> None:
         super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1.")
-        if not 0 <= p < 1:
-            raise ValueError(f"p={p} must be in [0, 1).")
+        _check(num_samples, p)
         self.num_samples = num_samples
         self.p = p
 

@@ -23,9 +23,13 @@ def adaptive_temperatures(
 
     at the fixed point to which iterations fall from :math:`\lambda_0`.
 
+    Raises:
+        ValueError: shapes that do not fit, fewer than two classes, or a setting outside its range.
+
     >>> adaptive_temperatures(torch.tensor([[0.0, 0.0], [0.0, -99.0]]))[:, 0]
     tensor([1.0000, 0.5000])
     """
+    _check(temperature, alpha, 0.0, iterations)
     check_shapes(_GAPS, gaps=gaps)
     check_classes(gaps, "gaps")
     gaps = gaps.detach()

@@ -19,11 +19,12 @@ def score_gaps(logits: Tensor, target: Tensor, *, margin: float = 0.0) -> Tensor
         (N, C), in float32 at least.
 
     Raises:
-        ValueError: the shapes do not fit, or there are fewer than two classes.
+        ValueError: the shapes do not fit, there are fewer than two classes, or the margin is negative or infinite.
 
     >>> score_gaps(torch.tensor([[1.0, 3.0]]), torch.tensor([0]), margin=0.5)
     tensor([[0.0000, 2.5000]])
     """
+    _check_margin(margin)
     check_shapes(logits=logits, target=target)
     check_classes(logits)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -76,6 +77,10 @@ def ldr_loss(logits: Tensor, target: Tensor, *, temperature: float = 1.0, margin
 def _check(temperature: float, margin: float) -> None:
     if not temperature >= 0:
         raise ValueError(f"temperature={temperature} must be >= 0; 1 is cross entropy minus log C.")
+    _check_margin(margin)
+
+
+def _check_margin(margin: float) -> None:
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin={margin} must be >= 0 and finite.")
 

@@ -84,9 +84,11 @@ class SumMetric(Sums):
         self._add_sum("invalid", torch.tensor(0))
 
     def _rows(self, preds: Tensor, target: Tensor) -> ClassificationRows:
-        rows = classification_rows(preds, target, from_logits=self.from_logits, ignore_index=self.ignore_index)
-        self._add(count=rows.kept.sum(), invalid=rows.invalid)
-        return rows
+        return classification_rows(preds, target, from_logits=self.from_logits, ignore_index=self.ignore_index)
+
+    def _add_rows(self, rows: ClassificationRows, /, **sums: Tensor) -> None:
+        """Count the rows together with what is summed over them: a batch that is refused does not count."""
+        self._add(count=rows.kept.sum(), invalid=rows.invalid, **sums)
 
     def _check_rows(self) -> None:
         invalid = int(self._sum("invalid"))
@@ -113,7 +115,7 @@ class MeanMetric(SumMetric):
         """Add a batch; shapes as in the class. Never waits for the device."""
         rows = self._rows(preds, target)
         values = torch.where(rows.kept, self.values(rows.preds, rows.target), 0.0)
-        self._add(total=values.sum(dtype=self._sum("total").dtype))
+        self._add_rows(rows, total=values.sum(dtype=self._sum("total").dtype))
 
     def compute(self) -> Tensor:
         """The mean over all rows that count, () float32."""

@@ -230,7 +230,7 @@ class CalibrationError(SumMetric):
         rows = self._rows(preds, target)
         confidence, accuracy = _top_label(rows.preds, rows.target, from_logits=self.from_logits)
         cells = _histogram(confidence, accuracy, rows.kept, self.edges)
-        self._add(rows=cells.rows.long(), confidence=cells.confidence, accuracy=cells.accuracy)
+        self._add_rows(rows, rows=cells.rows.long(), confidence=cells.confidence, accuracy=cells.accuracy)
 
     def compute(self) -> Tensor:
         """Compute the calibration error of all rows that count, () float32."""

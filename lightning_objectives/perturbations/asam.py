@@ -28,7 +28,7 @@ def asam_offsets(
         the offset of each parameter that has a gradient, by name.
 
     Raises:
-        ValueError: a gradient of another shape than its parameter.
+        ValueError: a gradient of another shape than its parameter, or a negative or infinite setting.
 
     Example:
         >>> asam_offsets({"weight": torch.tensor([1.0, 1.0])}, {"weight": torch.tensor([3.0, -4.0])}, rho=0.5, eta=0.0)
@@ -37,6 +37,7 @@ def asam_offsets(
     Paper: Kwon et al., ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural
     Networks, ICML 2021, algorithm 1, https://arxiv.org/abs/2102.11600. The names are those of the authors' code.
     """
+    _check(rho, eta)
     if not gradients:
         return {}
     check_tensors([params[name] for name in gradients], gradients=list(gradients.values()))
@@ -48,6 +49,12 @@ def asam_offsets(
         if name in sizes:
             offset.mul_(sizes[name])
     return offsets
+
+
+def _check(rho: float, eta: float) -> None:
+    for name, value in (("rho", rho), ("eta", eta)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}={value} must be finite and >= 0.")
 
 
 class ASAM(Perturbation):
@@ -79,9 +86,7 @@ class ASAM(Perturbation):
     by_process = "each process moves its weights by the gradient of its own rows"
 
     def __init__(self, *, rho: float = 0.5, eta: float = 0.01) -> None:
-        for name, value in (("rho", rho), ("eta", eta)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value} must be finite and >= 0.")
+        _check(rho, eta)
         self.rho = rho
         self.eta = eta
 

@@ -26,7 +26,7 @@ def sam_offsets(
         the offset of each parameter that has a gradient, by name.
 
     Raises:
-        ValueError: a gradient of another shape than its parameter.
+        ValueError: a gradient of another shape than its parameter, or a negative or infinite ``rho``.
 
     Example:
         >>> sam_offsets({"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)}, rho=0.5)
@@ -35,11 +35,17 @@ def sam_offsets(
     Paper: Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021, equation 2,
     https://arxiv.org/abs/2010.01412.
     """
+    _check(rho)
     if not gradients:
         return {}
     check_tensors([params[name] for name in gradients], gradients=list(gradients.values()))
     scale = rho / (total_norm(gradients.values()) + 1e-12)
     return {name: (gradient * scale.to(gradient.device)).to(gradient.dtype) for name, gradient in gradients.items()}
+
+
+def _check(rho: float) -> None:
+    if not 0 <= rho < float("inf"):
+        raise ValueError(f"rho={rho} must be finite and >= 0; 0 moves nothing.")
 
 
 class SAM(Perturbation):
@@ -73,8 +79,7 @@ class SAM(Perturbation):
     by_process = "each process moves its weights by the gradient of its own rows, as in the paper's code"
 
     def __init__(self, *, rho: float = 0.05) -> None:
-        if not 0 <= rho < float("inf"):
-            raise ValueError(f"rho={rho} must be finite and >= 0; 0 moves nothing.")
+        _check(rho)
         self.rho = rho
 
     def active(self, *, step: int) -> bool:

@@ -62,7 +62,7 @@ class FocalWeights(Weighting):
         ValueError: a ``gamma`` outside its range.
 
     When to use: if there are many easy samples, and the model's criterion must stay (its class weights, its smoothing).
-    The losses must be cross entropies, because :math:`e^{-\ell}` must be a probability.
+    The losses must be cross entropies, because :math:`e^{-\ell}` must be a probability; a regression is refused.
     Cost: one all-gather of the losses.
     Interactions: class weights of the criterion change the losses, and with them the weights: 3 times the loss is a
     third power of the probability. The loss that the model logs is the weighted one; the unweighted loss is logged
@@ -74,6 +74,7 @@ class FocalWeights(Weighting):
     """
 
     function = staticmethod(focal_weights)
+    problems = ("classes", "binary", "labels")
     family = "easy samples"
 
     def __init__(self, *, gamma: float = 2.0) -> None:

@@ -312,7 +312,7 @@ def test_snapshots_of_other_names_are_refused_at_the_resume(tmp_path):
     fit(callback, saver, epochs=1)
     begun = []
     again = MergeCheckpoints(WSM(), last=2, every_n_steps=1), Probe(on_train_batch_start=lambda *_: begun.append(1))
-    with pytest.raises(ValueError, match=r"tensors of other names than Renamed, such as .*body.0.bias.*or move"):
+    with pytest.raises(ValueError, match=r"does not match Renamed: it lacks .*body.0.bias.*or move"):
         fit(*again, net=Renamed(), epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert not begun
     for path in callback.path.parent.glob("step=*.safetensors"):
@@ -320,6 +320,26 @@ def test_snapshots_of_other_names_are_refused_at_the_resume(tmp_path):
     with pytest.warns(UserWarning, match="2 snapshots of the checkpoint are not there any more"):
         fit(*again, net=Renamed(), epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert "body.0.weight" in torch.load(again[0].path, weights_only=True)["state_dict"]
+
+
+class Wider(Net):
+    """Has another row in its first layer, and fills up checkpoints without it."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def on_load_checkpoint(self, checkpoint):
+        checkpoint["state_dict"] = self.state_dict()
+        checkpoint["optimizer_states"][0]["state"] = {}
+
+
+def test_snapshots_of_other_shapes_are_refused_at_the_resume(tmp_path):
+    fit(MergeCheckpoints(WSM(), last=2, every_n_steps=1), ModelCheckpoint(tmp_path, filename="{epoch}"), epochs=1)
+    begun = []
+    again = MergeCheckpoints(WSM(), last=2, every_n_steps=1), Probe(on_train_batch_start=lambda *_: begun.append(1))
+    with pytest.raises(ValueError, match=r"layers.0.weight is .*\(3, 4\) in .*\(4, 4\) in Wider.*or move"):
+        fit(*again, net=Wider(), epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert not begun
 
 
 def test_what_a_killed_training_had_begun_to_write_is_deleted_by_the_one_that_goes_on(tmp_path):

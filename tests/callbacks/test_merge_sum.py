@@ -8,7 +8,7 @@ import torch
 from averaging_nets import Net, NormNet, equal, fit, flat, loader
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from test_merge_checkpoints import Odd, Probe, after, merged, slow
+from test_merge_checkpoints import Odd, Probe, Renamed, Wider, after, merged, slow
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -319,6 +319,31 @@ def test_a_checkpoint_with_nothing_left_to_train_is_merged_again(tmp_path):
     first.path.unlink()
     again, _ = run(ckpt_path=tmp_path / "epoch=1-step=8.ckpt")
     assert equal(state(again), expected)
+
+
+class Double(Net):
+    def on_load_checkpoint(self, checkpoint):
+        self.double()
+        checkpoint["optimizer_states"][0]["state"] = {}
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Renamed, r"\['body.0.bias', .*'layers.2.weight'\] came, went or were tied"),
+        (Wider, r"layers.0.weight was torch.float32 \(3, 4\) in the sum, but is torch.float32 \(4, 4\)"),
+        (Double, "layers.0.weight was torch.float32 .* but is torch.float64"),
+    ],
+)
+def test_a_sum_of_another_network_is_refused_at_the_resume(tmp_path, net, message):
+    """And not at the next snapshot, until which the training may go on for long."""
+    settings = {"last": 2, "every_n_steps": 4, "keep": "sum", "directory": tmp_path / "merge"}
+    fit(MergeCheckpoints(WSM(), **settings), saver(tmp_path), epochs=3)
+    begun = []
+    probe = Probe(on_train_batch_start=lambda *_: begun.append(1))
+    with pytest.raises(ValueError, match=f"{message}.* Resume with the module as it was"):
+        fit(MergeCheckpoints(WSM(), **settings), probe, net=net(), epochs=3, ckpt_path=tmp_path / "epoch=1-step=8.ckpt")
+    assert not begun
 
 
 def test_files_and_sum_do_not_take_each_others_state(tmp_path):

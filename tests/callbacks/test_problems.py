@@ -11,7 +11,7 @@ from lightning_objectives.callbacks import AddRegularizer, Distill, ReplaceLoss,
 from lightning_objectives.distillation import BinaryKL, VanillaKD
 from lightning_objectives.losses import LDRLoss, ldr_loss
 from lightning_objectives.regularizers import LogPartitionPenalty, SpectralDecoupling, log_partition_penalty
-from lightning_objectives.weighting import LossBasedReweighting
+from lightning_objectives.weighting import FocalWeights, LossBasedReweighting
 
 
 def net(criterion, classes=3):
@@ -54,6 +54,8 @@ ROWS = net(lambda z, y: F.mse_loss(z[:, 0], y.float()))
         ),
         (LABELS, Distill(VanillaKD(), teacher=nn.Linear(4, 3)), "is another: its targets are several labels"),
         (REGRESSION, AddRegularizer(LogPartitionPenalty()), "is another: its targets are numbers"),
+        (REGRESSION, ReweightSamples(FocalWeights()), "FocalWeights.* is another: its targets are numbers"),
+        (REGRESSION, ReweightSamples(FocalWeights(), unit="element"), "is another: its targets are numbers"),
     ],
 )
 def test_another_problem_is_refused(module, callback, found):
@@ -72,6 +74,8 @@ def test_another_problem_is_refused(module, callback, found):
         (DISTRIBUTION, ReplaceLoss(LDRLoss())),
         (BINARY, ReplaceLoss(LDRLoss())),
         (BINARY, AddRegularizer(LogPartitionPenalty())),
+        (BINARY, ReweightSamples(FocalWeights())),
+        (LABELS, ReweightSamples(FocalWeights())),
     ],
 )
 def test_what_means_something_works(module, callback):

@@ -58,3 +58,5 @@ def test_a_k_that_cannot_be():
     metric = TopKAccuracy(k=4)
     with pytest.raises(ValueError, match=r"k=4 must be in \[1, 3\]"):
         metric.update(torch.zeros(2, 3), torch.tensor([0, 1]))
+    metric.update(torch.eye(4), torch.tensor([0, 1, 2, 3]))
+    assert metric.compute() == 1, "the batch that was refused does not count"
