@@ -198,8 +198,8 @@ def _opens(file: str, module: Any) -> bool:
         check_match(source, InMemory(persistent_tensors(module), type(module).__name__))
     except ValueError as error:
         raise ValueError(
-            f"The checkpoint's snapshots cannot be merged with those to come: {error} Resume with the module as it was, "
-            "or move the snapshots away: the merge is then made of those to come."
+            f"The checkpoint's snapshots cannot be merged with those to come: {error} Resume with the module as it "
+            "was, or move the snapshots away: the merge is then made of those to come."
         ) from error
     return True
 
