@@ -34,7 +34,7 @@ from lightning_objectives.metrics import (
     top_k_accuracy,
 )
 from lightning_objectives.prediction_sets import aps_scores, conformal_quantile, raps_scores
-from lightning_objectives.regularizers import log_partition_penalty, spectral_decoupling
+from lightning_objectives.regularizers import confidence_penalty, log_partition_penalty, spectral_decoupling
 from lightning_objectives.shapes import check_shapes, forms
 from lightning_objectives.testing import build
 from lightning_objectives.testing.signals import call, example_signals
@@ -98,6 +98,7 @@ WRONG = {
     vanilla_kd: TWO_CLASSES,
     log_partition_penalty: {**ONE_TABLE, "no class": (table(4, 0),)},
     spectral_decoupling: ONE_TABLE,
+    confidence_penalty: ONE_TABLE,
     multi_sample_dropout: {name: (x, torch.nn.Identity()) for name, x in {"none": ZERO, "one": table(3)}.items()},
     gradient_alignment: {**ONE_TABLE, "no term": (table(0, 3),)},
     mixup: {name: (*tensors, 0.5) for name, tensors in PARTNERS.items()}
@@ -186,6 +187,7 @@ NUMBERS = {
 ELSEWHERE = {
     "ascended_multipliers",
     "early_learning_penalty",
+    "past_cross_entropy",
     "early_learning_targets",
     "r_drop",
     "symmetric_kl",

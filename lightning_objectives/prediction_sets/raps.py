@@ -27,7 +27,8 @@ def raps_scores(p: Tensor, u: Tensor, *, penalty: float = 0.01, free_classes: in
         (N, C) scores, in the type of the probabilities.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, a negative or infinite penalty, or free classes that are no whole number
+            from 0 on.
 
     Example:
         >>> p, u = torch.tensor([[0.3, 0.6, 0.1]]), torch.tensor([0.5])
@@ -37,11 +38,19 @@ def raps_scores(p: Tensor, u: Tensor, *, penalty: float = 0.01, free_classes: in
     Paper: Angelopoulos, Bates, Malik and Jordan, Uncertainty Sets for Image Classifiers using Conformal Prediction,
     ICLR 2021, https://arxiv.org/abs/2009.14193.
     """
+    _check(penalty, free_classes)
     scores = aps_scores(p, u)
     order = p.argsort(dim=1, descending=True, stable=True)
     ranks = torch.arange(1, p.shape[1] + 1, device=p.device)
     penalties = penalty * (ranks - free_classes).clamp(min=0).to(p.dtype)
     return scores + torch.empty_like(scores).scatter(1, order, penalties.expand_as(scores))
+
+
+def _check(penalty: float, free_classes: int) -> None:
+    if not 0 <= penalty < math.inf:
+        raise ValueError(f"penalty={penalty} must be a number >= 0; 0 is APS.")
+    if not (free_classes >= 0 and float(free_classes).is_integer()):
+        raise ValueError(f"free_classes={free_classes} must be a whole number >= 0; 0 penalizes the top class too.")
 
 
 class RAPS(APS):
@@ -97,10 +106,7 @@ class RAPS(APS):
         allow_empty: bool = True,
     ) -> None:
         super().__init__(alpha=alpha, randomized=randomized, allow_empty=allow_empty)
-        if not 0 <= penalty < math.inf:
-            raise ValueError(f"penalty={penalty} must be a number >= 0; 0 is APS.")
-        if not (free_classes >= 0 and float(free_classes).is_integer()):
-            raise ValueError(f"free_classes={free_classes} must be a whole number >= 0; 0 penalizes the top class too.")
+        _check(penalty, free_classes)
         self.penalty = penalty
         self.free_classes = free_classes
 
