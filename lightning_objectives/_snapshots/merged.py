@@ -32,6 +32,11 @@ def refuse_method(method: Merge, *, keep: str, base: str | Path | None) -> None:
             f"{method!r} asks for {beyond[0]}, which MergeCheckpoints does not have of its snapshots. Run it after the "
             f"training, on their files or others: merge_checkpoints(files, method, out, {beyond[0]}=...)."
         )
+    if method.files is not None:
+        raise ValueError(
+            f"{method!r} merges {method.files} files, but a training may end with another number of snapshots. Run it "
+            "after the training, on their files or others: merge_checkpoints(files, method, out)."
+        )
     if base is not None and "base" not in method.asks:
         raise ValueError(
             f"base={str(base)!r} would change nothing, because {method!r} does not use a base: leave it out."

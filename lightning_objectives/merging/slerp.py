@@ -91,9 +91,9 @@ class SLERP(Merge):
     When to use: if two networks were fine-tuned from one base and lie so far apart that their mean is too small. On
     checkpoints of one training the angles are small and it is the mean: use :class:`WSM`.
     Cost: one pass over the files, with two copies of a tensor in float64.
-    Interactions: it takes exactly two files, so give ``MergeCheckpoints`` the setting ``last=2``. Integers are those of
-    the second file, whatever the share. Name floating buffers, such as BatchNorm's statistics, with ``buffers=``,
-    and re-estimate BatchNorm's statistics after the merge.
+    Interactions: it takes exactly two files, so ``MergeCheckpoints`` refuses it: run it after the training. Integers
+    are those of the second file, whatever the share. Name floating buffers, such as BatchNorm's statistics,
+    with ``buffers=``, and re-estimate BatchNorm's statistics after the merge.
 
     Example:
         >>> SLERP(share=0.25).tensor([torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])])  # sin and cos of 22.5°
@@ -102,6 +102,7 @@ class SLERP(Merge):
 
     function = staticmethod(slerp_merge)
     linear = False
+    callback = ""  # a training may end with another number of snapshots
     files = 2
     example: ClassVar = {"share": 0.25}  # half of each would not depend on the order
     unkept_laws: ClassVar = {"the_order_of_the_files_means_nothing": "the share is that of the second file"}

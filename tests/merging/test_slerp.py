@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lightning_objectives.callbacks import MergeCheckpoints
 from lightning_objectives.merging import SLERP, merge_checkpoints, slerp_merge
 
 
@@ -96,3 +97,8 @@ def test_two_files_merge_and_three_leave_no_file(tmp_path):
     with pytest.raises(ValueError, match="hold 3 networks, but an arc lies between two"):
         merge_checkpoints(files, SLERP(), tmp_path / "none.pt")
     assert not (tmp_path / "none.pt").exists()
+
+
+def test_a_training_refuses_it_at_once():
+    with pytest.raises(ValueError, match=r"merges 2 files, but .* Run it after the training"):
+        MergeCheckpoints(SLERP(), last=2)
