@@ -86,7 +86,8 @@ class Method:
     """Why several processes differ from one process with the joined batch; empty if they do not differ."""
     remembers: ClassVar[Mapping[str, Row]] = {}
     """What the method remembers of each sample of the data set, by name. ``forward`` gets the rows of its samples as
-    the signal ``memory``, and ``learn`` returns what to write in their place. The callback keeps the rows, by the
+    the signal ``memory``, as they were before the step, and ``learn`` returns what to write in their place. To know
+    whether a sample has come, remember ``Row()`` and return ones. The callback keeps the rows, by the
     signal ``index``; a resumed training goes on with them, and another training begins anew."""
     learn: Callable[..., dict[str, Tensor]]
     """``(memory, signals) -> {name: rows}``; called after ``forward`` in each step, without gradients."""
@@ -218,7 +219,8 @@ class Distillation(Method, nn.Module):
 class Regularizer(Method, nn.Module):
     """Adds a term to the loss: ``(signals) -> (N,)``, which the callback averages, or a scalar.
 
-    Laws: a declared minimiser is stationary; the gradient agrees with finite differences.
+    Laws: a row's value does not depend on other rows, unless ``coupled`` says why; the gradient agrees with finite
+    differences. A schedule of the paper belongs in the docstring, as ``strength=lambda progress: ...``.
     """
 
     room, callback = "regularizers", "AddRegularizer"
@@ -240,11 +242,11 @@ class Combination(Method, nn.Module):
 class Perturbation(Method):
     """Moves the weights before the gradient is taken: ``offsets(gradients, params) -> offsets``, each by name.
 
-    ``params`` are the trained parameters, and ``gradients`` those of the loss at these weights, for each parameter that
-    has one. The callback adds the offsets, takes the gradient at the moved weights, and puts the weights back to the
-    bit. Laws: an offset has the shape, dtype and device of its parameter, and belongs to one with a gradient; gradients
-    of zero give offsets of zero; an offset never points down the gradient; nothing is written to; all draws
-    come from ``generator``; ``rho=0`` is never active.
+    ``params`` are the trained parameters, and ``gradients`` those of one batch's loss at these weights, unscaled, for
+    each parameter that has one. A method keeps nothing between steps. The callback adds the offsets, takes the gradient
+    at the moved weights, and puts the weights back to the bit. Laws: an offset has the shape, dtype and device of its
+    parameter, and belongs to one with a gradient; gradients of zero give offsets of zero; an offset never points down
+    the gradient; nothing is written to; all draws come from ``generator``; ``rho=0`` is never active.
     """
 
     room, callback = "perturbations", "PerturbWeights"

@@ -189,9 +189,7 @@ class PerturbWeights(StepCallback):
             self._restore()
             raise
 
-    def _generator(self, plan: Plan) -> torch.Generator | None:
-        if self.perturbation.uses_gradients:
-            return None
+    def _generator(self, plan: Plan) -> torch.Generator:
         # All processes draw the same, so that they move the same weights alike.
         seed = batch_seed(self.seed, plan.trainer, by_rank=False)
         return torch.Generator(plan.module.device).manual_seed(seed)
