@@ -23,8 +23,8 @@ def methods(*rooms: str) -> Iterator[tuple[str, type[Any]]]:
 
     >>> ("averaging", "EMA") in [(room, cls.__name__) for room, cls in methods()]
     True
-    >>> [cls.__name__ for room, cls in methods("merging")]
-    ['FisherMerging', 'GreedySoup', 'TIES', 'WSM']
+    >>> {room for room, cls in methods("merging")}
+    {'merging'}
     """
     for room in rooms or ROOMS:
         package = importlib.import_module(f"{__package__}.{room}")
