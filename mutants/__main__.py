@@ -2,9 +2,9 @@
 
 ``python -m mutants`` draws 160 faults over :data:`mutants.table.SCOPE`, the same at each call;
 ``python -m mutants --count 40 metrics _files/merge.py`` draws from some parts; ``--again`` takes those that survived
-the last time. ``--old-faults`` plants the faults of ``old_faults.py`` by name, all or those named, and tells which test
-finds each. A fault that cannot be seen stands in ``equivalent.py`` with the reason, and is not run. The quick tests
-look for it; the slow ones only if the quick ones miss it and ``table.py`` names some for its file.
+the last time. ``--old-faults`` plants the faults of ``old_faults``, all or those whose names hold a word, and tells
+which law or test finds each. A fault that cannot be seen stands in ``equivalent.py`` with the reason, and is not run.
+The quick tests look for it; the slow ones only if the quick ones miss it and ``table.py`` names some for its file.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from pathlib import Path
 
 from mutants.equivalent import EQUIVALENT
 from mutants.faults import Mutant, mutants, planted
-from mutants.old_faults import OLD_FAULTS, OldFault, planted_text
-from mutants.sandbox import PACKAGE, QUICK, ROOT, SLOW, Sandbox
+from mutants.plant import chosen as chosen_old_faults
+from mutants.plant import report
+from mutants.sandbox import PACKAGE, ROOT, SLOW, Sandbox
 from mutants.table import SCOPE, patterns_for, slow_tests_for
 from mutants.touched import CACHE, Chosen, First, Touched
 
@@ -97,10 +98,18 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=160, help="how many faults, about (default: 160)")
     parser.add_argument("--seed", type=int, default=0, help="another draw")
     parser.add_argument("--again", action="store_true", help="those that survived the last time")
-    parser.add_argument("--old-faults", action="store_true", help="plant those of old_faults.py, all or those named")
+    parser.add_argument(
+        "--old-faults",
+        action="store_true",
+        help="plant those of mutants/old_faults, all or those with these words in their names",
+    )
     words = parser.parse_args()
     if words.old_faults:
-        return plant_old_faults(words.parts if words.parts is not SCOPE else ())
+        faults, sandbox = chosen_old_faults([] if words.parts is SCOPE else words.parts), Sandbox()
+        try:
+            return report(faults, sandbox)
+        finally:
+            sandbox.close()
     sources = {file: Path(ROOT / file).read_text() for file in files_of(words.parts)}
     every = [mutant for file, source in sources.items() for mutant in mutants(file, source)]
     if words.again:
@@ -123,36 +132,6 @@ def main() -> int:
     share = 1 - len(survivors) / max(1, len(counted))
     print(f"\n{share:.1%} of {len(counted)} faults are seen; {len(results) - len(counted)} more cannot be.")
     return int(share < LEAST)
-
-
-def plant_old_faults(names: Iterable[str]) -> int:
-    """Plant old faults, print a table of the tests that find them, and return 1 if one is not found."""
-    unknown = {*names} - {fault.name for fault in OLD_FAULTS}
-    if unknown:
-        raise SystemExit(f"{sorted(unknown)[0]!r} is no old fault: see mutants/old_faults.py.")
-    sandbox = Sandbox()
-    missed = []
-    try:
-        for fault in OLD_FAULTS:
-            if names and fault.name not in names:
-                continue
-            found = found_by(fault, sandbox)
-            missed += [] if found else [fault.name]
-            print(f"| {fault.name} | {fault.wrong} | {found or 'NOT FOUND'} |", flush=True)
-    finally:
-        sandbox.close()
-    print(f"not found: {missed}" if missed else "all are found")
-    return int(bool(missed))
-
-
-def found_by(fault: OldFault, sandbox: Sandbox) -> str:
-    """The test that finds an old fault first; empty if none does."""
-    sandbox.write(fault.file, planted_text(fault, sandbox.sources[fault.file]))
-    try:
-        how, by = sandbox.run(First, fault.tests.split(), "-x", cpu=600, marks=QUICK)
-    finally:
-        sandbox.restore(fault.file)
-    return "" if how == "passed" else str(by or how)
 
 
 def run(chosen: list[Mutant]) -> list[tuple[Mutant, str]]:

@@ -8,7 +8,8 @@ import pytest
 from mutants.__main__ import drawn, files_of, suite_of
 from mutants.equivalent import EQUIVALENT
 from mutants.faults import mutants, planted
-from mutants.old_faults import OLD_FAULTS, planted_text
+from mutants.old_faults import OLD_FAULTS, OldFault, planted_text
+from mutants.plant import chosen, outcome, report
 from mutants.sandbox import PACKAGE, ROOT
 from mutants.table import SLOW_TESTS, slow_tests_for
 from mutants.touched import marked
@@ -107,10 +108,64 @@ def test_an_old_fault_can_be_planted_in_the_code_of_today(fault):
     source = (ROOT / fault.file).read_text()
     ast.parse(planted_text(fault, source))
     assert fault.then != fault.now
-    assert all((ROOT / path).exists() for path in fault.tests.split())
+    assert all((ROOT / path.partition("::")[0]).exists() for path in fault.tests.split())
 
 
 def test_old_faults_have_names_of_their_own():
     assert len({fault.name for fault in OLD_FAULTS}) == len(OLD_FAULTS)
     with pytest.raises(ValueError, match=r"occurs 0 times in .*calls\.py, but must occur once"):
         planted_text(OLD_FAULTS[0], "")
+
+
+FAULT = OldFault(
+    "a sum", "A difference is returned.", "sum.py", "a + b", "a - b", "tests/test_sum.py tests/test_more.py"
+)
+
+
+class Runner:
+    """Runs no tests: which fail is told, with the fault and without it."""
+
+    def __init__(self, source, with_fault, without=("passed", None)):
+        self.sources = {"sum.py": source}
+        self.written = dict(self.sources)
+        self.answers = {source.replace("a + b", "a - b"): with_fault, source: without}
+
+    def write(self, file, source):
+        self.written[file] = source
+
+    def restore(self, file):
+        self.written[file] = self.sources[file]
+
+    def run(self, make, files, *words, cpu, marks):
+        return self.answers[self.written["sum.py"]]
+
+
+SUM = "def add(a, b): return a + b"
+
+
+@pytest.mark.parametrize(
+    ("runner", "result"),
+    [
+        (Runner(SUM, ("failed", "tests/test_sum.py::test_add")), "test tests/test_sum.py::test_add"),
+        (Runner(SUM, ("failed", "tests/test_laws.py::test_add")), "law tests/test_laws.py::test_add"),
+        (Runner(SUM, ("passed", None)), "NOT FOUND: the tests passed"),
+        (Runner(SUM, ("failed", None)), "NOT FOUND: the tests failed"),
+        (Runner(SUM, ("crashed", None)), "NOT FOUND: the tests crashed"),
+        (Runner(SUM, ("failed", "t::x"), ("failed", "t::x")), "NOT FOUND: t::x fails without the fault too"),
+        (Runner("def add(a, b): return b + a", ("failed", "t::x")), "NOT FOUND: 'a sum': 'a + b' occurs 0 times in"),
+    ],
+    ids=["a test", "a law", "no test", "not collected", "crashed", "fails anyway", "text gone"],
+)
+def test_what_finds_an_old_fault(runner, result, capsys):
+    assert outcome(FAULT, runner).startswith(result)
+    assert runner.written == runner.sources
+    missed = result.startswith("NOT FOUND")
+    assert report([FAULT], runner) == missed
+    assert ("Not found: a sum" in capsys.readouterr().out) == missed
+
+
+def test_old_faults_are_chosen_by_words():
+    assert [fault.name for fault in chosen(["rows by a guess", "a batchmean"])] == ["a batchmean", "rows by a guess"]
+    assert chosen([]) == list(OLD_FAULTS)
+    with pytest.raises(SystemExit, match="'nothing like it' is in the name of no old fault"):
+        chosen(["nothing like it"])
