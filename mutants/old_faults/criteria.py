@@ -1,6 +1,6 @@
 """Criteria: what a mean divides by, whose rows are asked, and which problem it is."""
 
-from mutants.old_faults.fault import CALLBACKS, LAWS, NAMED, PROBLEMS, STEP, OldFault
+from mutants.old_faults.fault import LAWS, NAMED, PROBLEMS, STEP, OldFault
 
 FAULTS = (
     OldFault(
@@ -170,21 +170,5 @@ FAULTS = (
         '_OF_CRITERION = signals_from("criterion")',
         '_OF_CRITERION = signals_from("criterion") - {"losses"}',
         PROBLEMS,
-    ),
-    OldFault(
-        "logged losses that count nothing",
-        "The logged losses count what the user's code masks after reduction='none'.",
-        f"{STEP}/step.py",
-        '        self.logged |= {"unweighted_loss": self.loss.detach(), "weighted_loss": weighted.detach()}\n',
-        '        self.logged |= {"unweighted_loss": elements.mean().detach(), "weighted_loss": weighted.detach()}\n',
-        LAWS,
-    ),
-    OldFault(
-        "a logged step in which nothing counts",
-        "A logged step whose losses are all masked ends the training.",
-        f"{CALLBACKS}/reweight_samples.py",
-        "weights.max() if some else weights.new_zeros(())",
-        "weights.max()",
-        LAWS,
     ),
 )
