@@ -230,13 +230,19 @@ class Regularizer(Method, nn.Module):
 
 
 class Combination(Method, nn.Module):
-    """Weights the terms of the objective by their gradients: ``(gradients) -> (K,)``.
+    """Weights the K terms of the objective, by their gradients or their values: ``(gradients, terms) -> (K,)``.
 
-    Law: a single term keeps the weight 1.
+    A method may have parameters, which the optimizer trains with the network: the weights may have a gradient, and
+    :meth:`penalty` is added to the weighted sum. Laws: one weight for each term; a single term keeps the weight 1, if
+    the method works with any number of terms.
     """
 
     room, callback = "combination", "CombineTerms"
     forward: Callable[..., Tensor]
+
+    def penalty(self) -> Tensor | None:
+        """A scalar to add to the weighted sum, such as one that keeps weights from becoming zero; None for none."""
+        return None
 
 
 class Perturbation(Method):

@@ -63,6 +63,7 @@ SIGNALS: dict[str, Signal] = _table(
     Signal("target", "(N,) int or (N, C) float", True, "criterion", "what the criterion compares the logits with"),
     Signal("teacher_features", "(N, D')", True, "teacher", "the input of the teacher's head, without gradient"),
     Signal("teacher_logits", "(N, C)", True, "teacher", "the teacher's output for the same inputs, without gradient"),
+    Signal("terms", "(K,)", False, "callback", "the values of the K terms of the objective, without gradient"),
 )
 """Every signal, by its name."""
 

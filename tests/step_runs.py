@@ -5,6 +5,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from helpers import Net, data, trainer
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from torchmetrics import MetricCollection
@@ -15,12 +16,14 @@ from lightning_objectives.callbacks import (
     AddRegularizer,
     AverageWeights,
     Calibrate,
+    CombineTerms,
     LogMetrics,
     PerturbWeights,
     ReweightSamples,
     TransformGradients,
     WrapHead,
 )
+from lightning_objectives.combination import PCGrad, UncertaintyWeighting
 from lightning_objectives.data.with_index import with_index
 from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient
 from lightning_objectives.heads import MultiSampleDropout
@@ -72,9 +75,16 @@ class Switched(Learned):
         return step < 2
 
 
-def train(*callbacks, batches, devices, epochs=2, **kwargs):
+class TwoLosses(Net):
+    """Two criteria that pull against each other."""
+
+    def criterion(self, logits, y):
+        return F.cross_entropy(logits, y) + 2 * F.cross_entropy(logits, (y + 1) % 3)
+
+
+def train(*callbacks, batches, devices, epochs=2, net=Net, **kwargs):
     L.seed_everything(0, verbose=False)
-    net = Net(dtype=torch.float64)
+    net = net(dtype=torch.float64)
     strategy = {"strategy": "ddp", "devices": 2} if devices == 2 else {}
     runner = trainer(*callbacks, max_epochs=epochs, use_distributed_sampler=False, **strategy, **kwargs)
     runner.fit(net, batches)
@@ -133,6 +143,10 @@ def joined(devices):
     for callback in remembering:
         results["remembered"]["net"] |= callback.state_dict()
     results["again"] = train(AddRegularizer(moved_by_row), batches=batches, devices=devices)
+    for name, method in {"pcgrad": PCGrad(), "uncertainty": UncertaintyWeighting(tasks=["classification"] * 2)}.items():
+        combine = CombineTerms(method, criteria=True)
+        results[name] = train(combine, batches=batches, devices=devices, net=TwoLosses)
+        results[name]["net"] |= combine.state_dict()
     results["switched"] = train(AddRegularizer(Switched(), strength=0.1), batches=batches, devices=devices)
     return results
 

@@ -16,7 +16,7 @@ from lightning_objectives.calibration import (
     best_temperature,
     isotonic_regression,
 )
-from lightning_objectives.combination import gradient_alignment
+from lightning_objectives.combination import gradient_alignment, pcgrad_weights
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
 from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient, clip_to_norm, orthogonal_gradient
@@ -101,6 +101,7 @@ WRONG = {
     confidence_penalty: ONE_TABLE,
     multi_sample_dropout: {name: (x, torch.nn.Identity()) for name, x in {"none": ZERO, "one": table(3)}.items()},
     gradient_alignment: {**ONE_TABLE, "no term": (table(0, 3),)},
+    pcgrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     mixup: {name: (*tensors, 0.5) for name, tensors in PARTNERS.items()}
     | {"a share beyond 1": (table(2, 3), classes(2), 1.5)},
     cutmix: {name: (*tensors, (0, 1, 0, 1)) for name, tensors in PARTNERS.items()}
@@ -271,6 +272,7 @@ EMPTY = {
     spectral_decoupling: ((table(0, 3),), (0,)),
     multi_sample_dropout: ((table(0, 5), torch.nn.Linear(5, 3)), (8, 0, 3)),
     gradient_alignment: ((table(2, 0),), (2,)),
+    pcgrad_weights: ((table(2, 0),), (2,)),
     mixup: ((table(0, 3), classes(0), 0.5), (0, 3)),
     clip_to_norm: ((table(0),), (0,)),
     orthogonal_gradient: ((table(0, 3), table(0, 3)), (0, 3)),

@@ -168,8 +168,9 @@ class Plan:
         wrap = any(member.place == "head" for member in self.members)
         self.needs_head = wrap or bool(signals & FROM_HEAD)
         self.catches = bool(signals & _FROM_CALLS) or any(m.place in CHANGES for m in self.members)
-        if self.catches:
+        if self.catches or any(member.criteria for member in self.members):
             self.capture.criterion(self.option("criterion"))
+        if self.catches:
             self.host = HostCopies(self.trainer)
             self._undo.append(self.host.remove)
         if self.needs_head:

@@ -6,21 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_objectives._step.batch import batch_size_of, part_of, tensors_of
+from lightning_objectives._step.batch import batch_size_of, tensors_of
+from lightning_objectives._step.called import CalledSignals
 from lightning_objectives._step.calls import Call
+from lightning_objectives._step.criteria import Criteria
 from lightning_objectives._step.graph import reaches
 from lightning_objectives._step.head import view_of
 from lightning_objectives._step.member import CHANGES, PLACES, Member
 from lightning_objectives._step.proof import prove
-from lightning_objectives._step.rows import fold
-from lightning_objectives._step.samples import Samples, Sizes
-from lightning_objectives._step.signals import Signals
 from lightning_objectives._step.stacks import on_stacks, repeated
 from lightning_objectives._trainer.names import numbered
 from lightning_objectives.signals import signals_from
 
 
-class Step(Signals):
+class Step(CalledSignals):
     """Holds the state of one training step, and dies with it: no tensor has to be forgotten by hand.
 
     The order of what happens: batch transform -> the user's own step, with the head wrapped and the criterion caught ->
@@ -35,8 +34,7 @@ class Step(Signals):
     """
 
     def __init__(self, plan: Any, batch: Any, index: Tensor | None, of_batch: dict[Any, Any]) -> None:
-        super().__init__(plan.module, batch, input=plan.option("input"), index=index)
-        self.plan, self.trainer, self.providers = plan, plan.trainer, plan.providers
+        super().__init__(plan, batch, index)
         number, every = self.trainer.global_step, 0 if self.trainer.barebones else self.trainer.log_every_n_steps
         self.running: dict[str, list[Member]] = {
             place: [m for m in plan.members if m.place == place and m.active(number)] for place in PLACES
@@ -50,11 +48,9 @@ class Step(Signals):
         """The values that the step logs under ``train/``."""
         self.loss: Tensor
         """The loss that the user's step returned; a term that combines itself with it may replace it."""
-        self.call: Call | None = None
-        """The criterion's call that the callbacks act on, changed by those before the weights."""
-        self.user_call: Call | None = None
-        """The same call, as the user's code made it."""
         self.head_output: Tensor | None = None
+        self.criteria = Criteria() if any(m.criteria for m in self.running["combination"]) else None
+        """The criteria as terms of the loss, if a combination weights them."""
         self.weights: Tensor | None = None
         """The weights so far of the rows of all ranks, if several callbacks weight them."""
         self.of_batch = of_batch
@@ -63,7 +59,6 @@ class Step(Signals):
         self._stacks: Tensor | None = None
         """The stacks (M, N, ...) of a wrapped head."""
         self._head_calls = 0
-        self._part = part_of(batch, self.input)
         self._calls: list[Call] = []
         self._value: Tensor | None = None
         """What the user's code got as the criterion's value."""
@@ -79,7 +74,7 @@ class Step(Signals):
     @property
     def changes(self) -> bool:
         """Whether a callback changes the criterion's value in this step."""
-        return any(self.running[place] for place in CHANGES)
+        return self.criteria is not None or any(self.running[place] for place in CHANGES)
 
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the user's step, and return its output with the loss that the callbacks make of it."""
@@ -143,19 +138,28 @@ class Step(Signals):
         if not (call.input.requires_grad and torch.is_grad_enabled()):
             return call.value()  # This is a metric.
         self._calls.append(call)
-        if not self._is_chosen(call):
-            self._values.append(call.value())
-            return self._values[-1]
+        is_chosen, late = self.plan.catches and self._is_chosen(call), self._late
+        value = self._chosen_value(call) if is_chosen else call.value()
+        if self.criteria is not None:
+            value = self.criteria.gated(call.name, value)
+        if self._late is not late:
+            self._late = call, value
+        if is_chosen:
+            self._value = value
+        self._values.append(value)
+        # In-place changes by the user's code must not reach the losses that are weighted afterwards.
+        return value if self._late is late else value.clone()
+
+    def _chosen_value(self, call: Call) -> Tensor:
+        """The value of the call that the callbacks act on."""
         self.plan.caught_calls += 1
         try:
-            self._value = self._objective(call)
+            return self._objective(call)
         except ValueError as error:
             if self.plan.verified or self.plan.option("which") is not None:
                 raise
-            self._refusal, self._value = error, call.value()
-        self._values.append(self._value)
-        # In-place changes by the user's code must not reach the losses that are weighted afterwards.
-        return self._value if self._late is None else self._value.clone()
+            self._refusal = error
+            return call.value()
 
     def _is_chosen(self, call: Call) -> bool:
         """Whether the callbacks act on this call, the latest: by the user's choice, or by the proof of the first step.
@@ -198,33 +202,6 @@ class Step(Signals):
             return call.elements
         return call.weighted(self._weights(call, call.elements, call.valid))
 
-    # -- samples and signals -------------------------------------------------------------------------------------------
-
-    def samples(self, call: Call, elements: Tensor) -> Samples:
-        """Which sample of the batch each element of the call belongs to."""
-        sizes = Sizes.of(self._part, self.plan.told_batch_size(self._part), self.plan.loader_sizes)
-        found: Samples = self.plan.finder.find(call, self.user_call or call, elements, sizes, self.plan.capture.trace)
-        return found
-
-    def _losses(self) -> Tensor:
-        """(N,): for each sample the mean of the losses that count."""
-        call = self._called("losses")
-        return fold(call.elements, call.valid, self.samples(call, call.elements)).losses
-
-    def _logits(self) -> Tensor:
-        return self._called("logits").logits
-
-    def _target(self) -> Tensor:
-        return self._called("target").targets
-
-    def _called(self, name: str) -> Call:
-        if self.call is None:
-            raise ValueError(
-                f"The method asks for the signal {name!r} before the step has called its criterion, so there is none. "
-                "Use a method that does not ask for it at this place."
-            )
-        return self.call
-
     # -- the loss ------------------------------------------------------------------------------------------------------
 
     def _finished(self, output: Any) -> Any:
@@ -238,8 +215,10 @@ class Step(Signals):
             self.loss = self._weighted(*self._late)
         terms = [term for term in (member.term(self) for member in self.running["term"]) if term is not None]
         combined = self.loss
-        if terms and self.running["combination"]:
-            combined = self.running["combination"][0].combine([self.loss, *terms], self)
+        if self.running["combination"] and (terms or self.criteria is not None):
+            own, rest = self._own_terms()
+            combined = self.running["combination"][0].combine([*own, *terms], self)
+            combined = combined if rest is None else combined + rest
         else:
             for term in terms:
                 combined = combined + term
@@ -249,6 +228,12 @@ class Step(Signals):
         if combined is loss:
             return output
         return {**output, "loss": combined} if isinstance(output, Mapping) else combined
+
+    def _own_terms(self) -> tuple[list[Tensor], Tensor | None]:
+        """The terms of the model's own loss, and what is left of it: the loss as a whole, or its criteria."""
+        if self.criteria is None:
+            return [self.loss], None
+        return self.criteria.split(self.loss, type(self.module).__name__)
 
     def _proved(self, loss: Tensor) -> Tensor:
         """Prove in the first step that the plan has its effect, and return the loss with it."""
@@ -273,7 +258,7 @@ class Step(Signals):
             loss = changed
         if mode is not None and not plan.verified:
             alone = loss is self._value and len(self._calls) == 1 and plan.capture.named is None
-            mode.whole = alone and not any(member.place == "head" for member in plan.members)
+            mode.whole = alone and not any(member.place == "head" or member.criteria for member in plan.members)
         plan.verified = True
         return loss
 
@@ -288,6 +273,8 @@ class Step(Signals):
         if late is not None:
             self._late = late[0], plain
             return loss
+        if self.criteria is not None:
+            changed = self.criteria.changed(which, changed)
         (factors,) = torch.autograd.grad(loss, plain, retain_graph=True, create_graph=True)
         return loss + (factors * (changed - plain)).sum()
 

@@ -1,32 +1,50 @@
 """Combines the terms of the loss by their gradients."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients, weighted_sum
 from lightning_objectives._step.plan import Plan
 from lightning_objectives._step.step import Step
+from lightning_objectives._trainer.ranks import averaged_over_ranks
 from lightning_objectives.kinds import Combination
 
 
 @dataclass(eq=False)
 class CombineTerms(StepCallback):
-    """Weights the model's own loss and the terms that other callbacks add, by their gradients.
+    """Weights the terms of the loss: the criteria of a step with several tasks, and the terms that callbacks add.
 
-    The first gradient is that of the model's own loss. The others are those of the terms, in the order of their names.
-    All are means over the ranks, so that each rank computes the same weights. Each gradient costs one backward pass
-    through the network. Gradient scaling, clipping and accumulation see the weighted sum as the gradient of any other
-    loss. The weights are logged as ``train/weight_0``, ``train/weight_1``, ...
+    By default the model's own loss is the first term. With ``criteria=True`` each criterion in the loss is a term of
+    its own, in the order of the calls, times the factor that your code gives it; what the loss has beside its criteria
+    stays as it is. The terms that callbacks add come after these, in the order of their names.
+
+    A method that asks for gradients costs a backward pass through the network for each term. Gradients and values
+    are means over the ranks, so that each rank computes the same weights. Gradient scaling, clipping and accumulation
+    see the weighted sum as the gradient of any other loss. The weights are logged as ``train/weight_0``,
+    ``train/weight_1``, ...
+
+    A method may have parameters of its own, which the optimizer trains with the network. The callback saves them, and
+    the module's state and files do not contain them.
 
     Args:
-        combination: the method, ``gradients (K, P) -> weights (K,)``.
+        combination: the method, from ``gradients (K, P)`` or ``terms (K,)`` to weights (K,).
+        criteria: combine the criteria of your step. Torch's own are seen by themselves; name any other with
+            ``criterion=``.
 
     Raises:
-        ValueError: at the start of the training, if no callback adds a term.
+        ValueError: at the start of the training, if there is neither an added term nor ``criteria=True``; in the
+            training, if a step computes its loss from no criterion, or from others than the first step, and the method
+            keeps something of each term.
+
+    Example:
+        >>> from lightning_objectives.combination import GradientAlignment
+        >>> CombineTerms(GradientAlignment(), criteria=True).combination
+        GradientAlignment()
     """
 
     kind = Combination
@@ -36,6 +54,12 @@ class CombineTerms(StepCallback):
     refuses: ClassVar = {"fsdp2": WHOLE_GRADIENTS}
 
     combination: nn.Module | Callable[..., Tensor]
+    _: KW_ONLY
+    criteria: bool = False
+
+    def __post_init__(self) -> None:
+        self._names: tuple[str, ...] | None = None
+        """The criteria of the first step of the fit."""
 
     def methods(self) -> list[Any]:
         """The combination."""
@@ -47,19 +71,25 @@ class CombineTerms(StepCallback):
         Raises:
             ValueError: no callback of the training adds a term.
         """
-        if not any(getattr(callback, "place", "") == "term" for callback in plan.trainer.callbacks):
+        self._names = None
+        if not self.criteria and not any(getattr(c, "place", "") == "term" for c in plan.trainer.callbacks):
             raise ValueError(
                 f"CombineTerms({self.combination}) has nothing to combine: no callback of this training adds a term to "
-                "the loss. Add one, such as AddRegularizer or Distill, or remove CombineTerms."
+                "the loss. Say criteria=True to combine the criteria of your own step, add a callback such as "
+                "AddRegularizer or Distill, or remove CombineTerms."
             )
 
     def combine(self, terms: Sequence[Tensor], step: Step) -> Tensor:
         """Compute the weighted sum of the terms.
 
         Raises:
-            ValueError: the method does not return one weight for each term.
+            ValueError: the method does not return one weight for each term, or a criterion is new or missing.
         """
-        signals = {name: self.signal(name, step) for name in self.signals if name != "gradients"}
+        self._check_names(step)
+        signals = {name: self.signal(name, step) for name in self.signals if name not in ("gradients", "terms")}
+        if "terms" in self.signals:
+            values = torch.stack([term.detach().float() for term in terms])
+            signals["terms"] = averaged_over_ranks({"terms": values}, {"terms": values})["terms"]
         gradients = Gradients(terms, step) if "gradients" in self.signals else None
         if gradients is not None:
             signals["gradients"] = gradients.rows
@@ -70,4 +100,24 @@ class CombineTerms(StepCallback):
                 "It must return one weight for each term."
             )
         step.logged |= {f"weight_{i}": weight for i, weight in enumerate(weights.detach())}
-        return weighted_sum(terms, weights) if gradients is None else gradients.weighted(weights)
+        combined = weighted_sum(terms, weights) if gradients is None else gradients.weighted(weights)
+        penalty = self.combination.penalty() if isinstance(self.combination, Combination) else None
+        return combined if penalty is None else combined + penalty.to(combined)
+
+    def _check_names(self, step: Step) -> None:
+        """Refuse criteria that change, if the method keeps something of each term.
+
+        Raises:
+            ValueError: with both.
+        """
+        keeps = isinstance(self.combination, nn.Module) and self.combination.state_dict()
+        if step.criteria is None or not keeps:
+            return
+        names, first = tuple(step.criteria.names), self._names
+        self._names = names if first is None else first
+        if names != self._names:
+            raise ValueError(
+                f"The loss of this step has the criteria {', '.join(names)}, that of the first step had "
+                f"{', '.join(self._names)}, but {self.combination} keeps something of each. Compute the same criteria "
+                "in each step, times 0 where there is nothing to compare."
+            )

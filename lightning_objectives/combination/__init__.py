@@ -1,5 +1,7 @@
-"""Weights the terms of the loss: gradients of the terms -> weights."""
+"""Weights the terms of the loss: gradients or values of the terms -> weights."""
 
 from lightning_objectives.combination.gradient_alignment import GradientAlignment, gradient_alignment
+from lightning_objectives.combination.pcgrad import PCGrad, pcgrad_weights
+from lightning_objectives.combination.uncertainty_weighting import UncertaintyWeighting
 
-__all__ = ["GradientAlignment", "gradient_alignment"]
+__all__ = ["GradientAlignment", "PCGrad", "UncertaintyWeighting", "gradient_alignment", "pcgrad_weights"]

@@ -92,7 +92,11 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         objectives.the_gradient_is_that_of_finite_differences,
         *_WITHOUT_DRAWS,
     ),
-    kinds.Combination: (combination.one_term_alone_keeps_its_weight, *_WITHOUT_DRAWS),
+    kinds.Combination: (
+        combination.one_weight_a_term,
+        combination.one_term_alone_keeps_its_weight,
+        *_WITHOUT_DRAWS,
+    ),
     kinds.Perturbation: (
         perturbations.each_offset_has_the_form_of_its_parameter,
         perturbations.neither_parameters_nor_gradients_are_written_to,

@@ -72,6 +72,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "target": torch.arange(rows) % classes,
         "teacher_features": normal(rows, features),
         "teacher_logits": normal(rows, classes),
+        "terms": normal(3).exp(),
     }
 
 
