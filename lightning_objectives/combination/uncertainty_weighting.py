@@ -44,7 +44,7 @@ class UncertaintyWeighting(Combination):
     https://arxiv.org/abs/1705.07115. Not checked at the source: the numbers of the equations.
     """
 
-    example: ClassVar = {"tasks": ("classification", "regression", "regression")}
+    example: ClassVar = {"tasks": ("classification", "regression")}
     family = "multi-task"
     unkept_laws: ClassVar = {"one_term_alone_keeps_its_weight": "it has a parameter for each task"}
 

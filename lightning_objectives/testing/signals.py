@@ -57,7 +57,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
     return {
         "again": again,
         "features": normal(rows, features),
-        "gradients": normal(3, 10),
+        "gradients": normal(2, 10),
         "group": torch.arange(rows) % 2,
         "head": head,
         "index": torch.randperm(rows, generator=generator),
@@ -72,7 +72,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "target": torch.arange(rows) % classes,
         "teacher_features": normal(rows, features),
         "teacher_logits": normal(rows, classes),
-        "terms": normal(3).exp(),
+        "terms": normal(2).exp(),
     }
 
 
