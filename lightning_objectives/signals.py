@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-Source = Literal["batch", "callback", "criterion", "head", "network", "teacher", "trainer"]
+Source = Literal["batch", "callback", "criterion", "head", "network", "reference", "teacher", "trainer"]
 """What a signal comes from: the step taps only what the methods of a training need."""
 
 
@@ -59,6 +59,21 @@ SIGNALS: dict[str, Signal] = _table(
     ),
     Signal("network", "", False, "head", "the module that holds the head"),
     Signal("progress", "() float", False, "trainer", "the part of the training that is done, in [0, 1]"),
+    Signal("reference_logits", "(N, C)", True, "reference", "the logits of the reference of `Refer`, without gradient"),
+    Signal(
+        "reference_losses",
+        "(N,)",
+        True,
+        "reference",
+        "the model's own criterion on the logits of the reference, without gradient",
+    ),
+    Signal(
+        "reference_weights",
+        "",
+        False,
+        "reference",
+        "the parameters of the reference, by their names in the network: a dict of tensors",
+    ),
     Signal("step", "() int", False, "trainer", "the number of completed optimizer steps"),
     Signal("target", "(N,) int or (N, C) float", True, "criterion", "what the criterion compares the logits with"),
     Signal("teacher_features", "(N, D')", True, "teacher", "the input of the teacher's head, without gradient"),

@@ -21,7 +21,7 @@ PACKAGE = "lightning_objectives"
 TOLERANCE = 1e-6
 CALLBACKS = (
     "AdaptAtTest AddRegularizer AverageWeights Calibrate CombineTerms Distill LogMetrics MergeCheckpoints "
-    "PerturbWeights ReplaceLoss ReweightSamples SurveyData TransformBatch TransformGradients WrapHead"
+    "PerturbWeights Refer ReplaceLoss ReweightSamples SurveyData TransformBatch TransformGradients WrapHead"
 ).split()
 """By their names the warnings of this package are known."""
 REOPEN = """

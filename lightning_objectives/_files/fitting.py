@@ -19,13 +19,16 @@ class Weights:
         file: its path, for messages.
         prefix: what the names of the right tensors begin with, if the user chooses it. The entry of the checkpoint
             belongs to it, as in ``"model_ema.module."``; that which is read without a prefix may be left out.
+        options: what the name of the user's option for the prefix begins with, for messages.
 
     Raises:
         ValueError: the file holds no tensors by name, or none with this prefix.
     """
 
-    def __init__(self, contents: Mapping[str, Any], file: Any, prefix: str | None = None) -> None:
-        self._file = file
+    def __init__(
+        self, contents: Mapping[str, Any], file: Any, prefix: str | None = None, *, options: str = "teacher_"
+    ) -> None:
+        self._file, self._options = file, options
         self._is_chosen = prefix is not None
         parts = _parts(contents) if prefix is None else self._chosen(contents, plain_name(prefix))
         if not any(parts.values()):
@@ -54,8 +57,8 @@ class Weights:
                 return {prefix: chosen}
             known |= names.keys()
         raise ValueError(
-            f"teacher_prefix={prefix!r}: no tensor of {str(self._file)!r} has a name that begins with it. There are "
-            f"{first_names(known)}."
+            f"{self._options}prefix={prefix!r}: no tensor of {str(self._file)!r} has a name that begins with it. There "
+            f"are {first_names(known)}."
         )
 
     @property
@@ -83,7 +86,7 @@ class Weights:
             raise ValueError(
                 f"The file of weights {str(self._file)!r} holds more than one network of the form of "
                 f"{type(network).__name__}. Several prefixes fit: {choices}. Choose one, for example with "
-                f"teacher_prefix={choices[-1]!r}."
+                f"{self._options}prefix={choices[-1]!r}."
             )
         if fitting:
             state = {key: state[prefix + key] for key in own}

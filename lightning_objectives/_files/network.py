@@ -16,7 +16,11 @@ from lightning_objectives._files.intact import check_permission, check_sums, hin
 
 
 def load_network(
-    network: str | nn.Module, weights: str | Path | None = None, *, prefix: str | None = None
+    network: str | nn.Module,
+    weights: str | Path | None = None,
+    *,
+    prefix: str | None = None,
+    options: str = "teacher_",
 ) -> nn.Module:
     """Build a trained network that shares nothing with what you pass.
 
@@ -28,15 +32,16 @@ def load_network(
             possibly behind a common prefix, or under ``state_dict``, ``model``, ``net`` and the like. Without a file,
             timm's pretrained weights are used. A file is read as data: one that would run code is refused.
         prefix: what the names of the weights in the file begin with, if several networks in it fit.
+        options: what the names of the user's options for the weights and the prefix begin with, for messages.
 
     Raises:
         ValueError: the name is unknown, the weights would be random, or the file cannot be read, does not fit, or
             holds NaN or infinite parameters.
     """
     contents = None if weights is None else read_weights(weights)
-    of_file = None if contents is None else Weights(contents, weights, prefix)
+    of_file = None if contents is None else Weights(contents, weights, prefix, options=options)
     if prefix is not None and contents is None:
-        raise ValueError(f"teacher_prefix={prefix!r} chooses among the weights of a file: give teacher_weights= too.")
+        raise ValueError(f"{options}prefix={prefix!r} chooses among the weights of a file: give {options}weights= too.")
     if isinstance(network, nn.Module):
         trained = copy.deepcopy(network)
     elif _names_timm_model(network):

@@ -184,3 +184,23 @@ def unwrap(batch: Any, path: str | int | None = None) -> tuple[Any, Tensor | Non
     if path is not None:
         changed(part_of(batch, path), item_of)
     return changed(batch, item_of), next(iter(indices), None)
+
+
+def told_batch_size(module: Any, batch: Any, told: int | str | None) -> int | None:
+    """The number of samples in a batch, if the user says it: by the mixin, or as a number or a path in the batch.
+
+    Raises:
+        ValueError: there is no number under the path.
+    """
+    answer = getattr(module, "objective_batch_size", None)
+    size = answer(batch) if answer is not None else None
+    if size is None and told is not None:
+        size = told if isinstance(told, int) else part_of(batch, told)
+        if isinstance(size, Tensor):
+            size = size.item() if size.dim() == 0 else len(size)
+        if not isinstance(size, int):
+            raise ValueError(
+                f"batch_size={told!r} names no number in a batch that is a {type(batch).__name__}: {size!r:.60}. "
+                "Name a number, a list, or a tensor with one entry for each sample."
+            )
+    return size

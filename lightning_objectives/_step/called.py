@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_objectives._step.batch import part_of
+from lightning_objectives._step.batch import part_of, told_batch_size
 from lightning_objectives._step.calls import Call
 from lightning_objectives._step.rows import fold
 from lightning_objectives._step.samples import Samples, Sizes
@@ -27,11 +27,15 @@ class CalledSignals(Signals):
         """The criterion's call that the callbacks act on, changed by those before the weights."""
         self.user_call: Call | None = None
         """The same call, as the user's code made it."""
+        self.counted: Tensor | None = None
+        """Which elements count for the weights, if callbacks weight them."""
         self._part = part_of(batch, self.input)
 
     def samples(self, call: Call, elements: Tensor) -> Samples:
         """Which sample of the batch each element of the call belongs to."""
-        sizes = Sizes.of(self._part, self.plan.told_batch_size(self._part), self.plan.loader_sizes)
+        sizes = Sizes.of(
+            self._part, told_batch_size(self.module, self._part, self.plan.option("batch_size")), self.plan.loader_sizes
+        )
         found: Samples = self.plan.finder.find(call, self.user_call or call, elements, sizes, self.plan.capture.trace)
         return found
 

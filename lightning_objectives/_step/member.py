@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_objectives._step.calls import Call
 
-PLACES = ("transform", "head", "loss", "weighting", "term", "combination", "perturbation")
+PLACES = ("reference", "transform", "head", "loss", "weighting", "term", "combination", "perturbation")
 """The places of a step, in order."""
 CHAINED = ("transform", "weighting", "term")
 """The places that take several callbacks: transforms in the order of the Trainer's list, weightings as their product,
@@ -56,7 +56,7 @@ class Member:
     @property
     def needs_samples(self) -> bool:
         """Whether it must know which losses belong to one sample."""
-        return "losses" in self.signals
+        return not {"losses", "reference_losses"}.isdisjoint(self.signals)
 
     def active(self, step: int) -> bool:
         """Whether it changes anything at this optimizer step."""

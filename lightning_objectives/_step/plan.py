@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_objectives._step.again import Again
 from lightning_objectives._step.batch import part_of, unwrap
@@ -39,7 +39,7 @@ DRAWN = "a training_step(dataloader_iter) draws its batches itself, so that ther
 COMPILED = "its head lies in a compiled module, in which it cannot be reached"
 FROM_HEAD = signals_from("head") - {"network"}
 _FROM_NETWORK = signals_from("network")
-_FROM_CALLS = FROM_HEAD | signals_from("criterion") | _FROM_NETWORK
+_FROM_CALLS = FROM_HEAD | signals_from("criterion") | _FROM_NETWORK | {"reference_logits", "reference_losses"}
 """The signals that come from the calls of the head and the criterion, which the step must catch."""
 
 
@@ -98,7 +98,13 @@ class Plan:
     @classmethod
     def trainer_of(cls, member: Member) -> Any:
         """The trainer of the plan that a callback is registered with; None if there is none."""
-        return next((plan.trainer for plan in cls._all.values() if member in plan.members), None)
+        plan = cls.holding(member)
+        return None if plan is None else plan.trainer
+
+    @classmethod
+    def holding(cls, member: Member) -> "Plan | None":
+        """The plan that a callback is registered with; None if there is none."""
+        return next((plan for plan in cls._all.values() if member in plan.members), None)
 
     @classmethod
     def detach_from(cls, module: Any) -> None:
@@ -306,26 +312,6 @@ class Plan:
         where = self.option("input")
         part = part_of(loaders, where) if isinstance(loaders, (dict, list, tuple)) else loaders
         return loader_sizes(loaders if part is None else part)
-
-    def told_batch_size(self, batch: Any) -> int | None:
-        """The number of samples in a batch, if the user says it.
-
-        Raises:
-            ValueError: there is no number under the path of ``batch_size=``.
-        """
-        answer = getattr(self.module, "objective_batch_size", None)
-        size = answer(batch) if answer is not None else None
-        told = self.option("batch_size")
-        if size is None and told is not None:
-            size = told if isinstance(told, int) else part_of(batch, told)
-            if isinstance(size, Tensor):
-                size = size.item() if size.dim() == 0 else len(size)
-            if not isinstance(size, int):
-                raise ValueError(
-                    f"batch_size={told!r} names no number in a batch that is a {type(batch).__name__}: {size!r:.60}. "
-                    "Name a number, a list, or a tensor with one entry for each sample."
-                )
-        return size
 
 
 def _order(member: Member) -> tuple[int, str]:

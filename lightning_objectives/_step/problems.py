@@ -9,7 +9,7 @@ from lightning_objectives._step.calls import TARGETS, Call
 from lightning_objectives.kinds import signals_of
 from lightning_objectives.signals import signals_from
 
-_COLUMNS = ("logits", "target", "teacher_logits")
+_COLUMNS = ("logits", "reference_logits", "target", "teacher_logits")
 _OF_CRITERION = signals_from("criterion")
 _REPLACED_BY = {"binary": "classes", "distribution": "classes"}
 """Problems that methods for another problem can work on."""

@@ -8,6 +8,10 @@ from torch import Tensor
 
 from lightning_objectives._step.batch import inputs_of
 from lightning_objectives._step.rows import Rows
+from lightning_objectives.signals import signals_from
+
+_PROVIDERS = dict.fromkeys(signals_from("reference"), "Refer(), the callback")
+"""Which callback provides a signal."""
 
 
 class Signals:
@@ -39,8 +43,8 @@ class Signals:
             if provider is None:
                 raise ValueError(
                     f"The signal {name!r} is not available: no callback of this training provides it, or the step has "
-                    "not called the head or the criterion yet. Add the callback that provides it, or use a method that "
-                    "does not ask for it."
+                    f"not called the head or the criterion yet. Add {_PROVIDERS.get(name, 'the callback')} that "
+                    "provides it, or use a method that does not ask for it."
                 )
             self.values[name] = provider(self)
         return self.values[name]

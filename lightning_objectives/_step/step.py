@@ -292,7 +292,7 @@ class Step(CalledSignals):
 
     def _weights(self, call: Call, elements: Tensor, valid: Tensor | None) -> Tensor:
         """The weights of the elements of a call; each weighting goes on from those before it."""
-        self.weights = None
+        self.weights, self.counted = None, valid
         for member in self.running["weighting"]:
             weights = member.weigh(call, elements, valid, self)
         return weights

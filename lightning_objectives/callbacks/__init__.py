@@ -17,6 +17,7 @@ from lightning_objectives.callbacks.named import (
     WSMCallback,
 )
 from lightning_objectives.callbacks.perturb_weights import PerturbWeights
+from lightning_objectives.callbacks.refer import Refer
 from lightning_objectives.callbacks.replace_loss import ReplaceLoss
 from lightning_objectives.callbacks.restore_random_state import RestoreRandomState
 from lightning_objectives.callbacks.reweight_samples import ReweightSamples
@@ -40,6 +41,7 @@ __all__ = [
     "MergeCheckpoints",
     "MultiSampleDropoutCallback",
     "PerturbWeights",
+    "Refer",
     "ReplaceLoss",
     "RestoreRandomState",
     "ReweightSamples",

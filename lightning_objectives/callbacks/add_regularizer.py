@@ -12,7 +12,7 @@ from lightning_objectives._step.chunks import by_rows
 from lightning_objectives._step.step import Step
 from lightning_objectives.kinds import Regularizer
 
-_OF_ROWS = frozenset({"logits", "target"})
+_OF_ROWS = frozenset({"logits", "reference_logits", "target"})
 """Signals with a row for each comparison of the criterion."""
 
 

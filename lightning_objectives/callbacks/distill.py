@@ -7,19 +7,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_objectives._files.logit_cache import LogitCache, fingerprint
 from lightning_objectives._files.network import load_network
 from lightning_objectives._step.added import AddedTerm, Strength
-from lightning_objectives._step.batch import tensors_of
 from lightning_objectives._step.chunks import by_rows
 from lightning_objectives._step.extras import COPIED
-from lightning_objectives._step.frozen import Answer, Frozen, Normalization
+from lightning_objectives._step.frozen import Normalization
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients
-from lightning_objectives._step.network import followed, network_call
 from lightning_objectives._step.plan import Plan
 from lightning_objectives._step.step import Step
+from lightning_objectives._step.teacher import Teacher, as_rows, rows_of
 from lightning_objectives._trainer.configured import is_built_from_config
 from lightning_objectives._trainer.random import batch_seed, private_stream
 from lightning_objectives.kinds import Distillation
@@ -124,10 +121,9 @@ class Distill(AddedTerm):
                 "teacher_call= gives the teacher what you choose, so cache= and data_normalization= cannot know its "
                 "inputs. Translate them in teacher_call, and remove the other two."
             )
-        self._frozen: Frozen | None = None
+        self._teacher: Teacher | None = None
         self._dense_head = False
         """Whether the classes of the network's head lie along dimension 1, as those of a convolution."""
-        self._cache: LogitCache | None = None
 
     @cached_property
     def signals(self) -> tuple[str, ...]:
@@ -193,50 +189,34 @@ class Distill(AddedTerm):
     def _load_teacher(self, plan: Plan) -> None:
         teacher = self.teacher if isinstance(self.teacher, (str, nn.Module)) else self.teacher()
         network = load_network(teacher, self.teacher_weights, prefix=self.teacher_prefix)
-        tap = any("teacher_features" in member.signals for member in plan.members)
-        self._frozen = Frozen(network, head=self.teacher_head, tap=tap, translate=self._translation(network))
-        if self.cache is not None:
-            if tap:
-                raise ValueError(
-                    f"cache={self.cache!r} keeps logits only, but a method asks for teacher_features. Remove cache=."
-                )
-            key = fingerprint(network, self.data_normalization, self.teacher_normalization)
-            rank = plan.trainer.global_rank
-            self._cache = LogitCache(self.cache, top_k=self.cache_top_k, teacher=key, rank=rank)
-
-    def _translation(self, network: nn.Module) -> tuple[Normalization, Normalization] | None:
-        if self.data_normalization is None:
-            return None
-        normalization = self.teacher_normalization
-        if normalization is None:
-            config = getattr(network, "pretrained_cfg", None) or {}
-            if not {"mean", "std"} <= set(config):
-                raise ValueError(
-                    f"data_normalization={self.data_normalization} needs the teacher's normalization to translate the "
-                    f"inputs, but {type(network).__name__} has none: give teacher_normalization=(mean, std)."
-                )
-            normalization = config["mean"], config["std"]
-        return self.data_normalization, normalization
+        features = any("teacher_features" in member.signals for member in plan.members)
+        self._teacher = Teacher(
+            network,
+            rank=plan.trainer.global_rank,
+            call=self.teacher_call,
+            head=self.teacher_head,
+            features=features,
+            normalizations=(self.data_normalization, self.teacher_normalization),
+            cache=self.cache,
+            cache_top_k=self.cache_top_k,
+        )
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the module back as it was, and drop the teacher."""
         super().release(trainer, pl_module)
-        self._frozen = self._cache = None
+        self._teacher = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the weights of the auxiliary head, which exists during a training only."""
-        if self._frozen is not None:
+        if self._teacher is not None:
             super().load_state_dict(state_dict)
 
     # -- during a step -------------------------------------------------------------------------------------------------
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the teacher's logits of this epoch to the cache, and read those of the other ranks."""
-        if self._cache is not None:
-            self._cache.save()
-            trainer.strategy.barrier()
-            if trainer.world_size > 1:
-                self._cache.load()
+        if self._teacher is not None:
+            self._teacher.share_cache(trainer)
 
     def active(self, step: int) -> bool:
         """Whether the term is added at this step: from the method's ``stop_epoch`` on it is not."""
@@ -282,45 +262,17 @@ class Distill(AddedTerm):
 
     def _as_rows(self, teacher: Tensor, student: Tensor, step: Step) -> Tensor:
         """Turn the teacher's logits into rows (N, C) like the student's."""
-        if self._own_head:
-            output = step.head_output
-            if output is not None and output.shape == teacher.shape and teacher.dim() > 1:
-                return (teacher.movedim(1, -1) if self._dense_head else teacher).flatten(0, -2)
-            return rows_of(teacher, student)
-        logits = followed(step, teacher)
-        if logits is not None and step.call is not None:
-            return step.call.table(logits)
+        if not self._own_head:
+            return as_rows(step, teacher, like=student)
+        output = step.head_output
+        if output is not None and output.shape == teacher.shape and teacher.dim() > 1:
+            return (teacher.movedim(1, -1) if self._dense_head else teacher).flatten(0, -2)
         return rows_of(teacher, student)
 
     def _answer(self, name: str, step: Step) -> Any:
-        """Read what the teacher says of the batch; it runs once for each batch."""
-        if self not in step.of_batch:
-            answer = self._asked(step)
-            step.of_batch[self] = {"teacher_logits": answer.logits, "teacher_features": answer.features}
-        return step.of_batch[self][name]
-
-    def _asked(self, step: Step) -> Answer:
-        assert self._frozen is not None
-        frozen, dtype = self._frozen, step.module.dtype
-        if self.teacher_call is not None:
-            how, batch = self.teacher_call, step.user_batch
-            return frozen.answer(lambda network: how(network, batch), next(tensors_of(batch), None), dtype)
-        call = network_call(step, like=frozen.network)
-        args, kwargs = ((step.get("inputs"),), {}) if call is None else (call.args, call.kwargs)
-        if self._cache is None:
-            return frozen(*args, dtype=dtype, **kwargs)
-        leaves, spec = tree_flatten((args, kwargs))
-        inputs = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
-
-        def of_rows(known: Tensor) -> Tensor:
-            """The teacher's logits of some rows of the batch."""
-            rows = [
-                leaf[known] if isinstance(leaf, Tensor) and leaf.shape[:1] == known.shape else leaf for leaf in leaves
-            ]
-            args, kwargs = tree_unflatten(rows, spec)
-            return frozen(*args, dtype=dtype, **kwargs).logits
-
-        return Answer(self._cache(step.get("index"), inputs, of_rows), None)
+        """Read what the teacher says of the batch."""
+        assert self._teacher is not None
+        return getattr(self._teacher.answer(step), name.removeprefix("teacher_"))
 
 
 def _sizes_of(head: nn.Module) -> tuple[int, int, bool]:
@@ -335,27 +287,3 @@ def _sizes_of(head: nn.Module) -> tuple[int, int, bool]:
     features = getattr(first, "in_channels", None) or first.weight.shape[1]
     classes = getattr(last, "out_channels", None) or last.weight.shape[0]
     return int(features), int(classes), first.weight.dim() > 2
-
-
-def rows_of(teacher: Tensor, student: Tensor) -> Tensor:
-    """Turn a teacher's logits into rows (N, C) like the student's, whatever dimension its classes are in.
-
-    Raises:
-        ValueError: the classes or the rows are not the student's, or the dimension of the classes is unknown.
-
-    >>> rows_of(torch.zeros(4), torch.zeros(4, 1)).shape, rows_of(torch.zeros(2, 3, 5), torch.zeros(10, 3)).shape
-    (torch.Size([4, 1]), torch.Size([10, 3]))
-    """
-    rows, classes = student.shape
-    if classes == 1 and teacher.numel() == rows:
-        return teacher.reshape(rows, 1)
-    dimensions = {d % teacher.dim() for d in (1, -1) if teacher.dim() > 1 and teacher.shape[d] == classes}
-    if len(dimensions) == 1:
-        logits = teacher.movedim(dimensions.pop(), -1).flatten(0, -2)
-        if len(logits) == rows:
-            return logits
-    raise ValueError(
-        f"The teacher gives logits of shape {tuple(teacher.shape)}, the student {rows} rows of {classes} classes. The "
-        "two must be of the same samples and the same classes, in the same order. Use a teacher of these classes, or "
-        "wrap it in a module that selects them."
-    )

@@ -14,6 +14,7 @@ from lightning_objectives._step.named import SHOWN
 from lightning_objectives._step.rows import COUNTED
 from lightning_objectives._step.step import Step
 from lightning_objectives.kinds import Loss
+from lightning_objectives.signals import BY_ROW
 
 
 @dataclass(eq=False)
@@ -51,14 +52,15 @@ class ReplaceLoss(StepCallback):
                 f"{self.loss} remembers each sample, which a replaced loss cannot. Let it be a regularizer, which adds "
                 "its part to the model's own loss."
             )
-        others = {name: self.signal(name, step) for name in self.signals if name not in ("logits", "target")}
+        asked = {name: self.signal(name, step) for name in self.signals if name not in ("logits", "target")}
 
         def losses_of(call: Call) -> Tensor:
             """The losses of the rows that count, 0 for the others."""
             own = {"logits": call.logits, "target": call.targets}
             kept = None if call.valid is None else call.valid.flatten().nonzero().squeeze(1)
+            own |= {name: value for name, value in asked.items() if name in BY_ROW and len(value) == len(own["logits"])}
             rows = {name: self.adapted(name, value, call) for name, value in own.items() if name in self.signals}
-            losses = by_rows(self.loss, rows, others, kept)
+            losses = by_rows(self.loss, rows, {n: value for n, value in asked.items() if n not in rows}, kept)
             return losses if kept is None else losses.new_zeros(len(own["logits"])).index_copy(0, kept, losses)
 
         return Replaced(call, losses_of)

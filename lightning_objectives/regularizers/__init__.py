@@ -6,6 +6,7 @@ from lightning_objectives.regularizers.early_learning import (
     early_learning_penalty,
     early_learning_targets,
 )
+from lightning_objectives.regularizers.l2_sp import L2SP
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
 from lightning_objectives.regularizers.self_distillation import SelfDistillation, past_cross_entropy
@@ -13,6 +14,7 @@ from lightning_objectives.regularizers.spectral_decoupling import SpectralDecoup
 from lightning_objectives.regularizers.vat import VAT, adversarial_direction, virtual_adversarial_loss
 
 __all__ = [
+    "L2SP",
     "VAT",
     "ConfidencePenalty",
     "EarlyLearningRegularization",

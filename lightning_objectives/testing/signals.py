@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -67,6 +67,9 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "memory": {},
         "network": nn.Sequential(nn.Flatten(), body, head).eval(),
         "progress": torch.tensor(0.5),
+        "reference_logits": normal(rows, classes),
+        "reference_losses": normal(rows).exp(),
+        "reference_weights": {name: normal(*shape) for name, shape in _shapes(body, head)},
         "step": torch.tensor(10),
         "epoch": torch.tensor(1),
         "target": torch.arange(rows) % classes,
@@ -74,6 +77,12 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "teacher_logits": normal(rows, classes),
         "terms": normal(2).exp(),
     }
+
+
+def _shapes(body: nn.Linear, head: nn.Linear) -> Iterator[tuple[str, torch.Size]]:
+    """The shapes of the parameters of the network, by name."""
+    for number, layer in (("1", body), ("2", head)):
+        yield from ((f"{number}.{name}", parameter.shape) for name, parameter in layer.named_parameters())
 
 
 class _Again(nn.Module):

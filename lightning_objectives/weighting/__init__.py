@@ -1,6 +1,7 @@
 """Weights the samples of a batch: losses (N,) -> weights (N,)."""
 
 from lightning_objectives.weighting.cvar import CVaR, cvar_weights
+from lightning_objectives.weighting.dr_rho import DRRho, excess_loss_weights
 from lightning_objectives.weighting.feasible_learning import FeasibleLearning, ascended_multipliers
 from lightning_objectives.weighting.focal_weights import FocalWeights, focal_weights
 from lightning_objectives.weighting.group_dro import GroupDRO
@@ -10,6 +11,7 @@ from lightning_objectives.weighting.spectral_risk import SpectralRisk, spectral_
 
 __all__ = [
     "CVaR",
+    "DRRho",
     "FeasibleLearning",
     "FocalWeights",
     "GroupDRO",
@@ -18,6 +20,7 @@ __all__ = [
     "SpectralRisk",
     "ascended_multipliers",
     "cvar_weights",
+    "excess_loss_weights",
     "focal_weights",
     "loss_based_weights",
     "small_loss_weights",

@@ -14,9 +14,9 @@ FAULTS = (
     OldFault(
         "the classes of a teacher along another axis",
         "What the step does to its logits is not done to the teacher's, whose classes lie along the wrong axis then.",
-        f"{CALLBACKS}/distill.py",
-        "logits = followed(step, teacher)",
-        "logits = None",
+        f"{STEP}/teacher.py",
+        "own = followed(step, logits)",
+        "own = None",
         f"{TEACHERS} tests/callbacks/test_distill.py",
     ),
     OldFault(
@@ -30,7 +30,7 @@ FAULTS = (
     OldFault(
         "a teacher without its mask",
         "A teacher gets the inputs alone, without the mask with which the student is called.",
-        f"{CALLBACKS}/distill.py",
+        f"{STEP}/teacher.py",
         '((step.get("inputs"),), {}) if call is None else (call.args, call.kwargs)',
         '(step.get("inputs"),), {}',
         TEACHERS,

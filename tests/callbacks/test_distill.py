@@ -336,7 +336,7 @@ class Watch(L.Callback):
         self.distill = distill
 
     def on_train_batch_end(self, trainer, pl_module, *args):
-        self.network = self.distill._frozen.network
+        self.network = self.distill._teacher.frozen.network
         assert not any(m.training for m in self.network.modules())
         self.network.train()  # what a user's code might do
         own = {id(p) for p in pl_module.parameters()}
@@ -357,7 +357,7 @@ def test_the_teacher_is_frozen_and_the_users_module_is_untouched():
     assert equal(weights(given), before)
     assert given.training
     assert all(p.requires_grad for p in given.parameters())
-    assert distill._frozen is None
+    assert distill._teacher is None
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])

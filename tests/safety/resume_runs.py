@@ -19,7 +19,7 @@ from lightning_objectives.kinds import GradientTransform
 from lightning_objectives.losses import LDRLoss
 from lightning_objectives.merging import WSM
 from lightning_objectives.perturbations import SAM
-from lightning_objectives.regularizers import SpectralDecoupling
+from lightning_objectives.regularizers import L2SP, SpectralDecoupling
 from lightning_objectives.surveys import ClassCounts
 from lightning_objectives.weighting import LossBasedReweighting
 
@@ -60,6 +60,7 @@ MADE = {
     "LossReweightingCallback": lambda: [ours.LossReweightingCallback()],
     "MergeCheckpoints": lambda: [ours.MergeCheckpoints(WSM(), **MERGE)],
     "MultiSampleDropoutCallback": lambda: [ours.MultiSampleDropoutCallback(num_samples=2)],
+    "Refer": lambda: [ours.Refer(), ours.AddRegularizer(L2SP())],
     "ReplaceLoss": lambda: [ours.ReplaceLoss(LDRLoss())],
     "RestoreRandomState": lambda: [ours.RestoreRandomState()],
     "PerturbWeights": lambda: [ours.PerturbWeights(SAM())],

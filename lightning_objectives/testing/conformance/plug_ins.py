@@ -9,6 +9,7 @@ from typing import Any
 from lightning_objectives import callbacks, kinds
 from lightning_objectives._trainer.callback import Callback
 from lightning_objectives.discovery import methods
+from lightning_objectives.signals import signals_from
 from lightning_objectives.testing.conformance.case import Case
 from lightning_objectives.testing.signals import build
 
@@ -65,8 +66,10 @@ def place(cls: type[Any], case: Case, method: Any = None) -> list[Callback]:
             given[parameter.name] = method if method is not None else next(methods_of(cls))
         else:
             given[parameter.name] = case.settings[parameter.name]()
-    beside = [made for name in cls.beside for made in place(verbs()[name], case)]
-    return [cls(**given), *beside]
+    callback = cls(**given)
+    refers = not signals_from("reference").isdisjoint(getattr(callback, "signals", ()))
+    beside = [made for name in (*cls.beside, *(["Refer"] if refers else [])) for made in place(verbs()[name], case)]
+    return [callback, *beside]
 
 
 def methods_of(cls: type[Any]) -> Iterator[Any]:
