@@ -91,6 +91,11 @@ class Method:
     signal ``index``; a resumed training goes on with them, and another training begins anew."""
     learn: Callable[..., dict[str, Tensor]]
     """``(memory, signals) -> {name: rows}``; called after ``forward`` in each step, without gradients."""
+    build: Callable[..., None]
+    """``(features, classes, hidden, teacher_hidden)``, any of them by name: builds parts that are trained with the
+    network, such as a projection; called once in each fit, before its first step. ``features`` and ``classes`` are the
+    sizes of the head, the others the numbers of channels of the layers that the user names. The parts lie in the
+    method, are saved with it, and are no part of the user's module."""
     coupled: ClassVar[str] = ""
     """Why a row's value depends on the other rows too; empty if it does not. Losses, distances and added terms on many
     large rows are computed in chunks of rows, if the rows are not coupled."""
@@ -194,7 +199,7 @@ class Distillation(Method, nn.Module):
     room, callback = "distillation", "Distill"
     forward: Callable[..., Tensor]
     builds_head: ClassVar[bool] = False
-    """Whether :meth:`build` makes an ``auxiliary_head``; ``forward`` then gets the logits of that head."""
+    """Whether ``build`` makes an ``auxiliary_head``, (rows, D) -> (rows, C); ``forward`` then gets its logits."""
     stop_epoch: int | None = None
     """The epoch from which on the term is not computed; None for every epoch."""
 
@@ -207,9 +212,6 @@ class Distillation(Method, nn.Module):
     def idle(self) -> bool:
         """Whether these settings change nothing at any step, so that the callback need not touch the training."""
         return False
-
-    def build(self, *, features: int, classes: int) -> None:
-        """Build a new ``auxiliary_head``, (rows, D) -> (rows, C); called once in each fit, when the head is known."""
 
     def combination(self) -> "Combination | None":
         """How to combine the model's own loss and the term; None for their sum."""

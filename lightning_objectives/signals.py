@@ -50,6 +50,13 @@ SIGNALS: dict[str, Signal] = _table(
         "the group of each sample, from the batch's key `group` or `objective_group`",
     ),
     Signal("head", "", False, "head", "the network's head, a callable (rows, D) -> (rows, C)"),
+    Signal(
+        "hidden",
+        "",
+        False,
+        "callback",
+        "the outputs of the layers that the user names by `layers=`: a tuple of (N, channels, ...)",
+    ),
     Signal("index", "(N,) int", True, "batch", "the position of each sample in the data set, from `with_index`"),
     Signal("inputs", "(N, ...)", True, "batch", "the input of the network"),
     Signal("logits", "(N, C)", True, "criterion", "the input of the criterion"),
@@ -77,6 +84,13 @@ SIGNALS: dict[str, Signal] = _table(
     Signal("step", "() int", False, "trainer", "the number of completed optimizer steps"),
     Signal("target", "(N,) int or (N, C) float", True, "criterion", "what the criterion compares the logits with"),
     Signal("teacher_features", "(N, D')", True, "teacher", "the input of the teacher's head, without gradient"),
+    Signal(
+        "teacher_hidden",
+        "",
+        False,
+        "teacher",
+        "the outputs of the teacher's layers, by `teacher_layers=`: a tuple of (N, channels, ...), without gradient",
+    ),
     Signal("teacher_logits", "(N, C)", True, "teacher", "the teacher's output for the same inputs, without gradient"),
     Signal("terms", "(K,)", False, "callback", "the values of the K terms of the objective, without gradient"),
 )

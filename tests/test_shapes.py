@@ -186,6 +186,7 @@ NUMBERS = {
 }
 """Functions of plain numbers."""
 ELSEWHERE = {
+    "attention_distance",
     "ascended_multipliers",
     "early_learning_penalty",
     "past_cross_entropy",

@@ -22,7 +22,11 @@ def test_the_table_agrees_with_itself_and_with_the_examples():
 
 def test_signals_by_source():
     assert signals_from("head") == {"features", "head", "network"}
-    assert signals_from("head", "teacher") == signals_from("head") | {"teacher_features", "teacher_logits"}
+    assert signals_from("head", "teacher") == signals_from("head") | {
+        "teacher_features",
+        "teacher_hidden",
+        "teacher_logits",
+    }
 
 
 def test_what_is_no_signal_is_refused():

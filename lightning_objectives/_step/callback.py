@@ -1,6 +1,6 @@
 """The base class of the callbacks that act in the training step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from lightning_objectives._step.building import Building, head_sizes
 from lightning_objectives._step.calls import TARGETS, Call
 from lightning_objectives._step.member import PLACES
 from lightning_objectives._step.plan import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Plan
@@ -25,7 +26,7 @@ _UNSHARDED = {
 
 
 @dataclass(eq=False, kw_only=True)
-class StepCallback(StatefulCallback, Remembering):
+class StepCallback(StatefulCallback, Remembering, Building):
     """Places one method of its kind in the training step.
 
     Args:
@@ -42,6 +43,8 @@ class StepCallback(StatefulCallback, Remembering):
             callback does not find it.
         seed: the seed of the method's draws, together with the number of the batch and, where the method sees the rows
             of one process, the rank. The random stream of the training stays as it is.
+        layers: the paths in the module of the layers whose outputs the method asks for, or patterns such as
+            ``"model.layer*"``; the method gets them in this order.
     """
 
     place: ClassVar[str]
@@ -55,6 +58,7 @@ class StepCallback(StatefulCallback, Remembering):
     sample_dim: int | None = None
     samples: int | None = None
     seed: int = 0
+    layers: str | Sequence[str] | None = None
 
     draws_by_rank: ClassVar[bool] = True
     """Whether each process draws for its own rows; if not, all processes draw the same."""
@@ -74,6 +78,12 @@ class StepCallback(StatefulCallback, Remembering):
         """Its name in a checkpoint: another one for each method."""
         return f"{type(self).__name__}({self.method!r})"
 
+    def build(self, plan: Plan, head: nn.Module | None) -> None:
+        """Tap the layers that the method asks for, and let it build its parts."""
+        self.tap_layers(plan)
+        if self.builds:
+            self.build_parts(head, features=lambda: head_sizes(head)[0], classes=lambda: head_sizes(head)[1])
+
     def unsupported(self) -> dict[str, str]:
         """Add a compiled module if the callback needs the head, FSDP2 if it adds parameters, and other problems."""
         needs_head = self.place == "head" or not FROM_HEAD.isdisjoint(self.signals)
@@ -89,7 +99,8 @@ class StepCallback(StatefulCallback, Remembering):
     @property
     def adds_parameters(self) -> bool:
         """Whether the method has, or will have, parameters to train with those of the module."""
-        return isinstance(self.method, nn.Module) and next(self.method.parameters(), None) is not None
+        method = self.method
+        return self.builds or (isinstance(method, nn.Module) and next(method.parameters(), None) is not None)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Register with the plan of the fit."""
@@ -118,6 +129,8 @@ class StepCallback(StatefulCallback, Remembering):
 
     def signal(self, name: str, step: Step) -> Any:
         """One signal of this step; the generator is the callback's own, and begins anew at each call."""
+        if name == "hidden":
+            return tuple(tap.read() for tap in self.taps)
         if name == "memory":
             return self.memory_in(step).of(step.get("index"))
         if name != "generator":
@@ -136,6 +149,7 @@ class StepCallback(StatefulCallback, Remembering):
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the module back as it was."""
+        self.taps, self.has_parts = (), False
         Plan.detach_from(pl_module)
         super().release(trainer, pl_module)
 
@@ -145,7 +159,9 @@ class StepCallback(StatefulCallback, Remembering):
         return own | self.saved_rows()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of the method."""
+        """Restore the state of the method; its parts exist during a training only."""
+        if self.builds and not self.has_parts:
+            return
         with taking(self.state_key, Plan.trainer_of(self)):
             own = self.load_rows(state_dict)
             if isinstance(self.method, nn.Module):

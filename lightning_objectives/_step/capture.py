@@ -16,6 +16,7 @@ from lightning_objectives._step.arguments import loss_in
 from lightning_objectives._step.calls import CRITERIA, Call, parse
 from lightning_objectives._step.compiled import is_compiled
 from lightning_objectives._step.named import Named
+from lightning_objectives._step.taps import Tap
 from lightning_objectives._step.trace import Trace
 from lightning_objectives._trainer.patch import ClassPatch, Patch
 
@@ -109,6 +110,8 @@ class Capture:
         self.on_recompute: Callable[..., Any] | None = None
         """Computes the head again, in a further pass or when the backward pass recomputes a checkpointed part; None for
         the head alone."""
+        self.taps: list[Tap] = []
+        """The layers whose outputs are kept."""
         self._listener: Listener | None = None
         self._records_module = self._repeats = False
         self._patches: list[Patch | ClassPatch] = []
@@ -140,6 +143,13 @@ class Capture:
         self._patches.append(patch)
         return patch
 
+    def layer(self, tap: Tap) -> None:
+        """Keep what a layer returns in each pass."""
+        self.taps.append(tap)
+        # What is kept differs from pass to pass, and torch.compile must not depend on it.
+        kept = torch.compiler.disable(partial(self._layer, tap))  # type: ignore[no-untyped-call]  # torch
+        self._patches.append(Patch(tap.layer, "forward", kept))
+
     def network(self, network: nn.Module) -> None:
         """Record the calls of a network."""
         if network is self.module:
@@ -152,7 +162,8 @@ class Capture:
     @contextmanager
     def listening(self, listener: Listener, mode: AbstractContextManager[Any] | None = None) -> Iterator[None]:
         """Tell a listener of all calls in the body, which runs in ``mode``."""
-        self._listener, self.network_calls = listener, []
+        self.forget()
+        self._listener = listener
         # Only while a step runs: under DDP, Lightning exchanges the module's `forward` around each step.
         patch = Patch(self.module, "forward", partial(self._network, self.module)) if self._records_module else None
         try:
@@ -167,6 +178,8 @@ class Capture:
         """Drop all tensors of a step."""
         self.trace.stop()
         self.network_calls = []
+        for tap in self.taps:
+            tap.outputs.clear()
         if self.mode is not None:
             self.mode.notes.clear()
 
@@ -226,6 +239,12 @@ class Capture:
         if self.on_recompute is not None and (recomputes or self._repeats):
             return self.on_recompute(inner, *args, **kwargs)
         return inner(*args, **kwargs)
+
+    def _layer(self, tap: Tap, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = inner(*args, **kwargs)
+        if self._live is not None:
+            tap.outputs.append(output)
+        return output
 
     def _network(self, owner: nn.Module, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         output = inner(*args, **kwargs)

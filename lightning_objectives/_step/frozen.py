@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_objectives._step.head import resolve
+from lightning_objectives._step.taps import Tap, find_taps
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 """The mean and the standard deviation of a normalization, one number per channel."""
@@ -19,8 +21,10 @@ class Answer:
     """The output of a frozen network for a batch, without gradient."""
 
     logits: Tensor
-    features: Tensor | None
+    features: Tensor | None = None
     """The input of its head; None if that is not tapped."""
+    hidden: tuple[Tensor, ...] = ()
+    """The outputs (N, channels, ...) of the tapped layers."""
 
 
 class Frozen:
@@ -33,6 +37,7 @@ class Frozen:
         network: changed in place, so pass a copy of your own.
         head: path of its head, whose input is the answer's ``features``.
         tap: whether to keep the features.
+        layers: the paths of the layers whose outputs to keep, or patterns.
         translate: the normalization of the data, and the one that the network was trained with; None leaves the inputs
             as they are.
     """
@@ -43,6 +48,7 @@ class Frozen:
         *,
         head: str | None = None,
         tap: bool = False,
+        layers: str | Sequence[str] | None = None,
         translate: tuple[Normalization, Normalization] | None = None,
     ) -> None:
         self.network = network.requires_grad_(False)
@@ -50,6 +56,9 @@ class Frozen:
         self._features: Tensor | None = None
         if tap:
             resolve(network, head)[1].register_forward_pre_hook(self._keep)
+        self.taps = [] if layers is None else find_taps(network, layers, option="teacher_layers")
+        for tapped in self.taps:
+            tapped.layer.register_forward_hook(partial(_note, tapped))
 
     def _keep(self, head: nn.Module, args: tuple[Any, ...]) -> None:
         self._features = args[0]
@@ -83,9 +92,12 @@ class Frozen:
             with torch.inference_mode():
                 logits = logits_of(self._called(call, inputs))
             features = self._features
+            hidden = tuple(_plain(tap.read()) for tap in self.taps)
         finally:
             self._features = None
-        return Answer(_plain(logits), None if features is None else _plain(features))
+            for tap in self.taps:
+                tap.outputs.clear()
+        return Answer(_plain(logits), None if features is None else _plain(features), hidden)
 
     def _called(self, call: Callable[[nn.Module], Any], inputs: Tensor | None) -> Any:
         try:
@@ -123,6 +135,10 @@ class Frozen:
         shape = (-1, *[1] * (inputs.dim() - 2))
         translated: Tensor = inputs * factor.to(inputs).view(shape) + shift.to(inputs).view(shape)
         return translated
+
+
+def _note(tap: Tap, layer: nn.Module, args: Any, output: Any) -> None:
+    tap.outputs.append(output)
 
 
 def _plain(tensor: Tensor) -> Tensor:

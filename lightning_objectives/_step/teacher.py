@@ -1,6 +1,6 @@
 """Asks a trained network that never changes what it says of each batch of a training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Teacher:
         call: how to call it, if the user says it.
         head: the path of its head.
         features: whether a method asks for the input of its head.
+        layers: the layers whose outputs a method asks for.
         normalizations: the normalization of the data, and that of the network; None where the user says none.
         cache: a directory for its logits by sample.
         cache_top_k: how many of them to keep for each sample.
@@ -38,18 +39,19 @@ class Teacher:
         call: Callable[[nn.Module, Any], Any] | None = None,
         head: str | None = None,
         features: bool = False,
+        layers: str | Sequence[str] | None = None,
         normalizations: tuple[Normalization | None, Normalization | None] = (None, None),
         cache: str | None = None,
         cache_top_k: int | None = None,
     ) -> None:
         self.call = call
-        self.frozen = Frozen(network, head=head, tap=features, translate=_translation(network, *normalizations))
+        translate = _translation(network, *normalizations)
+        self.frozen = Frozen(network, head=head, tap=features, layers=layers, translate=translate)
         self.cache: LogitCache | None = None
         if cache is not None:
-            if features:
-                raise ValueError(
-                    f"cache={cache!r} keeps logits only, but a method asks for teacher_features. Remove cache=."
-                )
+            if features or layers:
+                asked = "teacher_features" if features else "teacher_hidden"
+                raise ValueError(f"cache={cache!r} keeps logits only, but a method asks for {asked}. Remove cache=.")
             self.cache = LogitCache(cache, top_k=cache_top_k, teacher=fingerprint(network, *normalizations), rank=rank)
 
     def answer(self, step: Step) -> Answer:

@@ -1,6 +1,6 @@
 """Trains the network on the output of a frozen teacher too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from lightning_objectives._files.network import load_network
 from lightning_objectives._step.added import AddedTerm, Strength
+from lightning_objectives._step.building import head_sizes
 from lightning_objectives._step.chunks import by_rows
 from lightning_objectives._step.extras import COPIED
 from lightning_objectives._step.frozen import Normalization
 from lightning_objectives._step.gradients import WHOLE_GRADIENTS, Gradients
 from lightning_objectives._step.plan import Plan
 from lightning_objectives._step.step import Step
+from lightning_objectives._step.taps import sizes_of
 from lightning_objectives._step.teacher import Teacher, as_rows, rows_of
 from lightning_objectives._trainer.configured import is_built_from_config
 from lightning_objectives._trainer.random import batch_seed, private_stream
@@ -57,6 +59,8 @@ class Distill(AddedTerm):
         teacher_prefix: what the names of the teacher's weights in that file begin with (``"teacher."``,
             ``"model_ema.module."``), if several networks in it fit.
         teacher_head: path of the teacher's head, if the method asks for ``teacher_features`` and the head is not found.
+        teacher_layers: the paths of layers of the teacher, or patterns, for a method that compares hidden layers: as
+            many as ``layers`` names in the network, in the same order.
         data_normalization: the (mean, std) by channel of the inputs of your network, if the teacher was trained with
             another normalization: the callback then translates the inputs for the teacher.
         teacher_normalization: the (mean, std) of the teacher; None takes those that timm gives with it.
@@ -81,6 +85,7 @@ class Distill(AddedTerm):
     teacher_weights: str | None = None
     teacher_prefix: str | None = None
     teacher_head: str | None = None
+    teacher_layers: str | Sequence[str] | None = None
     data_normalization: Normalization | None = None
     teacher_normalization: Normalization | None = None
     cache: str | None = None
@@ -135,16 +140,11 @@ class Distill(AddedTerm):
     def _own_head(self) -> bool:
         return isinstance(self.method, Distillation) and self.method.builds_head
 
-    @property
-    def adds_parameters(self) -> bool:
-        """Whether the method has parameters, or builds a head that has."""
-        return self._own_head or super().adds_parameters
-
     def unsupported(self) -> dict[str, str]:
         """Add FSDP2 if the method compares gradients, and Lightning's WeightAveraging if it adds a head."""
         combines = isinstance(self.method, Distillation) and self.method.combination() is not None
         whole = {"fsdp2": WHOLE_GRADIENTS} if combines else {}
-        return whole | super().unsupported() | ({"beside_weight_averaging": COPIED} if self._own_head else {})
+        return whole | super().unsupported() | ({"beside_weight_averaging": COPIED} if self.builds else {})
 
     # -- before the training -------------------------------------------------------------------------------------------
 
@@ -161,13 +161,20 @@ class Distill(AddedTerm):
 
     def build(self, plan: Plan, head: nn.Module | None) -> None:
         """Load the teacher, and build the method's own head beside the network's."""
-        if isinstance(self.method, Distillation):
-            if self.method.combination() is not None:
-                self._refuse_rivals(plan)
-            if self.method.builds_head:
-                assert head is not None
-                self._build_head(self.method, head)
+        if isinstance(self.method, Distillation) and self.method.combination() is not None:
+            self._refuse_rivals(plan)
         self._load_teacher(plan)
+        assert self._teacher is not None
+        taps = self._teacher.frozen.taps
+        self.tap_layers(plan)
+        if self.builds:
+            self._dense_head = self._own_head and head_sizes(head)[2]
+            self.build_parts(
+                head,
+                features=lambda: head_sizes(head)[0],
+                classes=lambda: head_sizes(head)[1],
+                teacher_hidden=lambda: sizes_of(taps, option="teacher_layers"),
+            )
 
     def _refuse_rivals(self, plan: Plan) -> None:
         rival = next((m for m in plan.members if m.place == "combination"), None)
@@ -176,15 +183,6 @@ class Distill(AddedTerm):
                 f"{self.method} combines its term with the model's own loss itself, and so does "
                 f"{type(rival).__name__}({rival.method}): the loss would be weighted twice. Keep one of them."
             )
-
-    def _build_head(self, method: Distillation, head: nn.Module) -> None:
-        features, classes, self._dense_head = _sizes_of(head)
-        # Drawn on the CPU: `configure_model` makes modules on the device of the strategy by default.
-        with private_stream(self.seed), torch.device("cpu"):
-            method.build(features=features, classes=classes)
-        assert method.auxiliary_head is not None
-        like = next(head.parameters())
-        method.auxiliary_head.to(like.device, like.dtype)
 
     def _load_teacher(self, plan: Plan) -> None:
         teacher = self.teacher if isinstance(self.teacher, (str, nn.Module)) else self.teacher()
@@ -196,6 +194,7 @@ class Distill(AddedTerm):
             call=self.teacher_call,
             head=self.teacher_head,
             features=features,
+            layers=self.teacher_layers if "teacher_hidden" in self.signals else None,
             normalizations=(self.data_normalization, self.teacher_normalization),
             cache=self.cache,
             cache_top_k=self.cache_top_k,
@@ -205,11 +204,6 @@ class Distill(AddedTerm):
         """Give the module back as it was, and drop the teacher."""
         super().release(trainer, pl_module)
         self._teacher = None
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the weights of the auxiliary head, which exists during a training only."""
-        if self._teacher is not None:
-            super().load_state_dict(state_dict)
 
     # -- during a step -------------------------------------------------------------------------------------------------
 
@@ -273,17 +267,3 @@ class Distill(AddedTerm):
         """Read what the teacher says of the batch."""
         assert self._teacher is not None
         return getattr(self._teacher.answer(step), name.removeprefix("teacher_"))
-
-
-def _sizes_of(head: nn.Module) -> tuple[int, int, bool]:
-    """The numbers of features and of classes of a head, and whether they lie along dimension 1, as in a convolution."""
-    layers: list[Any] = [m for m in head.modules() if getattr(getattr(m, "weight", None), "ndim", 0) > 1]
-    if not layers:
-        raise ValueError(
-            f"The head {type(head).__name__} holds no layer with a matrix of weights, so the sizes of an auxiliary "
-            "head are unknown. Name a head that has one with head='path.to.it'."
-        )
-    first, last = layers[0], layers[-1]
-    features = getattr(first, "in_channels", None) or first.weight.shape[1]
-    classes = getattr(last, "out_channels", None) or last.weight.shape[0]
-    return int(features), int(classes), first.weight.dim() > 2

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lightning_objectives._step.callback import StepCallback
@@ -61,6 +62,8 @@ class ReplaceLoss(StepCallback):
             own |= {name: value for name, value in asked.items() if name in BY_ROW and len(value) == len(own["logits"])}
             rows = {name: self.adapted(name, value, call) for name, value in own.items() if name in self.signals}
             losses = by_rows(self.loss, rows, {n: value for n, value in asked.items() if n not in rows}, kept)
+            if "logits" not in self.signals:  # DDP waits for a gradient of each parameter that made them.
+                losses = losses + torch.nan_to_num(own["logits"] * 0).sum()
             return losses if kept is None else losses.new_zeros(len(own["logits"])).index_copy(0, kept, losses)
 
         return Replaced(call, losses_of)

@@ -1,6 +1,7 @@
 """Replaces the model's criterion by another per-sample loss: (logits, target) -> (N,)."""
 
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
+from lightning_objectives.losses.arc_face import ArcFaceLoss, arc_face_loss
 from lightning_objectives.losses.asymmetric import AsymmetricLoss, asymmetric_loss
 from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, balanced_softmax_loss
 from lightning_objectives.losses.bi_tempered import BiTemperedLoss, bi_tempered_loss, tempered_softmax
@@ -28,6 +29,7 @@ from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEn
 
 __all__ = [
     "AdaptiveLDRLoss",
+    "ArcFaceLoss",
     "AsymmetricLoss",
     "BalancedSoftmaxLoss",
     "BiTemperedLoss",
@@ -51,6 +53,7 @@ __all__ = [
     "SymmetricCrossEntropyLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
+    "arc_face_loss",
     "asymmetric_loss",
     "balanced_softmax_loss",
     "bi_tempered_loss",

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_objectives.kinds import Distillation
 from lightning_objectives.signals import BY_ROW, signals_of
@@ -78,21 +79,23 @@ def large_logits_stay_finite(method: Any) -> None:
 def it_is_least_where_the_student_equals_the_teacher(method: Distillation) -> None:
     """No change of the student's logits and features from the teacher's makes the distance smaller."""
     signals = example_signals()
-    signals["logits"], signals["features"] = signals["teacher_logits"], signals["teacher_features"]
+    names = "logits", "features", "hidden"
+    signals |= {name: signals[f"teacher_{name}"] for name in names}
     least = call(method, signals)
     for seed in range(1, 6):
         noise = example_signals(seed=seed)
-        moved = {name: signals[name] + noise[name] / 2 for name in ("logits", "features")}
+        moved = {name: tree_map(lambda v, by: v + by / 2, signals[name], noise[name]) for name in names}
         value = call(method, {**signals, **moved})
         require((value >= least - 1e-6).all(), method, "it must be least where the student equals the teacher.")
 
 
 def the_student_alone_gets_a_gradient(method: Distillation) -> None:
     """The student gets a gradient, and the teacher is a constant."""
-    student, teacher = ("logits", "features"), ("teacher_logits", "teacher_features")
+    student, teacher = ("logits", "features", "hidden"), ("teacher_logits", "teacher_features", "teacher_hidden")
     signals = require_grad(example_signals(), *student, *teacher)
     value = call(method, signals)
     if value.requires_grad:
         value.sum().backward()
-    require(any(signals[name].grad is not None for name in student), method, "the student must get a gradient.")
-    require(all(signals[name].grad is None for name in teacher), method, "the teacher must get no gradient.")
+    trained, frozen = ([v for name in names for v in tree_leaves(signals[name])] for names in (student, teacher))
+    require(any(v.grad is not None for v in trained), method, "the student must get a gradient.")
+    require(all(v.grad is None for v in frozen), method, "the teacher must get no gradient.")

@@ -1,6 +1,7 @@
 """Makes up signals, and calls a method with those that it names."""
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,13 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map
 
 from lightning_objectives._trainer.random import private_stream
 from lightning_objectives.signals import BY_ROW, signals_of
 
+_SIZES = {"features": 5, "classes": 3, "hidden": (4, 5), "teacher_hidden": (4, 5)}
+"""The sizes of the example signals."""
+
 
 def build(method: type[Any]) -> Any:
     """Build a method from its class, with its ``example`` settings if it has some, else with its defaults.
+
+    A method that has parts builds them for the sizes of :func:`example_signals`.
 
     >>> from lightning_objectives.averaging import EMA
     >>> build(EMA)
@@ -24,7 +31,11 @@ def build(method: type[Any]) -> Any:
     settings = getattr(method, "example", {})
     if issubclass(method, LRScheduler):  # Its first argument is an optimizer.
         return method(torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.1), **settings)
-    return method(**settings)
+    made = method(**settings)
+    if hasattr(made, "build"):
+        with private_stream(0):
+            made.build(**{name: _SIZES[name] for name in inspect.signature(made.build).parameters})
+    return made
 
 
 def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed: int = 0) -> dict[str, Any]:
@@ -60,6 +71,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "gradients": normal(2, 10),
         "group": torch.arange(rows) % 2,
         "head": head,
+        "hidden": (normal(rows, 4, 3, 2), normal(rows, 5, 2, 2)),
         "index": torch.randperm(rows, generator=generator),
         "inputs": normal(rows, 3, 4, 4),
         "logits": normal(rows, classes),
@@ -74,6 +86,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "epoch": torch.tensor(1),
         "target": torch.arange(rows) % classes,
         "teacher_features": normal(rows, features),
+        "teacher_hidden": (normal(rows, 4, 3, 2), normal(rows, 5, 2, 2)),
         "teacher_logits": normal(rows, classes),
         "terms": normal(2).exp(),
     }
@@ -148,9 +161,13 @@ def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -
 
 def take_rows(signals: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     """Select these rows of the signals, in this order."""
-    return {name: value[rows] if name in BY_ROW else value for name, value in signals.items()}
+    return {
+        name: value[rows] if name in BY_ROW else tuple(v[rows] for v in value) if isinstance(value, tuple) else value
+        for name, value in signals.items()
+    }
 
 
 def require_grad(signals: dict[str, Any], *names: str) -> dict[str, Any]:
     """Copy the signals, and require a gradient for those named."""
-    return {k: v.detach().clone().requires_grad_() if k in names else v for k, v in signals.items()}
+    leaves = {name: tree_map(lambda v: v.detach().clone().requires_grad_(), signals[name]) for name in names}
+    return signals | leaves

@@ -84,6 +84,14 @@ def teacher() -> nn.Module:
     return network
 
 
+SETTINGS: Mapping[str, Callable[[], Any]] = {
+    "teacher": teacher,
+    "layers": lambda: "backbone.2",
+    "teacher_layers": lambda: "1",
+}
+"""What plug-ins are given by name, for :class:`Classifier`."""
+
+
 class Losses(L.Callback):
     """Keeps the loss of each training batch, and what the user's optimizers brought with them."""
 
@@ -141,13 +149,14 @@ class Case:
     Args:
         module: makes the module, the same at each call after ``torch.manual_seed``.
         data: makes the data set, of ``(inputs, class)``.
-        settings: what a callback's constructor asks for by name and has no default for, by name.
+        settings: what a callback's constructor asks for by name and has no default for, by name; and ``layers`` and
+            ``teacher_layers``, for methods that compare hidden layers.
         batch_size: of the loaders.
     """
 
     module: Callable[[], L.LightningModule] = Classifier
     data: Callable[[], Dataset[Any]] = images
-    settings: Mapping[str, Callable[[], Any]] = field(default_factory=lambda: {"teacher": teacher})
+    settings: Mapping[str, Callable[[], Any]] = field(default_factory=lambda: dict(SETTINGS))
     batch_size: int = 8
     trainers: list[L.Trainer] = field(default_factory=list, repr=False)
     """All trainers made, in order."""

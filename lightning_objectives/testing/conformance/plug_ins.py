@@ -67,6 +67,9 @@ def place(cls: type[Any], case: Case, method: Any = None) -> list[Callback]:
         else:
             given[parameter.name] = case.settings[parameter.name]()
     callback = cls(**given)
+    for name in {"hidden", "teacher_hidden"} & {*getattr(callback, "signals", ())}:
+        option = name.replace("hidden", "layers")
+        setattr(callback, option, case.settings[option]())
     refers = not signals_from("reference").isdisjoint(getattr(callback, "signals", ()))
     beside = [made for name in (*cls.beside, *(["Refer"] if refers else [])) for made in place(verbs()[name], case)]
     return [callback, *beside]
