@@ -207,6 +207,7 @@ ELSEWHERE = {
     "class_counts",
     "class_sums",
     "fisher_sums",
+    "dkd",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 
