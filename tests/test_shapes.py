@@ -208,6 +208,7 @@ ELSEWHERE = {
     "class_sums",
     "fisher_sums",
     "dkd",
+    "dist_loss",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 

@@ -1,8 +1,20 @@
 """Adds the distance to a teacher to the loss: (student, teacher) -> (N,)."""
 
 from lightning_objectives.distillation.binary_kl import BinaryKL, binary_kl
+from lightning_objectives.distillation.dist import DIST, dist_loss
 from lightning_objectives.distillation.dkd import DKD, dkd
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
 from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
 
-__all__ = ["DKD", "BinaryKL", "DualHead", "VanillaKD", "binary_kl", "dkd", "dual_head_loss", "vanilla_kd"]
+__all__ = [
+    "DIST",
+    "DKD",
+    "BinaryKL",
+    "DualHead",
+    "VanillaKD",
+    "binary_kl",
+    "dist_loss",
+    "dkd",
+    "dual_head_loss",
+    "vanilla_kd",
+]
