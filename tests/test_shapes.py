@@ -209,6 +209,7 @@ ELSEWHERE = {
     "fisher_sums",
     "dkd",
     "dist_loss",
+    "rkd_loss",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 

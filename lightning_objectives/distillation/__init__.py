@@ -4,11 +4,13 @@ from lightning_objectives.distillation.binary_kl import BinaryKL, binary_kl
 from lightning_objectives.distillation.dist import DIST, dist_loss
 from lightning_objectives.distillation.dkd import DKD, dkd
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
+from lightning_objectives.distillation.rkd import RKD, rkd_loss
 from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
 
 __all__ = [
     "DIST",
     "DKD",
+    "RKD",
     "BinaryKL",
     "DualHead",
     "VanillaKD",
@@ -16,5 +18,6 @@ __all__ = [
     "dist_loss",
     "dkd",
     "dual_head_loss",
+    "rkd_loss",
     "vanilla_kd",
 ]
