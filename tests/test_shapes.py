@@ -210,6 +210,7 @@ ELSEWHERE = {
     "dkd",
     "dist_loss",
     "rkd_loss",
+    "normalized_kd",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 

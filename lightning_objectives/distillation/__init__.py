@@ -4,6 +4,7 @@ from lightning_objectives.distillation.binary_kl import BinaryKL, binary_kl
 from lightning_objectives.distillation.dist import DIST, dist_loss
 from lightning_objectives.distillation.dkd import DKD, dkd
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
+from lightning_objectives.distillation.normalized_kd import NormalizedKD, normalized_kd
 from lightning_objectives.distillation.rkd import RKD, rkd_loss
 from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
 
@@ -13,11 +14,13 @@ __all__ = [
     "RKD",
     "BinaryKL",
     "DualHead",
+    "NormalizedKD",
     "VanillaKD",
     "binary_kl",
     "dist_loss",
     "dkd",
     "dual_head_loss",
+    "normalized_kd",
     "rkd_loss",
     "vanilla_kd",
 ]
