@@ -211,6 +211,7 @@ ELSEWHERE = {
     "dist_loss",
     "rkd_loss",
     "normalized_kd",
+    "similarity_preserving_loss",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 

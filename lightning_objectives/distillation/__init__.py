@@ -6,6 +6,7 @@ from lightning_objectives.distillation.dkd import DKD, dkd
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
 from lightning_objectives.distillation.normalized_kd import NormalizedKD, normalized_kd
 from lightning_objectives.distillation.rkd import RKD, rkd_loss
+from lightning_objectives.distillation.similarity_preserving import SimilarityPreserving, similarity_preserving_loss
 from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "BinaryKL",
     "DualHead",
     "NormalizedKD",
+    "SimilarityPreserving",
     "VanillaKD",
     "binary_kl",
     "dist_loss",
@@ -22,5 +24,6 @@ __all__ = [
     "dual_head_loss",
     "normalized_kd",
     "rkd_loss",
+    "similarity_preserving_loss",
     "vanilla_kd",
 ]
