@@ -212,6 +212,7 @@ ELSEWHERE = {
     "rkd_loss",
     "normalized_kd",
     "similarity_preserving_loss",
+    "pkt_loss",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 

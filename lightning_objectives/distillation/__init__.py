@@ -5,6 +5,7 @@ from lightning_objectives.distillation.dist import DIST, dist_loss
 from lightning_objectives.distillation.dkd import DKD, dkd
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
 from lightning_objectives.distillation.normalized_kd import NormalizedKD, normalized_kd
+from lightning_objectives.distillation.pkt import PKT, pkt_loss
 from lightning_objectives.distillation.rkd import RKD, rkd_loss
 from lightning_objectives.distillation.similarity_preserving import SimilarityPreserving, similarity_preserving_loss
 from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
@@ -12,6 +13,7 @@ from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
 __all__ = [
     "DIST",
     "DKD",
+    "PKT",
     "RKD",
     "BinaryKL",
     "DualHead",
@@ -23,6 +25,7 @@ __all__ = [
     "dkd",
     "dual_head_loss",
     "normalized_kd",
+    "pkt_loss",
     "rkd_loss",
     "similarity_preserving_loss",
     "vanilla_kd",
