@@ -213,6 +213,7 @@ ELSEWHERE = {
     "normalized_kd",
     "similarity_preserving_loss",
     "pkt_loss",
+    "sinkhorn_kd",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 

@@ -8,6 +8,7 @@ from lightning_objectives.distillation.normalized_kd import NormalizedKD, normal
 from lightning_objectives.distillation.pkt import PKT, pkt_loss
 from lightning_objectives.distillation.rkd import RKD, rkd_loss
 from lightning_objectives.distillation.similarity_preserving import SimilarityPreserving, similarity_preserving_loss
+from lightning_objectives.distillation.sinkhorn_kd import SinkhornKD, sinkhorn_kd
 from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DualHead",
     "NormalizedKD",
     "SimilarityPreserving",
+    "SinkhornKD",
     "VanillaKD",
     "binary_kl",
     "dist_loss",
@@ -28,5 +30,6 @@ __all__ = [
     "pkt_loss",
     "rkd_loss",
     "similarity_preserving_loss",
+    "sinkhorn_kd",
     "vanilla_kd",
 ]
