@@ -209,6 +209,13 @@ ELSEWHERE = {
     "class_counts",
     "class_sums",
     "fisher_sums",
+    "dkd",
+    "dist_loss",
+    "rkd_loss",
+    "normalized_kd",
+    "similarity_preserving_loss",
+    "pkt_loss",
+    "sinkhorn_kd",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 
