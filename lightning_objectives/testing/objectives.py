@@ -66,13 +66,13 @@ def large_logits_stay_finite(method: Any) -> None:
     signals = {k: v.float() if k in BY_ROW and v.is_floating_point() else v for k, v in example_signals().items()}
     for name in ("logits", "teacher_logits"):
         signals[name] = 1e4 * signals[name].sign()
-    signals = require_grad(signals, "logits", "features")
+    signals = require_grad(signals, "logits", "features", "hidden")
     value = call(method, signals)
     require(value.isfinite().all(), method, f"logits of 1e4 must give finite values, not {value.tolist()}.")
     value.sum().backward()
-    for name in ("logits", "features"):
-        gradient = signals[name].grad
-        finite = gradient is None or gradient.isfinite().all()
+    for name in ("logits", "features", "hidden"):
+        gradients = [leaf.grad for leaf in tree_leaves(signals[name])]
+        finite = all(gradient is None or gradient.isfinite().all() for gradient in gradients)
         require(finite, method, f"logits of 1e4 must give a finite gradient for the {name}.")
 
 

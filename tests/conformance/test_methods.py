@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
@@ -19,7 +20,7 @@ from lightning_objectives.kinds import Method
 from lightning_objectives.testing import build
 from lightning_objectives.testing.common import close
 from lightning_objectives.testing.conformance import Case, Condition, Memory, PlugIn, Trial, every_method, outcome
-from lightning_objectives.testing.conformance.case import Classifier
+from lightning_objectives.testing.conformance.case import Classifier, teacher
 from lightning_objectives.testing.conformance.conditions import resuming
 from lightning_objectives.testing.conformance.conditions.devices import on_a_gpu
 from lightning_objectives.testing.conformance.resume import difference
@@ -57,6 +58,24 @@ class TwoLoaders(Case):
         return super().fit(callbacks, val=[self.loader(), self.loader()] if val is None else val, **settings)
 
 
+class OnMaps(Classifier):
+    """It has a layer with maps, for methods that compare hidden layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone[0] = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten())
+
+
+def teacher_on_maps():
+    network = teacher()
+    network[0] = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(2), nn.Flatten())
+    network[1] = nn.Linear(4, 3)
+    return network
+
+
+HIDDEN = {"teacher": teacher_on_maps, "layers": lambda: "backbone.0.0", "teacher_layers": lambda: "0.0"}
+
+
 def trial_of(cls):
     """A method in a training."""
     if issubclass(cls, LRScheduler):
@@ -64,7 +83,9 @@ def trial_of(cls):
     if issubclass(cls, Metric):
         case = TwoLoaders() if "loader" in inspect.signature(cls.update).parameters else Case()
         return Trial(PlugIn(cls.__name__, lambda case: [LogMetrics(build(cls))]), case, MEMORY)
-    return Trial(next(row for row, known in PLACED if known is cls), Case(), MEMORY)
+    asks = hasattr(cls, "forward") and "hidden" in inspect.signature(cls.forward).parameters
+    case = Case(module=OnMaps, settings=HIDDEN) if asks else Case()
+    return Trial(next(row for row, known in PLACED if known is cls), case, MEMORY)
 
 
 def resume(trial):
