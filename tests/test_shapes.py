@@ -15,6 +15,7 @@ from lightning_objectives.calibration import (
     best_scale_and_bias,
     best_temperature,
     isotonic_regression,
+    sigmoid_scale_and_bias,
 )
 from lightning_objectives.combination import gradient_alignment
 from lightning_objectives.discovery import ROOMS, methods
@@ -114,6 +115,7 @@ WRONG = {
         "whole numbers": (classes(3), table(3)),
     },
     best_scale_and_bias: WITH_TARGET | ONE_CLASS,
+    sigmoid_scale_and_bias: WITH_TARGET | ONE_CLASS,
     best_temperature: WITH_TARGET | ONE_CLASS,
     isotonic_regression: {
         "no dimension": (ZERO, ZERO),
