@@ -12,6 +12,7 @@ from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
 from lightning_objectives.calibration import (
     TemperatureScaling,
+    best_matrix_and_bias,
     best_scale_and_bias,
     best_temperature,
     isotonic_regression,
@@ -114,6 +115,7 @@ WRONG = {
         "no dimension": (table(3), ZERO),
         "whole numbers": (classes(3), table(3)),
     },
+    best_matrix_and_bias: WITH_TARGET | ONE_CLASS,
     best_scale_and_bias: WITH_TARGET | ONE_CLASS,
     sigmoid_scale_and_bias: WITH_TARGET | ONE_CLASS,
     best_temperature: WITH_TARGET | ONE_CLASS,

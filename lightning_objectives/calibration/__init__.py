@@ -1,15 +1,18 @@
 """Turns logits into probabilities after training: logits -> probabilities."""
 
 from lightning_objectives.calibration.isotonic_calibration import IsotonicCalibration, isotonic_regression
+from lightning_objectives.calibration.matrix_scaling import MatrixScaling, best_matrix_and_bias
 from lightning_objectives.calibration.platt_scaling import PlattScaling, sigmoid_scale_and_bias
 from lightning_objectives.calibration.temperature_scaling import TemperatureScaling, best_temperature
 from lightning_objectives.calibration.vector_scaling import VectorScaling, best_scale_and_bias
 
 __all__ = [
     "IsotonicCalibration",
+    "MatrixScaling",
     "PlattScaling",
     "TemperatureScaling",
     "VectorScaling",
+    "best_matrix_and_bias",
     "best_scale_and_bias",
     "best_temperature",
     "isotonic_regression",
