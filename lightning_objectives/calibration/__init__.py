@@ -1,5 +1,6 @@
 """Turns logits into probabilities after training: logits -> probabilities."""
 
+from lightning_objectives.calibration.dirichlet_calibration import DirichletCalibration
 from lightning_objectives.calibration.isotonic_calibration import IsotonicCalibration, isotonic_regression
 from lightning_objectives.calibration.matrix_scaling import MatrixScaling, best_matrix_and_bias
 from lightning_objectives.calibration.platt_scaling import PlattScaling, sigmoid_scale_and_bias
@@ -7,6 +8,7 @@ from lightning_objectives.calibration.temperature_scaling import TemperatureScal
 from lightning_objectives.calibration.vector_scaling import VectorScaling, best_scale_and_bias
 
 __all__ = [
+    "DirichletCalibration",
     "IsotonicCalibration",
     "MatrixScaling",
     "PlattScaling",
