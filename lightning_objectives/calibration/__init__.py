@@ -1,6 +1,7 @@
 """Turns logits into probabilities after training: logits -> probabilities."""
 
 from lightning_objectives.calibration.dirichlet_calibration import DirichletCalibration
+from lightning_objectives.calibration.histogram_binning import HistogramBinning, binned_rates
 from lightning_objectives.calibration.isotonic_calibration import IsotonicCalibration, isotonic_regression
 from lightning_objectives.calibration.matrix_scaling import MatrixScaling, best_matrix_and_bias
 from lightning_objectives.calibration.platt_scaling import PlattScaling, sigmoid_scale_and_bias
@@ -9,6 +10,7 @@ from lightning_objectives.calibration.vector_scaling import VectorScaling, best_
 
 __all__ = [
     "DirichletCalibration",
+    "HistogramBinning",
     "IsotonicCalibration",
     "MatrixScaling",
     "PlattScaling",
@@ -17,6 +19,7 @@ __all__ = [
     "best_matrix_and_bias",
     "best_scale_and_bias",
     "best_temperature",
+    "binned_rates",
     "isotonic_regression",
     "sigmoid_scale_and_bias",
 ]
