@@ -18,6 +18,7 @@ from lightning_objectives.calibration import (
     binned_rates,
     isotonic_regression,
     sigmoid_scale_and_bias,
+    spline_recalibration,
 )
 from lightning_objectives.combination import gradient_alignment
 from lightning_objectives.discovery import ROOMS, methods
@@ -128,6 +129,7 @@ WRONG = {
     best_temperature: WITH_TARGET | ONE_CLASS,
     isotonic_regression: COLUMNS,
     binned_rates: COLUMNS,
+    spline_recalibration: COLUMNS,
     aps_scores: {
         "no dimension": (ZERO, ZERO),
         "one sample without its dimension": (table(3), table(1)),

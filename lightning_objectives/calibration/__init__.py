@@ -5,6 +5,7 @@ from lightning_objectives.calibration.histogram_binning import HistogramBinning,
 from lightning_objectives.calibration.isotonic_calibration import IsotonicCalibration, isotonic_regression
 from lightning_objectives.calibration.matrix_scaling import MatrixScaling, best_matrix_and_bias
 from lightning_objectives.calibration.platt_scaling import PlattScaling, sigmoid_scale_and_bias
+from lightning_objectives.calibration.spline_calibration import SplineCalibration, spline_recalibration
 from lightning_objectives.calibration.temperature_scaling import TemperatureScaling, best_temperature
 from lightning_objectives.calibration.vector_scaling import VectorScaling, best_scale_and_bias
 
@@ -14,6 +15,7 @@ __all__ = [
     "IsotonicCalibration",
     "MatrixScaling",
     "PlattScaling",
+    "SplineCalibration",
     "TemperatureScaling",
     "VectorScaling",
     "best_matrix_and_bias",
@@ -22,4 +24,5 @@ __all__ = [
     "binned_rates",
     "isotonic_regression",
     "sigmoid_scale_and_bias",
+    "spline_recalibration",
 ]

@@ -1,4 +1,4 @@
-"""What calibrators share that learn a function of the probability for each class by itself."""
+"""What calibrators share that learn a function of a probability, as of each class by itself."""
 
 import torch
 import torch.nn.functional as F
@@ -29,3 +29,12 @@ def divided_by_their_sum(values: Tensor) -> Tensor:
     """Rows (N, C) of numbers >= 0 as probabilities; 1 / C each where all are 0."""
     total = values.sum(1, keepdim=True)
     return torch.where(total > 0, values / total.where(total > 0, 1), 1 / values.shape[1])
+
+
+def piecewise_linear(points: Tensor, values: Tensor, inputs: Tensor) -> Tensor:
+    """A straight line between two points (..., K), constant beyond the first and the last, at inputs (..., N)."""
+    after = torch.searchsorted(points, inputs.detach())
+    low, high = (after - 1).clamp_min(0), after.clamp_max(points.shape[-1] - 1)
+    start, width = points.gather(-1, low), points.gather(-1, high) - points.gather(-1, low)
+    share = torch.where(width > 0, (inputs - start) / width.where(width > 0, 1), 0)
+    return values.gather(-1, low).lerp(values.gather(-1, high), share)

@@ -7,7 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_objectives.calibration._one_against_rest import columns, divided_by_their_sum, probabilities
+from lightning_objectives.calibration._one_against_rest import (
+    columns,
+    divided_by_their_sum,
+    piecewise_linear,
+    probabilities,
+)
 from lightning_objectives.kinds import Calibrator
 from lightning_objectives.shapes import check_shapes, forms
 
@@ -114,9 +119,4 @@ class IsotonicCalibration(Calibrator):
             return logits.to(dtype).softmax(1)
         p = probabilities(logits).T.contiguous()
         points, values = (buffer.to(p.device, p.dtype) for buffer in (self.points, self.values))
-        after = torch.searchsorted(points, p.detach())
-        low, high = (after - 1).clamp_min(0), after.clamp_max(points.shape[1] - 1)
-        start, width = points.gather(1, low), points.gather(1, high) - points.gather(1, low)
-        share = torch.where(width > 0, (p - start) / width.where(width > 0, 1), 0)
-        found = values.gather(1, low).lerp(values.gather(1, high), share).T
-        return divided_by_their_sum(found).to(dtype)
+        return divided_by_their_sum(piecewise_linear(points, values, p).T).to(dtype)
