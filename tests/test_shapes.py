@@ -12,6 +12,7 @@ from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
 from lightning_objectives.calibration import (
     TemperatureScaling,
+    averaged_quantile_bins,
     best_matrix_and_bias,
     best_scale_and_bias,
     best_temperature,
@@ -128,6 +129,7 @@ WRONG = {
     sigmoid_scale_and_bias: WITH_TARGET | ONE_CLASS,
     best_temperature: WITH_TARGET | ONE_CLASS,
     isotonic_regression: COLUMNS,
+    averaged_quantile_bins: COLUMNS,
     binned_rates: COLUMNS,
     spline_recalibration: COLUMNS,
     aps_scores: {

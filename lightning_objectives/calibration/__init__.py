@@ -1,5 +1,6 @@
 """Turns logits into probabilities after training: logits -> probabilities."""
 
+from lightning_objectives.calibration.bbq import BBQ, averaged_quantile_bins
 from lightning_objectives.calibration.dirichlet_calibration import DirichletCalibration
 from lightning_objectives.calibration.histogram_binning import HistogramBinning, binned_rates
 from lightning_objectives.calibration.isotonic_calibration import IsotonicCalibration, isotonic_regression
@@ -10,6 +11,7 @@ from lightning_objectives.calibration.temperature_scaling import TemperatureScal
 from lightning_objectives.calibration.vector_scaling import VectorScaling, best_scale_and_bias
 
 __all__ = [
+    "BBQ",
     "DirichletCalibration",
     "HistogramBinning",
     "IsotonicCalibration",
@@ -18,6 +20,7 @@ __all__ = [
     "SplineCalibration",
     "TemperatureScaling",
     "VectorScaling",
+    "averaged_quantile_bins",
     "best_matrix_and_bias",
     "best_scale_and_bias",
     "best_temperature",
