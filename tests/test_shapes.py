@@ -12,9 +12,14 @@ from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
 from lightning_objectives.calibration import (
     TemperatureScaling,
+    averaged_quantile_bins,
+    best_matrix_and_bias,
     best_scale_and_bias,
     best_temperature,
+    binned_rates,
     isotonic_regression,
+    sigmoid_scale_and_bias,
+    spline_recalibration,
 )
 from lightning_objectives.combination import gradient_alignment, pcgrad_weights
 from lightning_objectives.discovery import ROOMS, methods
@@ -85,6 +90,12 @@ PARTNERS = {
     "a mask": (table(4, 3, 5, 5), torch.zeros(4, dtype=torch.bool)),
     "floats": (table(4, 3, 5, 5), table(4)),
 }
+COLUMNS = {
+    "no dimension": (ZERO, ZERO),
+    "a table": (table(4, 3), table(4)),
+    "a target of one sample more": (table(4), table(5)),
+    "whole numbers": (table(4), classes(4)),
+}
 BOXES = {"beyond": (0, 6, 0, 2), "before": (-1, 2, 0, 2), "turned round": (3, 2, 0, 2), "beside": (0, 2, 0, 9)}
 WRONG = {
     loss_based_weights: {"no dimension": (ZERO,), "a table": (table(4, 6),), "a column": (table(4, 1),)},
@@ -114,14 +125,14 @@ WRONG = {
         "no dimension": (table(3), ZERO),
         "whole numbers": (classes(3), table(3)),
     },
+    best_matrix_and_bias: WITH_TARGET | ONE_CLASS,
     best_scale_and_bias: WITH_TARGET | ONE_CLASS,
+    sigmoid_scale_and_bias: WITH_TARGET | ONE_CLASS,
     best_temperature: WITH_TARGET | ONE_CLASS,
-    isotonic_regression: {
-        "no dimension": (ZERO, ZERO),
-        "a table": (table(4, 3), table(4)),
-        "a target of one sample more": (table(4), table(5)),
-        "whole numbers": (table(4), classes(4)),
-    },
+    isotonic_regression: COLUMNS,
+    averaged_quantile_bins: COLUMNS,
+    binned_rates: COLUMNS,
+    spline_recalibration: COLUMNS,
     aps_scores: {
         "no dimension": (ZERO, ZERO),
         "one sample without its dimension": (table(3), table(1)),

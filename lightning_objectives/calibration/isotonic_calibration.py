@@ -7,8 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from lightning_objectives.calibration._one_against_rest import (
+    columns,
+    divided_by_their_sum,
+    piecewise_linear,
+    probabilities,
+)
 from lightning_objectives.kinds import Calibrator
-from lightning_objectives.shapes import check_classes, check_shapes, forms
+from lightning_objectives.shapes import check_shapes, forms
 
 _FORMS = {"inputs": forms("(N,) float"), "target": forms("(N,) float")}
 
@@ -96,16 +102,7 @@ class IsotonicCalibration(Calibrator):
 
     def fit(self, logits: Tensor, target: Tensor) -> None:
         """Fit the functions to (N, C) logits and (N,) classes or (N, C) probabilities."""
-        check_shapes(logits=logits, target=target)
-        check_classes(logits)
-        if not logits.isfinite().all():
-            bad = int((~logits.isfinite()).any(1).sum())
-            raise ValueError(
-                f"{bad} of {len(logits)} samples have logits that are not finite: leave them out, or mend the network."
-            )
-        soft = target if target.is_floating_point() else F.one_hot(target.long(), logits.shape[1])
-        columns = zip(_probabilities(logits).T, soft.double().T)
-        maps = [isotonic_regression(p, y) for p, y in columns]
+        maps = [isotonic_regression(p, y) for p, y in columns(logits, target)]
         lengths = torch.tensor([len(points) for points, _ in maps], device=logits.device)
         padding = torch.arange(int(lengths.max()), device=logits.device) >= lengths[:, None]
         # Each row is filled up by its last entry, so that a search finds the same place.
@@ -120,17 +117,6 @@ class IsotonicCalibration(Calibrator):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         if not fitted:
             return logits.to(dtype).softmax(1)
-        p = _probabilities(logits).T.contiguous()
+        p = probabilities(logits).T.contiguous()
         points, values = (buffer.to(p.device, p.dtype) for buffer in (self.points, self.values))
-        after = torch.searchsorted(points, p.detach())
-        low, high = (after - 1).clamp_min(0), after.clamp_max(points.shape[1] - 1)
-        start, width = points.gather(1, low), points.gather(1, high) - points.gather(1, low)
-        share = torch.where(width > 0, (p - start) / width.where(width > 0, 1), 0)
-        found = values.gather(1, low).lerp(values.gather(1, high), share).T
-        total = found.sum(1, keepdim=True)
-        return torch.where(total > 0, found / total.where(total > 0, 1), 1 / found.shape[1]).to(dtype)
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """The softmax in float64, where probabilities near 1 stay apart; in float32 on devices that have no more."""
-    return logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).softmax(1)
+        return divided_by_their_sum(piecewise_linear(points, values, p).T).to(dtype)
