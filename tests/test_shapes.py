@@ -7,7 +7,13 @@ import re
 import pytest
 import torch
 
-from lightning_objectives.adaptation import feature_affinity, lame_logits, mixed_statistics, softmax_entropy
+from lightning_objectives.adaptation import (
+    feature_affinity,
+    lame_logits,
+    mixed_statistics,
+    reliable_rows,
+    softmax_entropy,
+)
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
 from lightning_objectives.calibration import (
@@ -159,6 +165,7 @@ WRONG = {
         "no class": (table(4, 0), classes(4)),
     },
     softmax_entropy: GAPS,
+    reliable_rows: GAPS,
     feature_affinity: ONE_TABLE,
     lame_logits: {
         "no dimension": (ZERO, table(4, 2)),
