@@ -49,6 +49,7 @@ ARGUMENTS = {
     "raps_scores": lambda: (table(4, 3).softmax(1), torch.full((4,), 0.5)),
     "sam_offsets": lambda: ({"weight": table(2, 3)}, {"weight": table(2, 3)}),
     "slerp_merge": lambda: ([table(2, 3), table(2, 3)],),
+    "task_arithmetic_merge": lambda: ([table(2, 3), table(2, 3)],),
     "ties_merge": lambda: ([table(2, 3), table(2, 3)],),
     "tempered_softmax": lambda: (table(4, 3),),
     "top_k_accuracy": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
@@ -57,6 +58,7 @@ ARGUMENTS = {
 """The other arguments of functions that take no signals."""
 KEYWORDS = {
     "fisher_merge": {"importance": [torch.ones(2, 3), torch.ones(2, 3)]},
+    "task_arithmetic_merge": {"base": torch.zeros(2, 3)},
     "ties_merge": {"base": torch.zeros(2, 3)},
 }
 

@@ -203,6 +203,7 @@ ELSEWHERE = {
     "sam_offsets",
     "asam_offsets",
     "slerp_merge",
+    "task_arithmetic_merge",
     "ties_merge",
     "fisher_merge",
     "greedy_soup_coefficients",

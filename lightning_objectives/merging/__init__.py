@@ -5,6 +5,7 @@ from lightning_objectives._files.merge import merge_checkpoints
 from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_merge
 from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
 from lightning_objectives.merging.slerp import SLERP, slerp_merge
+from lightning_objectives.merging.task_arithmetic import TaskArithmetic, task_arithmetic_merge
 from lightning_objectives.merging.ties import TIES, ties_merge
 from lightning_objectives.merging.wsm import WSM, wsm_coefficients
 
@@ -14,11 +15,13 @@ __all__ = [
     "WSM",
     "FisherMerging",
     "GreedySoup",
+    "TaskArithmetic",
     "export_checkpoint",
     "fisher_merge",
     "greedy_soup_coefficients",
     "merge_checkpoints",
     "slerp_merge",
+    "task_arithmetic_merge",
     "ties_merge",
     "wsm_coefficients",
 ]
