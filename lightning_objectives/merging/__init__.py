@@ -7,6 +7,7 @@ from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coe
 from lightning_objectives.merging.slerp import SLERP, slerp_merge
 from lightning_objectives.merging.task_arithmetic import TaskArithmetic, task_arithmetic_merge
 from lightning_objectives.merging.ties import TIES, ties_merge
+from lightning_objectives.merging.uniform_soup import UniformSoup, uniform_soup_coefficients
 from lightning_objectives.merging.wsm import WSM, wsm_coefficients
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "FisherMerging",
     "GreedySoup",
     "TaskArithmetic",
+    "UniformSoup",
     "export_checkpoint",
     "fisher_merge",
     "greedy_soup_coefficients",
@@ -23,5 +25,6 @@ __all__ = [
     "slerp_merge",
     "task_arithmetic_merge",
     "ties_merge",
+    "uniform_soup_coefficients",
     "wsm_coefficients",
 ]

@@ -11,7 +11,7 @@ from lightning_objectives.kinds import Merge
 from lightning_objectives.merging._changes import base_and_weights, needed
 
 
-def task_arithmetic_merge(weights: Sequence[Tensor], *, base: Tensor, scale: float = 0.4) -> Tensor:
+def task_arithmetic_merge(weights: Sequence[Tensor], *, base: Tensor, scale: float = 1.0) -> Tensor:
     r"""Compute the base plus the scaled sum of what each network has changed in it, its task vector.
 
     .. math::
@@ -56,7 +56,8 @@ class TaskArithmetic(Merge):
     The merge is that of :func:`task_arithmetic_merge`.
 
     Args:
-        scale: the factor of the sum of the changes. Choose it on a validation set, as the paper does.
+        scale: the factor of the sum of the changes. Choose it on a validation set, as the paper does; the default is
+            that of the paper's code, and too much for several tasks.
 
     Raises:
         ValueError: ``scale`` is not finite.
@@ -72,8 +73,6 @@ class TaskArithmetic(Merge):
     Example:
         >>> TaskArithmetic(scale=-1.0).tensor([torch.tensor([3.0])], base=torch.ones(1))  # 1 - (3 - 1)
         tensor([-1.])
-
-    Not checked at the source: the default 0.4, which is said to be good for eight tasks.
     """
 
     function = staticmethod(task_arithmetic_merge)
@@ -81,7 +80,7 @@ class TaskArithmetic(Merge):
     asks = ("base",)
     by_element = True
 
-    def __init__(self, *, scale: float = 0.4) -> None:
+    def __init__(self, *, scale: float = 1.0) -> None:
         _check(scale)
         self.scale = scale
 

@@ -17,7 +17,7 @@ TAU = torch.tensor(
 
 def test_worked_by_hand():
     """0.4 times the sums 0.6, -0.2, 0.25, 0.05, 0.43 and 0."""
-    merged = task_arithmetic_merge([*TAU], base=torch.zeros(6))
+    merged = task_arithmetic_merge([*TAU], base=torch.zeros(6), scale=0.4)
     torch.testing.assert_close(merged, torch.tensor([0.24, -0.08, 0.1, 0.02, 0.172, 0.0]), rtol=0, atol=1e-7)
 
 
