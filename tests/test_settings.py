@@ -40,6 +40,7 @@ ARGUMENTS = {
     "brier_score": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "clip_to_norm": lambda: (table(4, 3),),
+    "dare_merge": lambda: ([table(2, 3), table(2, 3)],),
     "early_learning_targets": lambda: (table(4, 3).softmax(1), table(4, 3).softmax(1)),
     "ema_decay": lambda: (10,),
     "fisher_merge": lambda: ([table(2, 3), table(2, 3)],),
@@ -57,6 +58,7 @@ ARGUMENTS = {
 }
 """The other arguments of functions that take no signals."""
 KEYWORDS = {
+    "dare_merge": {"base": torch.zeros(2, 3)},
     "fisher_merge": {"importance": [torch.ones(2, 3), torch.ones(2, 3)]},
     "task_arithmetic_merge": {"base": torch.zeros(2, 3)},
     "ties_merge": {"base": torch.zeros(2, 3)},

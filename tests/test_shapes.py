@@ -203,6 +203,7 @@ ELSEWHERE = {
     "virtual_adversarial_loss",
     "sam_offsets",
     "asam_offsets",
+    "dare_merge",
     "slerp_merge",
     "task_arithmetic_merge",
     "ties_merge",

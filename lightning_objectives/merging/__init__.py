@@ -2,6 +2,7 @@
 
 from lightning_objectives._files.export import export_checkpoint
 from lightning_objectives._files.merge import merge_checkpoints
+from lightning_objectives.merging.dare import DARE, dare_merge
 from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_merge
 from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
 from lightning_objectives.merging.slerp import SLERP, slerp_merge
@@ -11,6 +12,7 @@ from lightning_objectives.merging.uniform_soup import UniformSoup, uniform_soup_
 from lightning_objectives.merging.wsm import WSM, wsm_coefficients
 
 __all__ = [
+    "DARE",
     "SLERP",
     "TIES",
     "WSM",
@@ -18,6 +20,7 @@ __all__ = [
     "GreedySoup",
     "TaskArithmetic",
     "UniformSoup",
+    "dare_merge",
     "export_checkpoint",
     "fisher_merge",
     "greedy_soup_coefficients",
