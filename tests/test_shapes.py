@@ -204,6 +204,7 @@ ELSEWHERE = {
     "sam_offsets",
     "asam_offsets",
     "dare_merge",
+    "model_stock_merge",
     "slerp_merge",
     "task_arithmetic_merge",
     "ties_merge",

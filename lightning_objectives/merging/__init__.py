@@ -5,6 +5,7 @@ from lightning_objectives._files.merge import merge_checkpoints
 from lightning_objectives.merging.dare import DARE, dare_merge
 from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_merge
 from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
+from lightning_objectives.merging.model_stock import ModelStock, model_stock_merge
 from lightning_objectives.merging.slerp import SLERP, slerp_merge
 from lightning_objectives.merging.task_arithmetic import TaskArithmetic, task_arithmetic_merge
 from lightning_objectives.merging.ties import TIES, ties_merge
@@ -18,6 +19,7 @@ __all__ = [
     "WSM",
     "FisherMerging",
     "GreedySoup",
+    "ModelStock",
     "TaskArithmetic",
     "UniformSoup",
     "dare_merge",
@@ -25,6 +27,7 @@ __all__ = [
     "fisher_merge",
     "greedy_soup_coefficients",
     "merge_checkpoints",
+    "model_stock_merge",
     "slerp_merge",
     "task_arithmetic_merge",
     "ties_merge",
