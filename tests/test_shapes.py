@@ -204,6 +204,8 @@ ELSEWHERE = {
     "sam_offsets",
     "asam_offsets",
     "dare_merge",
+    "della_merge",
+    "magnitude_drop_rates",
     "model_stock_merge",
     "slerp_merge",
     "task_arithmetic_merge",

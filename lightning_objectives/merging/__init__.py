@@ -3,6 +3,7 @@
 from lightning_objectives._files.export import export_checkpoint
 from lightning_objectives._files.merge import merge_checkpoints
 from lightning_objectives.merging.dare import DARE, dare_merge
+from lightning_objectives.merging.della import DELLA, della_merge, magnitude_drop_rates
 from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_merge
 from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
 from lightning_objectives.merging.model_stock import ModelStock, model_stock_merge
@@ -14,6 +15,7 @@ from lightning_objectives.merging.wsm import WSM, wsm_coefficients
 
 __all__ = [
     "DARE",
+    "DELLA",
     "SLERP",
     "TIES",
     "WSM",
@@ -23,9 +25,11 @@ __all__ = [
     "TaskArithmetic",
     "UniformSoup",
     "dare_merge",
+    "della_merge",
     "export_checkpoint",
     "fisher_merge",
     "greedy_soup_coefficients",
+    "magnitude_drop_rates",
     "merge_checkpoints",
     "model_stock_merge",
     "slerp_merge",

@@ -52,7 +52,7 @@ def dare_merge(
     2024, https://arxiv.org/abs/2311.03099.
 
     Differs from the paper: its code has no seed, and takes any ``drop`` up to 1, which leaves the base. mergekit does
-    not divide by :math:`1 - p`, but keeps the sum of the magnitudes of each tensor.
+    not divide by :math:`1 - p`: it keeps the sum of the magnitudes of each tensor as it was.
     """
     _check(drop, scale)
     base, weights = base_and_weights(base, weights)
