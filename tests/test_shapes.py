@@ -185,6 +185,7 @@ WRONG = {
 NUMBERS = {
     "class_balanced_weights",
     "ema_decay",
+    "polyak_weight",
     "swa_weight",
     "bema_ema_weight",
     "bema_bias_weight",

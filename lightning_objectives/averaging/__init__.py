@@ -3,6 +3,18 @@
 from lightning_objectives.averaging.bema import BEMA, bema_bias_weight, bema_ema_weight
 from lightning_objectives.averaging.ema import EMA, ema_decay
 from lightning_objectives.averaging.lawa import LAWA
+from lightning_objectives.averaging.polyak import PolyakAveraging, polyak_weight
 from lightning_objectives.averaging.swa import SWA, swa_weight
 
-__all__ = ["BEMA", "EMA", "LAWA", "SWA", "bema_bias_weight", "bema_ema_weight", "ema_decay", "swa_weight"]
+__all__ = [
+    "BEMA",
+    "EMA",
+    "LAWA",
+    "SWA",
+    "PolyakAveraging",
+    "bema_bias_weight",
+    "bema_ema_weight",
+    "ema_decay",
+    "polyak_weight",
+    "swa_weight",
+]
