@@ -186,6 +186,8 @@ NUMBERS = {
     "class_balanced_weights",
     "ema_decay",
     "polyak_weight",
+    "power_ema_decay",
+    "power_ema_exponent",
     "swa_weight",
     "bema_ema_weight",
     "bema_bias_weight",
