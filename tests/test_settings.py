@@ -40,15 +40,21 @@ ARGUMENTS = {
     "brier_score": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "clip_to_norm": lambda: (table(4, 3),),
+    "dare_merge": lambda: ([table(2, 3), table(2, 3)],),
+    "della_merge": lambda: ([table(2, 3), table(2, 3)],),
     "early_learning_targets": lambda: (table(4, 3).softmax(1), table(4, 3).softmax(1)),
     "ema_decay": lambda: (10,),
     "fisher_merge": lambda: ([table(2, 3), table(2, 3)],),
     "greedy_soup_coefficients": lambda: ([1, 2], lambda coefficients: 0.0),
+    "magnitude_drop_rates": lambda: (table(2, 3),),
     "mixed_statistics": lambda: (table(4, 3), torch.zeros(3), torch.ones(3)),
     "negative_log_likelihood": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
+    "polyak_weight": lambda: (10,),
+    "power_ema_decay": lambda: (10,),
     "raps_scores": lambda: (table(4, 3).softmax(1), torch.full((4,), 0.5)),
     "sam_offsets": lambda: ({"weight": table(2, 3)}, {"weight": table(2, 3)}),
     "slerp_merge": lambda: ([table(2, 3), table(2, 3)],),
+    "task_arithmetic_merge": lambda: ([table(2, 3), table(2, 3)],),
     "ties_merge": lambda: ([table(2, 3), table(2, 3)],),
     "tempered_softmax": lambda: (table(4, 3),),
     "top_k_accuracy": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
@@ -56,7 +62,10 @@ ARGUMENTS = {
 }
 """The other arguments of functions that take no signals."""
 KEYWORDS = {
+    "dare_merge": {"base": torch.zeros(2, 3)},
+    "della_merge": {"base": torch.zeros(2, 3)},
     "fisher_merge": {"importance": [torch.ones(2, 3), torch.ones(2, 3)]},
+    "task_arithmetic_merge": {"base": torch.zeros(2, 3)},
     "ties_merge": {"base": torch.zeros(2, 3)},
 }
 

@@ -7,7 +7,13 @@ import re
 import pytest
 import torch
 
-from lightning_objectives.adaptation import feature_affinity, lame_logits, mixed_statistics, softmax_entropy
+from lightning_objectives.adaptation import (
+    feature_affinity,
+    lame_logits,
+    mixed_statistics,
+    reliable_rows,
+    softmax_entropy,
+)
 from lightning_objectives.averaging import BEMA, EMA, SWA
 from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
 from lightning_objectives.calibration import (
@@ -27,7 +33,7 @@ from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla
 from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient, clip_to_norm, orthogonal_gradient
 from lightning_objectives.heads import multi_sample_dropout
 from lightning_objectives.losses import adaptive_ldr_loss, adaptive_temperatures, ldr_loss, score_gaps, tempered_softmax
-from lightning_objectives.merging import wsm_coefficients
+from lightning_objectives.merging import uniform_soup_coefficients, wsm_coefficients
 from lightning_objectives.metrics import (
     brier_score,
     calibration_error,
@@ -171,6 +177,7 @@ WRONG = {
         "no class": (table(4, 0), classes(4)),
     },
     softmax_entropy: GAPS,
+    reliable_rows: GAPS,
     feature_affinity: ONE_TABLE,
     lame_logits: {
         "no dimension": (ZERO, table(4, 2)),
@@ -183,12 +190,16 @@ WRONG = {
         "means of other channels": (table(4, 2), table(3), table(2)),
         "variances of other channels": (table(4, 2), table(2), table(1)),
     },
+    uniform_soup_coefficients: {"none": ([],), "parts of steps": ([0.5, 1.5],), "equal": ([1, 1],)},
     wsm_coefficients: {"none": ([],), "parts of steps": ([0.5, 1.5],), "equal": ([1, 1],)},
 }
 """Each public function that takes tensors or lists, with arguments that it refuses."""
 NUMBERS = {
     "class_balanced_weights",
     "ema_decay",
+    "polyak_weight",
+    "power_ema_decay",
+    "power_ema_exponent",
     "swa_weight",
     "bema_ema_weight",
     "bema_bias_weight",
@@ -208,7 +219,12 @@ ELSEWHERE = {
     "virtual_adversarial_loss",
     "sam_offsets",
     "asam_offsets",
+    "dare_merge",
+    "della_merge",
+    "magnitude_drop_rates",
+    "model_stock_merge",
     "slerp_merge",
+    "task_arithmetic_merge",
     "ties_merge",
     "fisher_merge",
     "greedy_soup_coefficients",

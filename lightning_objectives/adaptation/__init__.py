@@ -2,14 +2,17 @@
 
 from lightning_objectives.adaptation.batch_norm_adaptation import BatchNormAdaptation, mixed_statistics
 from lightning_objectives.adaptation.lame import LAME, feature_affinity, lame_logits
+from lightning_objectives.adaptation.sar import SAR, reliable_rows
 from lightning_objectives.adaptation.tent import TENT, softmax_entropy
 
 __all__ = [
     "LAME",
+    "SAR",
     "TENT",
     "BatchNormAdaptation",
     "feature_affinity",
     "lame_logits",
     "mixed_statistics",
+    "reliable_rows",
     "softmax_entropy",
 ]

@@ -2,6 +2,23 @@
 
 from lightning_objectives.averaging.bema import BEMA, bema_bias_weight, bema_ema_weight
 from lightning_objectives.averaging.ema import EMA, ema_decay
+from lightning_objectives.averaging.lawa import LAWA
+from lightning_objectives.averaging.polyak import PolyakAveraging, polyak_weight
+from lightning_objectives.averaging.power_ema import PowerEMA, power_ema_decay, power_ema_exponent
 from lightning_objectives.averaging.swa import SWA, swa_weight
 
-__all__ = ["BEMA", "EMA", "SWA", "bema_bias_weight", "bema_ema_weight", "ema_decay", "swa_weight"]
+__all__ = [
+    "BEMA",
+    "EMA",
+    "LAWA",
+    "SWA",
+    "PolyakAveraging",
+    "PowerEMA",
+    "bema_bias_weight",
+    "bema_ema_weight",
+    "ema_decay",
+    "polyak_weight",
+    "power_ema_decay",
+    "power_ema_exponent",
+    "swa_weight",
+]

@@ -11,6 +11,7 @@ from lightning_objectives import cli
 from lightning_objectives.averaging import EMA
 from lightning_objectives.callbacks import AverageWeights
 from lightning_objectives.cli.typed import typed
+from lightning_objectives.discovery import methods
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*litlogger.*", "ignore:LightningCLI's args")
 
@@ -129,8 +130,11 @@ def test_the_help_tells_types_and_owners(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--density DENSITY float; a setting of TIES (default: 0.2)" in text
     assert "list of float or None; a setting of FisherMerging (default: None)" in text
-    assert "{FisherMerging,GreedySoup,SLERP,TIES,WSM} default: WSM" in text
-    assert "what the files were trained from (TIES)" in text
+    merges = {cls.__name__: cls for _, cls in methods("merging")}
+    assert f"{{{','.join(merges)}}} default: WSM" in text
+    askers = [name for name, cls in merges.items() if "base" in cls.asks]
+    assert "TIES" in askers
+    assert f"what the files were trained from ({', '.join(askers)})" in text
 
 
 @pytest.mark.parametrize(
