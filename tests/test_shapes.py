@@ -19,7 +19,13 @@ from lightning_objectives.calibration import (
 from lightning_objectives.combination import gradient_alignment
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
-from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient, clip_to_norm, orthogonal_gradient
+from lightning_objectives.gradients import (
+    ComponentwiseGradClip,
+    OrthogonalGradient,
+    clip_to_norm,
+    clip_to_weights,
+    orthogonal_gradient,
+)
 from lightning_objectives.heads import multi_sample_dropout
 from lightning_objectives.losses import adaptive_ldr_loss, adaptive_temperatures, ldr_loss, score_gaps, tempered_softmax
 from lightning_objectives.merging import wsm_coefficients
@@ -108,6 +114,11 @@ WRONG = {
     | {"no image": (table(2, 3), classes(2), (0, 1, 0, 1)), "no pixel": (table(2, 3, 0), classes(2), (0, 0, 0, 0))},
     cutmix_box: {"a share beyond 1": (5, 5, 1.5, (2, 2)), "below 0": (5, 5, -0.5, (2, 2))},
     clip_to_norm: {"whole numbers": (classes(3),)},
+    clip_to_weights: {
+        "broadcast": (table(4, 3), table(3)),
+        "no dimension": (table(3), ZERO),
+        "whole numbers": (classes(3), table(3)),
+    },
     orthogonal_gradient: {
         "broadcast": (table(4, 3), table(3)),
         "no dimension": (table(3), ZERO),
