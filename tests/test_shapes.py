@@ -22,6 +22,7 @@ from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla
 from lightning_objectives.gradients import (
     ComponentwiseGradClip,
     OrthogonalGradient,
+    clip_spikes,
     clip_to_norm,
     clip_to_weights,
     orthogonal_gradient,
@@ -114,6 +115,7 @@ WRONG = {
     | {"no image": (table(2, 3), classes(2), (0, 1, 0, 1)), "no pixel": (table(2, 3, 0), classes(2), (0, 0, 0, 0))},
     cutmix_box: {"a share beyond 1": (5, 5, 1.5, (2, 2)), "below 0": (5, 5, -0.5, (2, 2))},
     clip_to_norm: {"whole numbers": (classes(3),)},
+    clip_spikes: {"whole numbers": (classes(3), ZERO), "a threshold for each": (table(3), table(3))},
     clip_to_weights: {
         "broadcast": (table(4, 3), table(3)),
         "no dimension": (table(3), ZERO),
