@@ -9,7 +9,7 @@ import torch
 
 from lightning_objectives.adaptation import feature_affinity, lame_logits, mixed_statistics, softmax_entropy
 from lightning_objectives.averaging import BEMA, EMA, SWA
-from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
+from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, erase_boxes, mixup
 from lightning_objectives.calibration import (
     TemperatureScaling,
     best_scale_and_bias,
@@ -114,6 +114,12 @@ WRONG = {
     | {name: (table(2, 3, 5, 5), classes(2), box) for name, box in BOXES.items()}
     | {"no image": (table(2, 3), classes(2), (0, 1, 0, 1)), "no pixel": (table(2, 3, 0), classes(2), (0, 0, 0, 0))},
     cutmix_box: {"a share beyond 1": (5, 5, 1.5, (2, 2)), "below 0": (5, 5, -0.5, (2, 2))},
+    erase_boxes: {
+        "no image": (table(4, 5), classes(4, 4)),
+        "one box for all": (table(4, 3, 5, 5), classes(1, 4)),
+        "boxes of three numbers": (table(4, 3, 5, 5), classes(4, 3)),
+        "floats": (table(4, 3, 5, 5), table(4, 4)),
+    },
     clip_to_norm: {"whole numbers": (classes(3),)},
     clip_spikes: {"whole numbers": (classes(3), ZERO), "a threshold for each": (table(3), table(3))},
     clip_to_weights: {
@@ -189,6 +195,7 @@ WRONG = {
 """Each public function that takes tensors or lists, with arguments that it refuses."""
 NUMBERS = {
     "class_balanced_weights",
+    "draw_boxes",
     "ema_decay",
     "swa_weight",
     "bema_ema_weight",
