@@ -24,6 +24,7 @@ from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, 
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
 from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
+from lightning_objectives.losses.stable_max import StableMaxLoss, stable_max_loss
 from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
     "SoftTopKLoss",
+    "StableMaxLoss",
     "SymmetricCrossEntropyLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
@@ -73,6 +75,7 @@ __all__ = [
     "self_adjusting_dice_loss",
     "sigmoid_focal_loss",
     "soft_top_k_loss",
+    "stable_max_loss",
     "symmetric_cross_entropy_loss",
     "tempered_softmax",
 ]
