@@ -26,6 +26,7 @@ from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_
 from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
 from lightning_objectives.losses.stable_max import StableMaxLoss, stable_max_loss
 from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
+from lightning_objectives.losses.z_score_softplus import ZScoreSoftplusLoss, z_score_softplus_loss
 
 __all__ = [
     "AdaptiveLDRLoss",
@@ -51,6 +52,7 @@ __all__ = [
     "SoftTopKLoss",
     "StableMaxLoss",
     "SymmetricCrossEntropyLoss",
+    "ZScoreSoftplusLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
     "asymmetric_loss",
@@ -78,4 +80,5 @@ __all__ = [
     "stable_max_loss",
     "symmetric_cross_entropy_loss",
     "tempered_softmax",
+    "z_score_softplus_loss",
 ]
