@@ -18,6 +18,7 @@ from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 from lightning_objectives.losses.logit_adjusted import LogitAdjustedLoss, logit_adjusted_loss
 from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitney_loss
 from lightning_objectives.losses.multi_focal_modifier import MultiFocalModifierLoss, multi_focal_modifier_loss
+from lightning_objectives.losses.odd_k_out import OddKOutLoss, odd_k_out_loss
 from lightning_objectives.losses.pass_at_n import PassAtNLoss, pass_at_n_loss
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
@@ -44,6 +45,7 @@ __all__ = [
     "LogitAdjustedLoss",
     "MannWhitneyLoss",
     "MultiFocalModifierLoss",
+    "OddKOutLoss",
     "PassAtNLoss",
     "PolyLoss",
     "ProbabilityPowerLoss",
@@ -70,6 +72,7 @@ __all__ = [
     "logit_adjusted_loss",
     "mann_whitney_loss",
     "multi_focal_modifier_loss",
+    "odd_k_out_loss",
     "pass_at_n_loss",
     "poly_loss",
     "probability_power_loss",
