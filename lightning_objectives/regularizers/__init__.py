@@ -7,6 +7,7 @@ from lightning_objectives.regularizers.early_learning import (
     early_learning_targets,
 )
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
+from lightning_objectives.regularizers.orthogonal_conv import OrthogonalConv, kernel_orthogonality, orthogonal_conv
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
 from lightning_objectives.regularizers.self_distillation import SelfDistillation, past_cross_entropy
 from lightning_objectives.regularizers.spectral_decoupling import SpectralDecoupling, spectral_decoupling
@@ -17,6 +18,7 @@ __all__ = [
     "ConfidencePenalty",
     "EarlyLearningRegularization",
     "LogPartitionPenalty",
+    "OrthogonalConv",
     "RDrop",
     "SelfDistillation",
     "SpectralDecoupling",
@@ -24,7 +26,9 @@ __all__ = [
     "confidence_penalty",
     "early_learning_penalty",
     "early_learning_targets",
+    "kernel_orthogonality",
     "log_partition_penalty",
+    "orthogonal_conv",
     "past_cross_entropy",
     "r_drop",
     "spectral_decoupling",
