@@ -6,6 +6,7 @@ from lightning_objectives.regularizers.early_learning import (
     early_learning_penalty,
     early_learning_targets,
 )
+from lightning_objectives.regularizers.input_gradient_penalty import InputGradientPenalty, input_gradient_penalty
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
 from lightning_objectives.regularizers.orthogonal_conv import OrthogonalConv, kernel_orthogonality, orthogonal_conv
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
@@ -17,6 +18,7 @@ __all__ = [
     "VAT",
     "ConfidencePenalty",
     "EarlyLearningRegularization",
+    "InputGradientPenalty",
     "LogPartitionPenalty",
     "OrthogonalConv",
     "RDrop",
@@ -26,6 +28,7 @@ __all__ = [
     "confidence_penalty",
     "early_learning_penalty",
     "early_learning_targets",
+    "input_gradient_penalty",
     "kernel_orthogonality",
     "log_partition_penalty",
     "orthogonal_conv",
