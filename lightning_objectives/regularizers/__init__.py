@@ -7,6 +7,7 @@ from lightning_objectives.regularizers.early_learning import (
     early_learning_targets,
 )
 from lightning_objectives.regularizers.input_gradient_penalty import InputGradientPenalty, input_gradient_penalty
+from lightning_objectives.regularizers.jacobian_penalty import JacobianPenalty, jacobian_penalty
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
 from lightning_objectives.regularizers.orthogonal_conv import OrthogonalConv, kernel_orthogonality, orthogonal_conv
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
@@ -19,6 +20,7 @@ __all__ = [
     "ConfidencePenalty",
     "EarlyLearningRegularization",
     "InputGradientPenalty",
+    "JacobianPenalty",
     "LogPartitionPenalty",
     "OrthogonalConv",
     "RDrop",
@@ -29,6 +31,7 @@ __all__ = [
     "early_learning_penalty",
     "early_learning_targets",
     "input_gradient_penalty",
+    "jacobian_penalty",
     "kernel_orthogonality",
     "log_partition_penalty",
     "orthogonal_conv",
