@@ -1,5 +1,6 @@
 """Weights the terms of the loss: gradients of the terms -> weights."""
 
 from lightning_objectives.combination.gradient_alignment import GradientAlignment, gradient_alignment
+from lightning_objectives.combination.mgda import MGDA, mgda_weights
 
-__all__ = ["GradientAlignment", "gradient_alignment"]
+__all__ = ["MGDA", "GradientAlignment", "gradient_alignment", "mgda_weights"]
