@@ -16,7 +16,7 @@ from lightning_objectives.calibration import (
     best_temperature,
     isotonic_regression,
 )
-from lightning_objectives.combination import gradient_alignment
+from lightning_objectives.combination import cagrad_weights, gradient_alignment, mgda_weights
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
 from lightning_objectives.gradients import (
@@ -108,6 +108,8 @@ WRONG = {
     confidence_penalty: ONE_TABLE,
     multi_sample_dropout: {name: (x, torch.nn.Identity()) for name, x in {"none": ZERO, "one": table(3)}.items()},
     gradient_alignment: {**ONE_TABLE, "no term": (table(0, 3),)},
+    mgda_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
+    cagrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     mixup: {name: (*tensors, 0.5) for name, tensors in PARTNERS.items()}
     | {"a share beyond 1": (table(2, 3), classes(2), 1.5)},
     cutmix: {name: (*tensors, (0, 1, 0, 1)) for name, tensors in PARTNERS.items()}
