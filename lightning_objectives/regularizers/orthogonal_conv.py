@@ -128,8 +128,8 @@ class OrthogonalConv(Regularizer):
     2020, https://arxiv.org/abs/1911.12207.
 
     Differs from the papers: the code of Wang et al. adds up norms, this term adds up their squares. With zeros as
-    padding, no convolution of several points is an exact isometry at the borders. Not checked at the source: the groups,
-    the dilations and the linear layers, which we treat as what they are as linear maps.
+    padding, no convolution of several points is an exact isometry at the borders. Not checked at the source: groups,
+    dilations and linear layers, which we treat as the linear maps that they are.
     """
 
     function = staticmethod(orthogonal_conv)

@@ -14,7 +14,7 @@ def matrix_of(weight, stride, size):
 
 
 @pytest.mark.parametrize(
-    ("filters", "channels", "k", "stride"), [(3, 4, 3, 1), (5, 2, 3, 1), (9, 2, 3, 2), (4, 3, 5, 2)]
+    ("filters", "channels", "k", "stride"), [(3, 4, 3, 1), (5, 2, 3, 1), (9, 2, 3, 2), (4, 3, 5, 2), (5, 2, 4, 2)]
 )
 def test_it_is_the_distance_of_the_whole_map_from_an_isometry(filters, channels, k, stride):
     """On images of 12 by 12, for each point of the output: of A Aᵀ if it is wide, else of Aᵀ A."""
