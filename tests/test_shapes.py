@@ -15,7 +15,7 @@ from lightning_objectives.adaptation import (
     softmax_entropy,
 )
 from lightning_objectives.averaging import BEMA, EMA, SWA
-from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, mixup
+from lightning_objectives.batches import CutMix, Mixup, MixupOrCutMix, cutmix, cutmix_box, erase_boxes, mixup
 from lightning_objectives.calibration import (
     TemperatureScaling,
     averaged_quantile_bins,
@@ -28,9 +28,17 @@ from lightning_objectives.calibration import (
     spline_recalibration,
 )
 from lightning_objectives.combination import gradient_alignment, pcgrad_weights
+from lightning_objectives.combination import cagrad_weights, gradient_alignment, mgda_weights
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
-from lightning_objectives.gradients import ComponentwiseGradClip, OrthogonalGradient, clip_to_norm, orthogonal_gradient
+from lightning_objectives.gradients import (
+    ComponentwiseGradClip,
+    OrthogonalGradient,
+    clip_spikes,
+    clip_to_norm,
+    clip_to_weights,
+    orthogonal_gradient,
+)
 from lightning_objectives.heads import multi_sample_dropout
 from lightning_objectives.losses import adaptive_ldr_loss, adaptive_temperatures, ldr_loss, score_gaps, tempered_softmax
 from lightning_objectives.merging import uniform_soup_coefficients, wsm_coefficients
@@ -119,13 +127,27 @@ WRONG = {
     multi_sample_dropout: {name: (x, torch.nn.Identity()) for name, x in {"none": ZERO, "one": table(3)}.items()},
     gradient_alignment: {**ONE_TABLE, "no term": (table(0, 3),)},
     pcgrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
+    mgda_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
+    cagrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     mixup: {name: (*tensors, 0.5) for name, tensors in PARTNERS.items()}
     | {"a share beyond 1": (table(2, 3), classes(2), 1.5)},
     cutmix: {name: (*tensors, (0, 1, 0, 1)) for name, tensors in PARTNERS.items()}
     | {name: (table(2, 3, 5, 5), classes(2), box) for name, box in BOXES.items()}
     | {"no image": (table(2, 3), classes(2), (0, 1, 0, 1)), "no pixel": (table(2, 3, 0), classes(2), (0, 0, 0, 0))},
     cutmix_box: {"a share beyond 1": (5, 5, 1.5, (2, 2)), "below 0": (5, 5, -0.5, (2, 2))},
+    erase_boxes: {
+        "no image": (table(4, 5), classes(4, 4)),
+        "one box for all": (table(4, 3, 5, 5), classes(1, 4)),
+        "boxes of three numbers": (table(4, 3, 5, 5), classes(4, 3)),
+        "floats": (table(4, 3, 5, 5), table(4, 4)),
+    },
     clip_to_norm: {"whole numbers": (classes(3),)},
+    clip_spikes: {"whole numbers": (classes(3), ZERO), "a threshold for each": (table(3), table(3))},
+    clip_to_weights: {
+        "broadcast": (table(4, 3), table(3)),
+        "no dimension": (table(3), ZERO),
+        "whole numbers": (classes(3), table(3)),
+    },
     orthogonal_gradient: {
         "broadcast": (table(4, 3), table(3)),
         "no dimension": (table(3), ZERO),
@@ -196,6 +218,7 @@ WRONG = {
 """Each public function that takes tensors or lists, with arguments that it refuses."""
 NUMBERS = {
     "class_balanced_weights",
+    "draw_boxes",
     "ema_decay",
     "polyak_weight",
     "power_ema_decay",
@@ -215,6 +238,10 @@ ELSEWHERE = {
     "early_learning_targets",
     "r_drop",
     "symmetric_kl",
+    "orthogonal_conv",
+    "kernel_orthogonality",
+    "input_gradient_penalty",
+    "jacobian_penalty",
     "adversarial_direction",
     "virtual_adversarial_loss",
     "sam_offsets",

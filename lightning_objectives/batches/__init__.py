@@ -3,5 +3,16 @@
 from lightning_objectives.batches.cutmix import CutMix, cutmix, cutmix_box
 from lightning_objectives.batches.mixup import Mixup, mixup
 from lightning_objectives.batches.mixup_or_cutmix import MixupOrCutMix
+from lightning_objectives.batches.random_erasing import RandomErasing, draw_boxes, erase_boxes
 
-__all__ = ["CutMix", "Mixup", "MixupOrCutMix", "cutmix", "cutmix_box", "mixup"]
+__all__ = [
+    "CutMix",
+    "Mixup",
+    "MixupOrCutMix",
+    "RandomErasing",
+    "cutmix",
+    "cutmix_box",
+    "draw_boxes",
+    "erase_boxes",
+    "mixup",
+]

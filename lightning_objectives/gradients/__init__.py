@@ -1,6 +1,19 @@
 """Changes gradients before the optimizer: gradients -> gradients."""
 
+from lightning_objectives.gradients.adaptive_gradient_clipping import AdaptiveGradientClipping, clip_to_weights
+from lightning_objectives.gradients.adaptive_spike_clip import AdaptiveSpikeClip, clip_spikes
 from lightning_objectives.gradients.componentwise_grad_clip import ComponentwiseGradClip, clip_to_norm
+from lightning_objectives.gradients.grad_norm_stabilizer import GradNormStabilizer
 from lightning_objectives.gradients.orthogonal_gradient import OrthogonalGradient, orthogonal_gradient
 
-__all__ = ["ComponentwiseGradClip", "OrthogonalGradient", "clip_to_norm", "orthogonal_gradient"]
+__all__ = [
+    "AdaptiveGradientClipping",
+    "AdaptiveSpikeClip",
+    "ComponentwiseGradClip",
+    "GradNormStabilizer",
+    "OrthogonalGradient",
+    "clip_spikes",
+    "clip_to_norm",
+    "clip_to_weights",
+    "orthogonal_gradient",
+]

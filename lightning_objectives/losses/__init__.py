@@ -19,13 +19,16 @@ from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 from lightning_objectives.losses.logit_adjusted import LogitAdjustedLoss, logit_adjusted_loss
 from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitney_loss
 from lightning_objectives.losses.multi_focal_modifier import MultiFocalModifierLoss, multi_focal_modifier_loss
+from lightning_objectives.losses.odd_k_out import OddKOutLoss, odd_k_out_loss
 from lightning_objectives.losses.pass_at_n import PassAtNLoss, pass_at_n_loss
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
 from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
+from lightning_objectives.losses.stable_max import StableMaxLoss, stable_max_loss
 from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
+from lightning_objectives.losses.z_score_softplus import ZScoreSoftplusLoss, z_score_softplus_loss
 
 __all__ = [
     "AdaptiveLDRLoss",
@@ -44,13 +47,16 @@ __all__ = [
     "LogitAdjustedLoss",
     "MannWhitneyLoss",
     "MultiFocalModifierLoss",
+    "OddKOutLoss",
     "PassAtNLoss",
     "PolyLoss",
     "ProbabilityPowerLoss",
     "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
     "SoftTopKLoss",
+    "StableMaxLoss",
     "SymmetricCrossEntropyLoss",
+    "ZScoreSoftplusLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
     "arc_face_loss",
@@ -69,6 +75,7 @@ __all__ = [
     "logit_adjusted_loss",
     "mann_whitney_loss",
     "multi_focal_modifier_loss",
+    "odd_k_out_loss",
     "pass_at_n_loss",
     "poly_loss",
     "probability_power_loss",
@@ -76,6 +83,8 @@ __all__ = [
     "self_adjusting_dice_loss",
     "sigmoid_focal_loss",
     "soft_top_k_loss",
+    "stable_max_loss",
     "symmetric_cross_entropy_loss",
     "tempered_softmax",
+    "z_score_softplus_loss",
 ]
