@@ -27,8 +27,7 @@ from lightning_objectives.calibration import (
     sigmoid_scale_and_bias,
     spline_recalibration,
 )
-from lightning_objectives.combination import gradient_alignment, pcgrad_weights
-from lightning_objectives.combination import cagrad_weights, gradient_alignment, mgda_weights
+from lightning_objectives.combination import cagrad_weights, gradient_alignment, mgda_weights, pcgrad_weights
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
 from lightning_objectives.gradients import (

@@ -66,7 +66,8 @@ def averaged_quantile_bins(
     scores, rates = [], []
     for bins in range(least, most + 1):
         # Each bin ends after the group that its last sample is in; ties may end two bins at one place.
-        ends = torch.searchsorted(upto, torch.arange(1, bins + 1, device=upto.device) * n // bins).unique()
+        last = torch.searchsorted(upto, torch.arange(1, bins + 1, device=upto.device) * n // bins)
+        ends = last.unique()  # type: ignore[no-untyped-call]  # torch
         edges = torch.cat([midways.new_zeros(1), midways[ends[:-1]], midways.new_ones(1)])
         own, hits = (part[ends].diff(prepend=part.new_zeros(1)) for part in (upto, trues_upto))
         strength, middle = prior / len(ends), (edges[:-1] + edges[1:]) / 2

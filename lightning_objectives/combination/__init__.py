@@ -2,10 +2,18 @@
 
 from lightning_objectives.combination.cagrad import CAGrad, cagrad_weights
 from lightning_objectives.combination.gradient_alignment import GradientAlignment, gradient_alignment
+from lightning_objectives.combination.mgda import MGDA, mgda_weights
 from lightning_objectives.combination.pcgrad import PCGrad, pcgrad_weights
 from lightning_objectives.combination.uncertainty_weighting import UncertaintyWeighting
 
-__all__ = ["GradientAlignment", "PCGrad", "UncertaintyWeighting", "gradient_alignment", "pcgrad_weights"]
-from lightning_objectives.combination.mgda import MGDA, mgda_weights
-
-__all__ = ["MGDA", "CAGrad", "GradientAlignment", "cagrad_weights", "gradient_alignment", "mgda_weights"]
+__all__ = [
+    "MGDA",
+    "CAGrad",
+    "GradientAlignment",
+    "PCGrad",
+    "UncertaintyWeighting",
+    "cagrad_weights",
+    "gradient_alignment",
+    "mgda_weights",
+    "pcgrad_weights",
+]

@@ -6,9 +6,9 @@ from lightning_objectives.regularizers.early_learning import (
     early_learning_penalty,
     early_learning_targets,
 )
-from lightning_objectives.regularizers.l2_sp import L2SP
 from lightning_objectives.regularizers.input_gradient_penalty import InputGradientPenalty, input_gradient_penalty
 from lightning_objectives.regularizers.jacobian_penalty import JacobianPenalty, jacobian_penalty
+from lightning_objectives.regularizers.l2_sp import L2SP
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
 from lightning_objectives.regularizers.orthogonal_conv import OrthogonalConv, kernel_orthogonality, orthogonal_conv
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl

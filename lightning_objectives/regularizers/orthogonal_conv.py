@@ -53,7 +53,8 @@ def kernel_orthogonality(weight: Tensor, *, stride: Sequence[int], groups: int =
     batch = weight.view(groups, filters, channels, *sizes).transpose(0, 1).flatten(1, 2)
     with torch.autocast(weight.device.type, enabled=False):
         products = _CONVOLVE[len(sizes)](batch, weight, stride=list(stride), padding=padding, groups=groups)
-    middle = products[(..., *(pad // step for pad, step in zip(padding, stride)))]
+    center: Any = (..., *(pad // step for pad, step in zip(padding, stride)))
+    middle: Tensor = products[center]
     own = middle.view(filters, groups, filters).diagonal(dim1=0, dim2=2)
     # The squares of products - I, where I changes the products of filters with themselves alone.
     distance = products.square().sum() + (1 - 2 * own).sum()
@@ -100,7 +101,8 @@ def _dilated(weight: Tensor, dilation: Sequence[int]) -> Tensor:
         return weight
     sizes = [step * (size - 1) + 1 for size, step in zip(weight.shape[2:], dilation)]
     wide = weight.new_zeros(*weight.shape[:2], *sizes)
-    wide[(..., *(slice(None, None, step) for step in dilation))] = weight
+    places: Any = (..., *(slice(None, None, step) for step in dilation))
+    wide[places] = weight
     return wide
 
 

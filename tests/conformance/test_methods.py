@@ -20,7 +20,7 @@ from lightning_objectives.kinds import Method
 from lightning_objectives.testing import build
 from lightning_objectives.testing.common import close
 from lightning_objectives.testing.conformance import Case, Condition, Memory, PlugIn, Trial, every_method, outcome
-from lightning_objectives.testing.conformance.case import Classifier, teacher
+from lightning_objectives.testing.conformance.case import Classifier
 from lightning_objectives.testing.conformance.conditions import resuming
 from lightning_objectives.testing.conformance.conditions.devices import on_a_gpu
 from lightning_objectives.testing.conformance.resume import difference
@@ -67,10 +67,10 @@ class OnMaps(Classifier):
 
 
 def teacher_on_maps():
-    network = teacher()
-    network[0] = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(2), nn.Flatten())
-    network[1] = nn.Linear(4, 3)
-    return network
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(1)
+        maps = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(2), nn.Flatten())
+        return nn.Sequential(maps, nn.Linear(4, 3))
 
 
 HIDDEN = {"teacher": teacher_on_maps, "layers": lambda: "backbone.0.0", "teacher_layers": lambda: "0.0"}
