@@ -2,11 +2,14 @@
 
 import math
 
+import lightning as L
 import pytest
 import torch
+from helpers import loader, trainer
 from torch import nn
 
 from lightning_objectives.adaptation import SAR, TENT, reliable_rows
+from lightning_objectives.callbacks import AdaptAtTest
 
 X = torch.tensor([[0.3, -1.2], [0.9, 0.4], [-2.0, 1.1], [0.05, 0.1], [1.5, -0.7]], dtype=torch.float64)
 HEAD = torch.tensor([[1.5, -0.5, -1.0], [-1.0, 2.0, 0.5]], dtype=torch.float64)
@@ -170,3 +173,51 @@ def test_bad_settings_are_refused(settings):
 def test_a_name_in_place_of_a_list_is_refused():
     with pytest.raises(ValueError, match=r"skip=\['layer4'\]"):
         SAR(skip="layer4")
+
+
+class Trained(L.LightningModule):
+    """A user's module with LayerNorm."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh())
+        self.fc = nn.Linear(6, 3)
+        self.seen = []
+
+    def forward(self, x):
+        return self.fc(self.backbone(x))
+
+    def test_step(self, batch, batch_idx):
+        self.seen.append(self(batch[0]))
+
+
+def test_a_test_is_that_of_a_loop_by_hand():
+    """With SGD of torch, and the rows by a boolean index; the logits of a batch are those from before its step."""
+    net, by_loop = Trained(), Trained()
+    callback = AdaptAtTest(SAR(lr=0.5, rho=0.5, margin=0.95, recovery=0.0))
+    trainer(callback).test(net, loader(), verbose=False)
+    params = list(by_loop.backbone[1].parameters())
+    optimizer, expected = torch.optim.SGD(params, lr=0.5, momentum=0.9), []
+    entropies = lambda logits: torch.distributions.Categorical(logits=logits).entropy()  # noqa: E731
+    for x, *_ in loader():
+        logits = by_loop(x)
+        expected.append(logits.detach())
+        first = entropies(logits)
+        rows = first < 0.95 * math.log(3)
+        gradients = torch.autograd.grad(first[rows].mean(), params)
+        length = math.sqrt(sum(g.square().sum().item() for g in gradients))
+        with torch.no_grad():
+            for p, g in zip(params, gradients):
+                p += 0.5 * g / length
+        second = entropies(by_loop(x))[rows]
+        optimizer.zero_grad()
+        second[second < 0.95 * math.log(3)].mean().backward()
+        with torch.no_grad():
+            for p, g in zip(params, gradients):
+                p -= 0.5 * g / length
+        optimizer.step()
+    assert len(expected) > 2
+    for mine, theirs in zip(net.seen, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+    assert not torch.allclose(net.seen[-1], Trained()([*loader()][-1][0]), atol=1e-3)
