@@ -53,11 +53,13 @@ def merge(args: list[str]) -> None:
         f"({_askers(merges, 'evaluate')})",
     )
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
-    settings = {s.name: s for cls in merges.values() for s in inspect.signature(cls).parameters.values()}
-    for name, setting in settings.items():
-        owners = ", ".join(cls.__name__ for cls in merges.values() if name in inspect.signature(cls).parameters)
-        usage = f"{type_name(setting.annotation)}; a setting of {owners} (default: {setting.default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", help=usage)
+    settings: dict[str, list[str]] = {}
+    for cls in merges.values():
+        for setting in inspect.signature(cls).parameters.values():
+            kind = type_name(setting.annotation)
+            settings.setdefault(setting.name, []).append(f"{kind} for {cls.__name__} (default: {setting.default})")
+    for name, owners in settings.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help="; ".join(owners).replace("%", "%%"))
     options = vars(parser.parse_args(args[1:]))
     words = {name: options[name] for name in settings if options[name] is not None}
     taken = ("order", "part", "buffers", "base", "importance", "seed", "force")
