@@ -128,7 +128,7 @@ def test_the_help_tells_types_and_owners(capsys):
     with pytest.raises(SystemExit):
         cli.main(["merge", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--density DENSITY float; a setting of TIES (default: 0.2)" in text
+    assert "--density DENSITY float for TIES (default: 0.2)" in text
     assert "list of float or None; a setting of FisherMerging (default: None)" in text
     merges = {cls.__name__: cls for _, cls in methods("merging")}
     assert f"{{{','.join(merges)}}} default: WSM" in text
