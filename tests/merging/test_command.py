@@ -129,7 +129,7 @@ def test_the_help_tells_types_and_owners(capsys):
         cli.main(["merge", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "--density DENSITY float for TIES (default: 0.2)" in text
-    assert "list of float or None; a setting of FisherMerging (default: None)" in text
+    assert "list of float or None for FisherMerging (default: None)" in text
     merges = {cls.__name__: cls for _, cls in methods("merging")}
     assert f"{{{','.join(merges)}}} default: WSM" in text
     askers = [name for name, cls in merges.items() if "base" in cls.asks]
