@@ -1,6 +1,7 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
 from lightning_objectives.regularizers.confidence_penalty import ConfidencePenalty, confidence_penalty
+from lightning_objectives.regularizers.distance_covariance import DistanceCovariance, distance_covariance
 from lightning_objectives.regularizers.early_learning import (
     EarlyLearningRegularization,
     early_learning_penalty,
@@ -18,6 +19,7 @@ from lightning_objectives.regularizers.vat import VAT, adversarial_direction, vi
 __all__ = [
     "VAT",
     "ConfidencePenalty",
+    "DistanceCovariance",
     "EarlyLearningRegularization",
     "InputGradientPenalty",
     "JacobianPenalty",
@@ -28,6 +30,7 @@ __all__ = [
     "SpectralDecoupling",
     "adversarial_direction",
     "confidence_penalty",
+    "distance_covariance",
     "early_learning_penalty",
     "early_learning_targets",
     "input_gradient_penalty",
