@@ -8,6 +8,7 @@ from lightning_objectives.regularizers.early_learning import (
     early_learning_targets,
 )
 from lightning_objectives.regularizers.input_gradient_penalty import InputGradientPenalty, input_gradient_penalty
+from lightning_objectives.regularizers.irm_v2 import IRMv2Penalty, irm_v2_penalty
 from lightning_objectives.regularizers.jacobian_penalty import JacobianPenalty, jacobian_penalty
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
 from lightning_objectives.regularizers.orthogonal_conv import OrthogonalConv, kernel_orthogonality, orthogonal_conv
@@ -21,6 +22,7 @@ __all__ = [
     "ConfidencePenalty",
     "DistanceCovariance",
     "EarlyLearningRegularization",
+    "IRMv2Penalty",
     "InputGradientPenalty",
     "JacobianPenalty",
     "LogPartitionPenalty",
@@ -34,6 +36,7 @@ __all__ = [
     "early_learning_penalty",
     "early_learning_targets",
     "input_gradient_penalty",
+    "irm_v2_penalty",
     "jacobian_penalty",
     "kernel_orthogonality",
     "log_partition_penalty",
