@@ -36,7 +36,7 @@ def distance_covariance(logits: Tensor, group: Tensor) -> Tensor:
     check_shapes(logits=logits, group=group)
     check_classes(logits)
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
-    # By products the distance of equal rows would be a rounding error with an infinite slope.
+    # By products of the rows, small distances would be lost in the rounding.
     predicted = torch.cdist(p, p, compute_mode="donot_use_mm_for_euclid_dist")
     groups = (group[:, None] != group).to(p.dtype) * 2**0.5
     return (_centred(predicted) * _centred(groups)).sum() / max(len(p), 1) ** 2

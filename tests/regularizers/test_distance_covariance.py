@@ -48,15 +48,11 @@ def test_equal_predictions_and_one_group_give_zero_with_finite_gradients():
         assert torch.autograd.grad(value, logits)[0].isfinite().all()
 
 
-def test_equal_rows_pull_in_no_direction():
-    """A distance of 0 has no slope, and no rounding error gives it one: float32 and float64 agree."""
-    rows, group = torch.randn(40, 3).repeat(2, 1), torch.arange(80) % 2
-    gradients = []
-    for dtype in (torch.float32, torch.float64):
-        logits = rows.to(dtype).requires_grad_()
-        gradients.append(torch.autograd.grad(distance_covariance(logits, group), logits)[0].double())
-    assert gradients[1].abs().max() > 1e-5
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-7)
+def test_predictions_that_are_nearly_equal_keep_their_distances():
+    """By products of rows, float32 would lose distances of 1e-4 in the rounding."""
+    rows, group = 1e-4 * torch.randn(80, 3), torch.arange(80) % 2
+    wide = distance_covariance(rows.double(), group)
+    torch.testing.assert_close(distance_covariance(rows, group).double(), wide, rtol=1e-2, atol=0)
 
 
 def test_its_descent_makes_the_predictions_of_the_groups_alike():
