@@ -40,6 +40,8 @@ ARGUMENTS = {
     "brier_score": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "clip_to_norm": lambda: (table(4, 3),),
+    "clip_to_weights": lambda: (table(4, 3), table(4, 3)),
+    "draw_boxes": lambda: (4, 8, 8, torch.Generator()),
     "early_learning_targets": lambda: (table(4, 3).softmax(1), table(4, 3).softmax(1)),
     "ema_decay": lambda: (10,),
     "fisher_merge": lambda: ([table(2, 3), table(2, 3)],),

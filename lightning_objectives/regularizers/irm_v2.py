@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_objectives.kinds import Regularizer
-from lightning_objectives.losses._targets import shares, wide
 from lightning_objectives.shapes import check_shapes
 
 Criterion = Literal["softmax", "squared"]
@@ -57,10 +56,10 @@ def irm_v2_penalty(
     """
     _check(groups, criterion, ridge)
     check_shapes(logits=logits, features=features, target=target, group=group)
-    logits, features = wide(logits), wide(features)
-    wanted = shares(logits, target)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wanted = target if target.is_floating_point() else F.one_hot(target.long(), logits.shape[1])
     gap = 2 * (logits - wanted) if criterion == "squared" else logits.softmax(1) - wanted
-    phi = F.pad(features, [0, 1], value=1.0).to(gap.dtype)
+    phi = F.pad(features.to(gap.dtype), [0, 1], value=1.0)
     member = F.one_hot(group.long(), groups).to(gap.dtype)
     counts = member.sum(0)
     share = member / counts.clamp_min(1)
@@ -68,7 +67,7 @@ def irm_v2_penalty(
     gram = torch.einsum("ne,nd,nf->edf", share, phi, phi)
     ridged = gram + ridge * torch.eye(phi.shape[1], dtype=gram.dtype, device=gram.device)
     # The quick form of solve, which does not wait to look for errors: with the ridge there are none.
-    penalties = (gradient * torch.linalg.solve_ex(ridged, gradient)[0]).sum((1, 2)) / 4
+    penalties: Tensor = (gradient * torch.linalg.solve_ex(ridged, gradient)[0]).sum((1, 2)) / 4
     return penalties.sum() / (counts > 0).sum().clamp_min(1)
 
 
@@ -128,5 +127,6 @@ class IRMv2Penalty(Regularizer):
 
     def forward(self, logits: Tensor, features: Tensor, target: Tensor, group: Tensor) -> Tensor:
         """(N, C) logits, (N, D) features, targets and (N,) groups -> a number."""
-        settings = {"groups": self.groups, "ridge": self.ridge}
-        return irm_v2_penalty(logits, features, target, group, criterion=self.criterion, **settings)
+        return irm_v2_penalty(
+            logits, features, target, group, groups=self.groups, criterion=self.criterion, ridge=self.ridge
+        )

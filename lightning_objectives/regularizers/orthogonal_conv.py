@@ -53,10 +53,11 @@ def kernel_orthogonality(weight: Tensor, *, stride: Sequence[int], groups: int =
     batch = weight.view(groups, filters, channels, *sizes).transpose(0, 1).flatten(1, 2)
     with torch.autocast(weight.device.type, enabled=False):
         products = _CONVOLVE[len(sizes)](batch, weight, stride=list(stride), padding=padding, groups=groups)
-    middle = products[(..., *(pad // step for pad, step in zip(padding, stride)))]
-    own = middle.view(filters, groups, filters).diagonal(dim1=0, dim2=2)
-    # The squares of products - I, where I changes the products of filters with themselves alone.
-    distance = products.square().sum() + (1 - 2 * own).sum()
+    # Filter b of every group in the columns, as in the products; the identity lies at the middle.
+    own = torch.eye(filters, dtype=weight.dtype, device=weight.device).repeat(1, groups)
+    around = [pad // step for pad, step in zip(padding, stride) for _ in range(2)]
+    identity = F.pad(own[(..., *[None] * len(sizes))], around[::-1])
+    distance = (products - identity).square().sum()
     return distance - groups * max(filters - channels * math.prod(stride), 0)
 
 
@@ -75,9 +76,10 @@ def orthogonal_conv(network: nn.Module, *, linear: bool = False) -> Tensor:
 
     Example:
         >>> network = torch.nn.Conv2d(1, 1, 1)
-        >>> with torch.no_grad():
-        ...     orthogonal_conv(network) == (network.weight.square() - 1).square().sum()
-        tensor(True)
+        >>> network.weight.data.fill_(2.0)
+        tensor([[[[2.]]]])
+        >>> orthogonal_conv(network)  # (4 - 1)²
+        tensor(9., grad_fn=<SumBackward0>)
     """
     terms = []
     for layer in network.modules():
@@ -100,7 +102,8 @@ def _dilated(weight: Tensor, dilation: Sequence[int]) -> Tensor:
         return weight
     sizes = [step * (size - 1) + 1 for size, step in zip(weight.shape[2:], dilation)]
     wide = weight.new_zeros(*weight.shape[:2], *sizes)
-    wide[(..., *(slice(None, None, step) for step in dilation))] = weight
+    places = (slice(None), slice(None), *(slice(None, None, step) for step in dilation))
+    wide[places] = weight
     return wide
 
 
