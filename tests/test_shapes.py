@@ -227,6 +227,8 @@ ELSEWHERE = {
     "early_learning_targets",
     "r_drop",
     "symmetric_kl",
+    "gaussian_shape",
+    "generalized_gaussian_prior",
     "irm_v2_penalty",
     "orthogonal_conv",
     "kernel_orthogonality",

@@ -7,6 +7,11 @@ from lightning_objectives.regularizers.early_learning import (
     early_learning_penalty,
     early_learning_targets,
 )
+from lightning_objectives.regularizers.generalized_gaussian_prior import (
+    GeneralizedGaussianPrior,
+    gaussian_shape,
+    generalized_gaussian_prior,
+)
 from lightning_objectives.regularizers.input_gradient_penalty import InputGradientPenalty, input_gradient_penalty
 from lightning_objectives.regularizers.irm_v2 import IRMv2Penalty, irm_v2_penalty
 from lightning_objectives.regularizers.jacobian_penalty import JacobianPenalty, jacobian_penalty
@@ -22,6 +27,7 @@ __all__ = [
     "ConfidencePenalty",
     "DistanceCovariance",
     "EarlyLearningRegularization",
+    "GeneralizedGaussianPrior",
     "IRMv2Penalty",
     "InputGradientPenalty",
     "JacobianPenalty",
@@ -35,6 +41,8 @@ __all__ = [
     "distance_covariance",
     "early_learning_penalty",
     "early_learning_targets",
+    "gaussian_shape",
+    "generalized_gaussian_prior",
     "input_gradient_penalty",
     "irm_v2_penalty",
     "jacobian_penalty",
