@@ -25,8 +25,8 @@ def odd_k_out_loss(logits: Tensor, target: Tensor, generator: torch.Generator | 
 
     Args:
         logits: (N, C) with C >= 2, in any float type; computed in float32 or better.
-        target: (N,) int classes or (N, C) float class probabilities. Of the latter, the most likely class takes the place
-            of the class in the sets, and the loss of a set is the expectation over the target of its first sample.
+        target: (N,) int classes or (N, C) float class probabilities. Of the latter, the most likely class is that of
+            the sample in its sets, and the loss of a set is the expectation over the target of its first sample.
         generator: where all draws come from; None for the global stream.
         odd: :math:`k \ge 0`. If the batch has fewer other classes, the set has fewer odd ones.
 
