@@ -42,6 +42,8 @@ ARGUMENTS = {
     "clip_to_norm": lambda: (table(4, 3),),
     "dare_merge": lambda: ([table(2, 3), table(2, 3)],),
     "della_merge": lambda: ([table(2, 3), table(2, 3)],),
+    "clip_to_weights": lambda: (table(4, 3), table(4, 3)),
+    "draw_boxes": lambda: (4, 8, 8, torch.Generator()),
     "early_learning_targets": lambda: (table(4, 3).softmax(1), table(4, 3).softmax(1)),
     "ema_decay": lambda: (10,),
     "fisher_merge": lambda: ([table(2, 3), table(2, 3)],),

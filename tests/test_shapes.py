@@ -52,7 +52,12 @@ from lightning_objectives.metrics import (
     top_k_accuracy,
 )
 from lightning_objectives.prediction_sets import aps_scores, conformal_quantile, raps_scores
-from lightning_objectives.regularizers import confidence_penalty, log_partition_penalty, spectral_decoupling
+from lightning_objectives.regularizers import (
+    confidence_penalty,
+    distance_covariance,
+    log_partition_penalty,
+    spectral_decoupling,
+)
 from lightning_objectives.shapes import check_shapes, forms
 from lightning_objectives.testing import build
 from lightning_objectives.testing.signals import call, example_signals
@@ -83,6 +88,14 @@ WITH_TARGET = {
     "a target of no dimension": (table(4, 3), classes()),
     "yes and no": (table(4, 3), torch.zeros(4, dtype=torch.bool)),
     "no class": (table(4, 0), classes(4)),
+}
+WITH_GROUPS = {
+    "no dimension": (ZERO, classes(4)),
+    "one sample without its dimension": (table(3), classes(1)),
+    "a group of one sample more": (table(4, 3), classes(5)),
+    "a column of groups": (table(4, 3), classes(4, 1)),
+    "groups as floats": (table(4, 3), table(4)),
+    "one class": (table(4, 1), classes(4)),
 }
 TWO_TABLES = {
     "no dimension": (ZERO, ZERO),
@@ -123,6 +136,7 @@ WRONG = {
     log_partition_penalty: {**ONE_TABLE, "no class": (table(4, 0),)},
     spectral_decoupling: ONE_TABLE,
     confidence_penalty: ONE_TABLE,
+    distance_covariance: WITH_GROUPS,
     multi_sample_dropout: {name: (x, torch.nn.Identity()) for name, x in {"none": ZERO, "one": table(3)}.items()},
     gradient_alignment: {**ONE_TABLE, "no term": (table(0, 3),)},
     pcgrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
@@ -237,6 +251,9 @@ ELSEWHERE = {
     "early_learning_targets",
     "r_drop",
     "symmetric_kl",
+    "gaussian_shape",
+    "generalized_gaussian_prior",
+    "irm_v2_penalty",
     "orthogonal_conv",
     "kernel_orthogonality",
     "input_gradient_penalty",

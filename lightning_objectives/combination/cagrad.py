@@ -81,7 +81,7 @@ class CAGrad(Combination):
     The weights are those of :func:`cagrad_weights`.
 
     Args:
-        conflict: :math:`c`, in [0, 1); the authors use 0.4 for NYUv2, and tune it between 0.1 and 0.9.
+        conflict: :math:`c`, in [0, 1); the authors' runs use 0.4 for NYUv2, and 0.4 or 0.6 for Cityscapes.
         rescale: what the direction is divided by: ``square`` is :math:`1 + c^2`, as in the authors' runs, ``linear`` is
             :math:`1 + c`, ``none`` is 1.
 

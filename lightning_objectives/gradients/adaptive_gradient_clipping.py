@@ -81,7 +81,7 @@ class AdaptiveGradientClipping(GradientTransform):
         ValueError: a setting outside its range; in a training, a gradient of another shape than its parameter.
 
     When to use: to train networks without BatchNorm, or with large batches or high learning rates, if a fixed limit of
-    the norm is hard to choose. Choose ``clipping`` between 0.0025 and 0.16.
+    the norm is hard to choose.
     Cost: two passes over the gradients and one over the weights, and a copy of the gradients.
     Interactions: use it in place of the Trainer's ``gradient_clip_val``, which would clip the result once more. Weight
     decay acts after it.

@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_objectives.kinds import Loss
-from lightning_objectives.losses._targets import wide
-from lightning_objectives.shapes import check_classes, check_shapes, forms
-
-_CLASSES = {"target": forms("(N,) int")}
+from lightning_objectives.losses._targets import expected, wide
+from lightning_objectives.shapes import check_classes, check_shapes
 
 
 def odd_k_out_loss(logits: Tensor, target: Tensor, generator: torch.Generator | None = None, *, odd: int = 1) -> Tensor:
@@ -27,7 +25,8 @@ def odd_k_out_loss(logits: Tensor, target: Tensor, generator: torch.Generator | 
 
     Args:
         logits: (N, C) with C >= 2, in any float type; computed in float32 or better.
-        target: (N,) int classes.
+        target: (N,) int classes or (N, C) float class probabilities. Of the latter, the most likely class is that of
+            the sample in its sets, and the loss of a set is the expectation over the target of its first sample.
         generator: where all draws come from; None for the global stream.
         odd: :math:`k \ge 0`. If the batch has fewer other classes, the set has fewer odd ones.
 
@@ -35,8 +34,7 @@ def odd_k_out_loss(logits: Tensor, target: Tensor, generator: torch.Generator | 
         (N,) losses; 0 for a sample that is alone in its class.
 
     Raises:
-        ValueError: shapes that do not fit, class probabilities as targets, fewer than two classes, or a negative
-            ``odd``.
+        ValueError: shapes that do not fit, fewer than two classes, or a negative ``odd``.
 
     Example:
         >>> import torch
@@ -48,12 +46,13 @@ def odd_k_out_loss(logits: Tensor, target: Tensor, generator: torch.Generator | 
     https://arxiv.org/abs/2307.02245.
 
     Differs from the paper: sets are made of the samples of a batch, not drawn from the data set by a sampler of their
-    own. The authors' second head, for the odd class, is not here.
+    own. The authors' second head, for the odd class, is not here. Class probabilities are our extension.
     """
     _check(odd)
-    check_shapes(_CLASSES, logits=logits, target=target)
+    check_shapes(logits=logits, target=target)
     check_classes(logits)
-    logits, target = wide(logits), target.long()
+    logits, shares = wide(logits), target
+    target = target.argmax(1) if target.is_floating_point() else target.long()
     rows, classes = logits.shape
     member = F.one_hot(target, classes)
     counts = member.sum(0)
@@ -64,9 +63,12 @@ def odd_k_out_loss(logits: Tensor, target: Tensor, generator: torch.Generator | 
     of_classes, of_samples, of_partners = torch.split(
         draws.to(logits.device, non_blocking=True), [classes, classes, 1], 1
     )
+    drawn = torch.rand(rows, 2 * classes + 1, generator=generator, device=_device(generator, logits))
+    drawn = drawn.to(logits.device, non_blocking=True)
+    of_classes, of_samples, of_partners = drawn[:, :classes], drawn[:, classes:-1], drawn[:, -1]
 
     others = counts[target] - 1
-    partner = _below(of_partners[:, 0], others)
+    partner = _below(of_partners, others)
     partner = order[first[target] + torch.where(others > 0, partner + (partner >= place), 0)]
 
     present = (counts > 0) & (member == 0)
@@ -78,7 +80,7 @@ def odd_k_out_loss(logits: Tensor, target: Tensor, generator: torch.Generator | 
 
     pairs = counts > 1
     factor = rows / (pairs.sum().clamp_min(1) * counts[target])
-    return torch.where(pairs[target], factor * F.cross_entropy(sets, target, reduction="none"), 0.0)
+    return torch.where(pairs[target], factor * -expected(sets.log_softmax(1), shares), 0.0)
 
 
 def _below(draws: Tensor, counts: Tensor) -> Tensor:
@@ -111,8 +113,8 @@ class OddKOutLoss(Loss):
     classes, or a sampler that draws several samples of a class.
     Cost: 2 C + 1 random numbers for each sample, on the CPU, and the logits of k + 2 samples.
     Interactions: every process makes sets of its own samples. Classes count the same, so use no other correction for
-    class imbalance. The logged loss is that of the sets, which is lower than that of samples. Not with soft targets or
-    mixed samples. Class weights and label smoothing of the replaced criterion are lost.
+    class imbalance. The logged loss is that of the sets, not of samples. Not with mixed
+    samples. Class weights and label smoothing of the replaced criterion are lost.
 
     Example:
         >>> import torch
@@ -136,5 +138,5 @@ class OddKOutLoss(Loss):
         self.odd = odd
 
     def forward(self, logits: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(N, C) logits and (N,) classes -> (N,) losses."""
+        """(N, C) logits and (N,) classes or (N, C) probabilities -> (N,) losses."""
         return odd_k_out_loss(logits, target, generator, odd=self.odd)

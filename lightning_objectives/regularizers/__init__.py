@@ -1,12 +1,19 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
 from lightning_objectives.regularizers.confidence_penalty import ConfidencePenalty, confidence_penalty
+from lightning_objectives.regularizers.distance_covariance import DistanceCovariance, distance_covariance
 from lightning_objectives.regularizers.early_learning import (
     EarlyLearningRegularization,
     early_learning_penalty,
     early_learning_targets,
 )
+from lightning_objectives.regularizers.generalized_gaussian_prior import (
+    GeneralizedGaussianPrior,
+    gaussian_shape,
+    generalized_gaussian_prior,
+)
 from lightning_objectives.regularizers.input_gradient_penalty import InputGradientPenalty, input_gradient_penalty
+from lightning_objectives.regularizers.irm_v2 import IRMv2Penalty, irm_v2_penalty
 from lightning_objectives.regularizers.jacobian_penalty import JacobianPenalty, jacobian_penalty
 from lightning_objectives.regularizers.l2_sp import L2SP
 from lightning_objectives.regularizers.log_partition_penalty import LogPartitionPenalty, log_partition_penalty
@@ -20,7 +27,10 @@ __all__ = [
     "L2SP",
     "VAT",
     "ConfidencePenalty",
+    "DistanceCovariance",
     "EarlyLearningRegularization",
+    "GeneralizedGaussianPrior",
+    "IRMv2Penalty",
     "InputGradientPenalty",
     "JacobianPenalty",
     "LogPartitionPenalty",
@@ -30,9 +40,13 @@ __all__ = [
     "SpectralDecoupling",
     "adversarial_direction",
     "confidence_penalty",
+    "distance_covariance",
     "early_learning_penalty",
     "early_learning_targets",
+    "gaussian_shape",
+    "generalized_gaussian_prior",
     "input_gradient_penalty",
+    "irm_v2_penalty",
     "jacobian_penalty",
     "kernel_orthogonality",
     "log_partition_penalty",

@@ -58,6 +58,11 @@ def kernel_orthogonality(weight: Tensor, *, stride: Sequence[int], groups: int =
     own = middle.view(filters, groups, filters).diagonal(dim1=0, dim2=2)
     # The squares of products - I, where I changes the products of filters with themselves alone.
     distance = products.square().sum() + (1 - 2 * own).sum()
+    # Filter b of every group in the columns, as in the products; the identity lies at the middle.
+    own = torch.eye(filters, dtype=weight.dtype, device=weight.device).repeat(1, groups)
+    around = [pad // step for pad, step in zip(padding, stride) for _ in range(2)]
+    identity = F.pad(own[(..., *[None] * len(sizes))], around[::-1])
+    distance = (products - identity).square().sum()
     return distance - groups * max(filters - channels * math.prod(stride), 0)
 
 
@@ -76,9 +81,10 @@ def orthogonal_conv(network: nn.Module, *, linear: bool = False) -> Tensor:
 
     Example:
         >>> network = torch.nn.Conv2d(1, 1, 1)
-        >>> with torch.no_grad():
-        ...     orthogonal_conv(network) == (network.weight.square() - 1).square().sum()
-        tensor(True)
+        >>> network.weight.data.fill_(2.0)
+        tensor([[[[2.]]]])
+        >>> orthogonal_conv(network)  # (4 - 1)²
+        tensor(9., grad_fn=<SumBackward0>)
     """
     terms = []
     for layer in network.modules():
@@ -102,6 +108,7 @@ def _dilated(weight: Tensor, dilation: Sequence[int]) -> Tensor:
     sizes = [step * (size - 1) + 1 for size, step in zip(weight.shape[2:], dilation)]
     wide = weight.new_zeros(*weight.shape[:2], *sizes)
     places: Any = (..., *(slice(None, None, step) for step in dilation))
+    places = (slice(None), slice(None), *(slice(None, None, step) for step in dilation))
     wide[places] = weight
     return wide
 

@@ -6,6 +6,7 @@ from lightning_objectives.weighting.feasible_learning import FeasibleLearning, a
 from lightning_objectives.weighting.focal_weights import FocalWeights, focal_weights
 from lightning_objectives.weighting.group_dro import GroupDRO
 from lightning_objectives.weighting.loss_based import LossBasedReweighting, loss_based_weights
+from lightning_objectives.weighting.self_paced import SelfPaced, self_paced_weights
 from lightning_objectives.weighting.small_loss import SmallLossSelection, small_loss_weights
 from lightning_objectives.weighting.spectral_risk import SpectralRisk, spectral_risk_weights
 
@@ -16,6 +17,7 @@ __all__ = [
     "FocalWeights",
     "GroupDRO",
     "LossBasedReweighting",
+    "SelfPaced",
     "SmallLossSelection",
     "SpectralRisk",
     "ascended_multipliers",
@@ -23,6 +25,7 @@ __all__ = [
     "excess_loss_weights",
     "focal_weights",
     "loss_based_weights",
+    "self_paced_weights",
     "small_loss_weights",
     "spectral_risk_weights",
 ]

@@ -79,5 +79,19 @@ def test_a_batch_without_pairs_teaches_nothing_and_one_of_one_class_has_no_odd_o
 def test_what_is_refused():
     with pytest.raises(ValueError, match="odd=-1 must be >= 0"):
         OddKOutLoss(odd=-1)
-    with pytest.raises(ValueError, match=r"target of the shape \(4, 3\)"):
-        odd_k_out_loss(torch.zeros(4, 3), torch.full((4, 3), 1 / 3))
+
+
+def test_probabilities_give_the_expectation_over_the_first_sample_of_a_set():
+    """The most likely classes are those of TARGET, so the sets are the same."""
+    logits = torch.randn(8, 4, generator=generator(1))
+    soft = 0.7 * torch.eye(4)[TARGET] + 0.3 * torch.eye(4)[3]
+    found = odd_k_out_loss(logits, soft, generator())
+    hard = odd_k_out_loss(logits, TARGET, generator())
+    sets = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(odd_k_out_loss(sets, TARGET, generator())[0], sets)
+    z = logits[gradient.abs().sum(1) > 0].sum(
+        0
+    )  # the set of the first sample, whose class has 3 of 8 samples of 2 pairs
+    expected = 8 / (2 * 3) * -(0.7 * z.log_softmax(0)[0] + 0.3 * z.log_softmax(0)[3])
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(hard[0], 8 / (2 * 3) * -z.log_softmax(0)[0])
