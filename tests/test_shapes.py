@@ -215,6 +215,7 @@ ELSEWHERE = {
     "set_metrics",
     "export_checkpoint",
     "merge_checkpoints",
+    "adaptive_calibration_error",
     "classwise_calibration_error",
     "class_counts",
     "class_sums",
