@@ -216,6 +216,7 @@ ELSEWHERE = {
     "export_checkpoint",
     "merge_checkpoints",
     "adaptive_calibration_error",
+    "aurc",
     "classwise_calibration_error",
     "class_counts",
     "class_sums",

@@ -3,6 +3,7 @@
 from lightning_objectives.metrics._defaults import default_metrics, regression_metrics, set_metrics
 from lightning_objectives.metrics._rows import ClassificationRows, classification_rows
 from lightning_objectives.metrics.adaptive_calibration_error import AdaptiveCalibrationError, adaptive_calibration_error
+from lightning_objectives.metrics.aurc import AURC, aurc
 from lightning_objectives.metrics.brier_score import BrierScore, brier_score
 from lightning_objectives.metrics.calibration_error import CalibrationError, calibration_error
 from lightning_objectives.metrics.classwise_calibration_error import (
@@ -15,6 +16,7 @@ from lightning_objectives.metrics.rank_me import RankMe, rank_me
 from lightning_objectives.metrics.top_k_accuracy import TopKAccuracy, top_k_accuracy
 
 __all__ = [
+    "AURC",
     "AdaptiveCalibrationError",
     "BrierScore",
     "CalibrationError",
@@ -25,6 +27,7 @@ __all__ = [
     "RankMe",
     "TopKAccuracy",
     "adaptive_calibration_error",
+    "aurc",
     "brier_score",
     "calibration_error",
     "classification_rows",

@@ -53,11 +53,11 @@ class ClassCells(SumMetric):
         cells = class_cells(rows.preds, rows.target, rows.kept, self.edges, from_logits=self.from_logits)
         self._add_rows(rows, **cells._asdict())
 
-    def bins(self, cells: Bins) -> Bins:
+    def merged(self, cells: Bins) -> Bins:
         """(C, cells) totals -> (C, B) totals; the cells themselves, unless a subclass merges them."""
         return cells
 
     def compute(self) -> Tensor:
         """The calibration error of all rows that count, () float32."""
         self._check_rows()
-        return mean_gap(self.bins(Bins(*(self._sum(name) for name in Bins._fields)))).to(self.device)
+        return mean_gap(self.merged(Bins(*(self._sum(name) for name in Bins._fields)))).to(self.device)

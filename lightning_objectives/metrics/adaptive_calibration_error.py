@@ -121,6 +121,6 @@ class AdaptiveCalibrationError(ClassCells):
         super().__init__(_edges(), from_logits=from_logits, ignore_index=ignore_index, settings="")
         self.num_ranges = num_ranges
 
-    def bins(self, cells: Bins) -> Bins:
+    def merged(self, cells: Bins) -> Bins:
         """(C, cells) totals -> (C, R) totals."""
         return _ranges(cells, self.num_ranges)
