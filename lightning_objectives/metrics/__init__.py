@@ -2,24 +2,36 @@
 
 from lightning_objectives.metrics._defaults import default_metrics, regression_metrics, set_metrics
 from lightning_objectives.metrics._rows import ClassificationRows, classification_rows
+from lightning_objectives.metrics.adaptive_calibration_error import AdaptiveCalibrationError, adaptive_calibration_error
+from lightning_objectives.metrics.aurc import AURC, aurc
 from lightning_objectives.metrics.brier_score import BrierScore, brier_score
 from lightning_objectives.metrics.calibration_error import CalibrationError, calibration_error
+from lightning_objectives.metrics.classwise_calibration_error import (
+    ClasswiseCalibrationError,
+    classwise_calibration_error,
+)
 from lightning_objectives.metrics.negative_log_likelihood import NegativeLogLikelihood, negative_log_likelihood
 from lightning_objectives.metrics.ood_detection import OODDetection, fpr_at_95_tpr, ood_scores
 from lightning_objectives.metrics.rank_me import RankMe, rank_me
 from lightning_objectives.metrics.top_k_accuracy import TopKAccuracy, top_k_accuracy
 
 __all__ = [
+    "AURC",
+    "AdaptiveCalibrationError",
     "BrierScore",
     "CalibrationError",
     "ClassificationRows",
+    "ClasswiseCalibrationError",
     "NegativeLogLikelihood",
     "OODDetection",
     "RankMe",
     "TopKAccuracy",
+    "adaptive_calibration_error",
+    "aurc",
     "brier_score",
     "calibration_error",
     "classification_rows",
+    "classwise_calibration_error",
     "default_metrics",
     "fpr_at_95_tpr",
     "negative_log_likelihood",
