@@ -59,10 +59,6 @@ def odd_k_out_loss(logits: Tensor, target: Tensor, generator: torch.Generator | 
     order = target.argsort(stable=True)
     first = counts.cumsum(0) - counts  # where each class begins in this order
     place = (member.cumsum(0) - 1).gather(1, target[:, None])[:, 0]  # of each row among those of its class
-    draws = torch.rand(rows, 2 * classes + 1, generator=generator, device=_device(generator, logits))
-    of_classes, of_samples, of_partners = torch.split(
-        draws.to(logits.device, non_blocking=True), [classes, classes, 1], 1
-    )
     drawn = torch.rand(rows, 2 * classes + 1, generator=generator, device=_device(generator, logits))
     drawn = drawn.to(logits.device, non_blocking=True)
     of_classes, of_samples, of_partners = drawn[:, :classes], drawn[:, classes:-1], drawn[:, -1]

@@ -53,11 +53,6 @@ def kernel_orthogonality(weight: Tensor, *, stride: Sequence[int], groups: int =
     batch = weight.view(groups, filters, channels, *sizes).transpose(0, 1).flatten(1, 2)
     with torch.autocast(weight.device.type, enabled=False):
         products = _CONVOLVE[len(sizes)](batch, weight, stride=list(stride), padding=padding, groups=groups)
-    center: Any = (..., *(pad // step for pad, step in zip(padding, stride)))
-    middle: Tensor = products[center]
-    own = middle.view(filters, groups, filters).diagonal(dim1=0, dim2=2)
-    # The squares of products - I, where I changes the products of filters with themselves alone.
-    distance = products.square().sum() + (1 - 2 * own).sum()
     # Filter b of every group in the columns, as in the products; the identity lies at the middle.
     own = torch.eye(filters, dtype=weight.dtype, device=weight.device).repeat(1, groups)
     around = [pad // step for pad, step in zip(padding, stride) for _ in range(2)]
@@ -107,7 +102,6 @@ def _dilated(weight: Tensor, dilation: Sequence[int]) -> Tensor:
         return weight
     sizes = [step * (size - 1) + 1 for size, step in zip(weight.shape[2:], dilation)]
     wide = weight.new_zeros(*weight.shape[:2], *sizes)
-    places: Any = (..., *(slice(None, None, step) for step in dilation))
     places = (slice(None), slice(None), *(slice(None, None, step) for step in dilation))
     wide[places] = weight
     return wide
