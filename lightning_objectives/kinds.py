@@ -173,6 +173,9 @@ class Loss(Method, nn.Module):
 
     room, callback = "losses", "ReplaceLoss"
     forward: Callable[..., Tensor]
+    unit: ClassVar[Literal["row", "sample"]] = "row"
+    """``"sample"`` for a loss of whole samples, such as the overlap of an image's regions: it gets
+    ``logits (N, C, ...)``, ``target (N, ...)`` or ``(N, C, ...)``, and ``mask (N, ...)``: which positions count."""
 
 
 class Weighting(Method, nn.Module):

@@ -25,7 +25,7 @@ class Form(NamedTuple):
     open: bool
     """Whether ``...`` stands for any number of dimensions."""
     number: str
-    """``int``, ``float``, or empty for any type."""
+    """``int``, ``float``, ``bool``, or empty for any type."""
 
     def fits(self, tensor: Tensor) -> bool:
         """Whether a tensor has this number of dimensions and this type."""
@@ -34,6 +34,8 @@ class Form(NamedTuple):
             return False
         if self.number == "float":
             return tensor.is_floating_point() or tensor.is_complex()
+        if self.number == "bool":
+            return tensor.dtype == torch.bool
         return not self.number or not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 

@@ -62,6 +62,20 @@ SIGNALS: dict[str, Signal] = _table(
     Signal("logits", "(N, C)", True, "criterion", "the input of the criterion"),
     Signal("losses", "(N,)", True, "criterion", "the unreduced losses; a weighting gets them without gradient"),
     Signal(
+        "mask",
+        "(N, ...) bool",
+        True,
+        "criterion",
+        "the positions of each sample that count, for a loss whose unit is the sample",
+    ),
+    Signal(
+        "mask",
+        "(N, ...) bool",
+        True,
+        "criterion",
+        "the positions of each sample that count, for a loss whose unit is the sample",
+    ),
+    Signal(
         "memory", "", False, "callback", "what the method remembers of the samples: tensors (N, ...) by name, float32"
     ),
     Signal("network", "", False, "head", "the module that holds the head"),

@@ -53,6 +53,8 @@ class ReplaceLoss(StepCallback):
                 f"{self.loss} remembers each sample, which a replaced loss cannot. Let it be a regularizer, which adds "
                 "its part to the model's own loss."
             )
+        if getattr(self.loss, "unit", "row") == "sample":
+            return self._of_samples(call, step)
         asked = {name: self.signal(name, step) for name in self.signals if name not in ("logits", "target")}
 
         def losses_of(call: Call) -> Tensor:
@@ -67,6 +69,45 @@ class ReplaceLoss(StepCallback):
             return losses if kept is None else losses.new_zeros(len(own["logits"])).index_copy(0, kept, losses)
 
         return Replaced(call, losses_of)
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it must know which losses belong to one sample."""
+        return super().needs_samples or getattr(self.loss, "unit", "row") == "sample"
+
+    def _of_samples(self, call: Call, step: Step) -> Call:
+        """Replace the criterion by a loss of whole samples.
+
+        Raises:
+            ValueError: the samples do not lie whole along the first dimension, or the user's code reduces the losses.
+        """
+        whole = f"{self.loss} compares whole samples"
+        compares = f"the criterion compares {tuple(call.input.shape)} with {tuple(call.target.shape)}"
+        if not call.is_reduced:
+            raise ValueError(
+                f"{whole}, so it has one value for each, but your code reduces the losses of single positions itself "
+                f"({compares}). Let the criterion reduce them."
+            )
+        plain = call.on(lambda tensor: tensor.detach())
+        if step.samples(call, plain.elements).ids is not None:
+            raise ValueError(
+                f"{whole}, but {compares}, in which their positions lie in rows of their own. Let your step pass "
+                "logits of the shape (N, C, ...) to its criterion."
+            )
+        others = {n: self.signal(n, step) for n in self.signals if n not in ("logits", "target", "mask")}
+
+        def losses_of(call: Call) -> Tensor:
+            logits, target, valid = call.input, call.target, call.valid
+            logits = logits.logit() if call.probabilities else logits
+            if logits.dim() == 1:
+                logits, target = logits[:, None], target[:, None]
+            shape = (len(logits), *logits.shape[2:])
+            mask = torch.ones(shape, dtype=torch.bool, device=logits.device) if valid is None else valid.reshape(shape)
+            own = {"logits": logits, "target": target, "mask": mask}
+            losses: Tensor = self.loss(**{name: own[name] for name in own if name in self.signals}, **others)
+            return losses
+
+        return OfSamples(call, losses_of)
 
 
 class Replaced(Derived):
@@ -130,3 +171,32 @@ class Replaced(Derived):
     def with_targets_of(self, rows: Tensor) -> "Replaced":
         """The same call with the targets of other rows."""
         return Replaced(self.first.with_targets_of(rows), self.losses_of)
+
+
+class OfSamples(Replaced):
+    """A call of a criterion with one loss for each sample in place of its own."""
+
+    by_class = False
+
+    @cached_property
+    def elements(self) -> Tensor:
+        """(N,) losses; 0 for a sample of which no position counts."""
+        losses = self.losses_of(self.first)
+        return losses if self.valid is None else torch.where(self.valid, losses, 0.0)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """(N,) which samples have a position that counts."""
+        positions = self.first.valid
+        return None if positions is None else positions.reshape(len(positions), -1).any(1)
+
+    counted = valid
+    parts = valid
+
+    def on(self, substitute: Callable[[Tensor], Tensor]) -> "OfSamples":
+        """The same call with other tensors."""
+        return OfSamples(self.first.on(substitute), self.losses_of)
+
+    def with_targets_of(self, rows: Tensor) -> "OfSamples":
+        """The same call with the targets of other rows."""
+        return OfSamples(self.first.with_targets_of(rows), self.losses_of)

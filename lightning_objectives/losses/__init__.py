@@ -8,6 +8,7 @@ from lightning_objectives.losses.bi_tempered import BiTemperedLoss, bi_tempered_
 from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
 from lightning_objectives.losses.comp_sum import CompSumLoss, comp_sum_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
+from lightning_objectives.losses.dice import DiceLoss, dice_loss
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import (
     GeneralizedCrossEntropyLoss,
@@ -28,6 +29,7 @@ from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_
 from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
 from lightning_objectives.losses.stable_max import StableMaxLoss, stable_max_loss
 from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
+from lightning_objectives.losses.tversky import TverskyLoss, tversky_loss
 from lightning_objectives.losses.z_score_softplus import ZScoreSoftplusLoss, z_score_softplus_loss
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "ClassBalancedLoss",
     "CompSumLoss",
     "DecoupledSoftmaxLoss",
+    "DiceLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "LDAMLoss",
@@ -56,6 +59,7 @@ __all__ = [
     "SoftTopKLoss",
     "StableMaxLoss",
     "SymmetricCrossEntropyLoss",
+    "TverskyLoss",
     "ZScoreSoftplusLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
@@ -67,6 +71,7 @@ __all__ = [
     "class_balanced_weights",
     "comp_sum_loss",
     "decoupled_softmax_loss",
+    "dice_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
     "label_smoothing_loss",
@@ -86,5 +91,6 @@ __all__ = [
     "stable_max_loss",
     "symmetric_cross_entropy_loss",
     "tempered_softmax",
+    "tversky_loss",
     "z_score_softplus_loss",
 ]

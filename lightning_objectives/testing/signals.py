@@ -76,6 +76,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "inputs": normal(rows, 3, 4, 4),
         "logits": normal(rows, classes),
         "losses": normal(rows).exp(),
+        "mask": torch.ones(rows, dtype=torch.bool),
         "memory": {},
         "network": nn.Sequential(nn.Flatten(), body, head).eval(),
         "progress": torch.tensor(0.5),
