@@ -162,8 +162,9 @@ class Capture:
     @contextmanager
     def listening(self, listener: Listener, mode: AbstractContextManager[Any] | None = None) -> Iterator[None]:
         """Tell a listener of all calls in the body, which runs in ``mode``."""
-        self.forget()
-        self._listener = listener
+        self._listener, self.network_calls = listener, []
+        for tap in self.taps:
+            tap.outputs.clear()
         # Only while a step runs: under DDP, Lightning exchanges the module's `forward` around each step.
         patch = Patch(self.module, "forward", partial(self._network, self.module)) if self._records_module else None
         try:

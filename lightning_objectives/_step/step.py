@@ -308,8 +308,11 @@ class Step(CalledSignals):
         counts = factors != 0
         valid = counts if call.valid is None else counts & call.valid
         weights = self._weights(call, elements, valid)
-        change = torch.where(counts & (weights != 1), factors * (weights - 1) * elements, 0.0)
-        return self.loss + change.sum()
+        change = torch.where(counts & (weights != 1), factors * (weights - 1) * elements, 0.0).sum()
+        if self.logs:
+            plain = torch.where(counts, factors * elements, 0.0).sum().detach()
+            self.logged |= {"weighted_loss": plain + change.detach(), "unweighted_loss": plain}
+        return self.loss + change
 
     def log_term(self, member: Member, value: Tensor) -> None:
         """Log the value of a term under its method's name, with a number from the second of this name on."""

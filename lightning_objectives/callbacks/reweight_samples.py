@@ -34,6 +34,8 @@ class ReweightSamples(StepCallback):
     ``unweighted_loss``, ``effective_sample_size`` (:math:`(\sum w)^2 / \sum w^2`) and ``max_weight``. A single sample
     has the weight 1, whatever its loss: the callback warns once in a fit if a micro-batch of all ranks holds only one.
 
+    If your code reduces the losses itself, the two losses are what it makes of them, with the weights and without.
+
     Several of these callbacks multiply their weights. Each method sees the unweighted losses, and the product is scaled
     so that its mean is the product of their means: 1 for methods that keep the mean 1.
 
@@ -125,11 +127,12 @@ class ReweightSamples(StepCallback):
         weights = weights.to(torch.promote_types(rows.losses.dtype, torch.float32))
         weights = step.weights = weights if step.weights is None else _product(step.weights, weights)
         spread = rows.spread(weights[own])
-        if step.logs:
+        if step.logs and len(weights):
             with torch.no_grad():
+                if call.is_reduced:  # If not, the step knows what your code makes of the losses.
+                    ones = torch.ones_like(spread)
+                    step.logged |= {"weighted_loss": call.weighted(spread), "unweighted_loss": call.weighted(ones)}
                 step.logged |= {
-                    "weighted_loss": call.weighted(spread).mean(),
-                    "unweighted_loss": call.weighted(torch.ones_like(spread)).mean(),
                     "effective_sample_size": weights.sum().square() / weights.square().sum(),
                     "max_weight": weights.max(),
                 }

@@ -4,6 +4,22 @@ from mutants.old_faults.fault import BATCH, CALLBACKS, LAWS, SAMPLES, STEP, OldF
 
 FAULTS = (
     OldFault(
+        "losses that do not train are logged",
+        "The weighted loss of code that reduces the losses itself is logged without that reduction.",
+        f"{STEP}/step.py",
+        "plain = torch.where(counts, factors * elements, 0.0).sum().detach()",
+        "plain = elements.mean().detach()",
+        "tests/callbacks/test_logged_losses.py",
+    ),
+    OldFault(
+        "nothing to weigh",
+        "A batch in which no target counts is an error of torch.",
+        f"{CALLBACKS}/reweight_samples.py",
+        "if step.logs and len(weights):",
+        "if step.logs:",
+        "tests/callbacks/test_logged_losses.py",
+    ),
+    OldFault(
         "rows by a guess",
         "The first dimension of the losses counts the samples, whatever the batch says.",
         f"{STEP}/samples.py",

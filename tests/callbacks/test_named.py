@@ -88,7 +88,7 @@ def test_it_has_the_settings_of_both_with_their_defaults_and_types(ready, genera
     # The first parameter of the callback is the method, whatever may follow it.
     _, *placing = inspect.signature(callback).parameters
     beside = {"base"} - {*getattr(method, "asks", ())}  # what the callback has for methods that ask for it
-    beside.add("samples")  # for methods that remember
+    beside |= {"samples", "layers", "teacher_layers"}  # for methods that remember, or compare hidden layers
     if callback is Distill:
         beside.add("stop_epoch")  # the method's own
     if callback in (ReweightSamples, WrapHead):

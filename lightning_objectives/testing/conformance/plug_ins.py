@@ -79,7 +79,13 @@ def methods_of(cls: type[Any]) -> Iterator[Any]:
     """An instance of each method that the callback places, first those that need nothing beside."""
     rooms = [kind.room for kind in kinds.KINDS if cls.kind and issubclass(kind, cls.kind)]
     found = [method for _, method in (methods(*rooms) if rooms else ()) if method.callback == cls.__name__]
-    yield from map(build, sorted(found, key=lambda method: bool(getattr(method, "asks", ()) or method.remembers)))
+    yield from map(build, sorted(found, key=_needs))
+
+
+def _needs(method: Any) -> bool:
+    """Whether a method needs something beside its callback: files, the index of the samples, layers, or their sizes."""
+    asked = inspect.signature(method.forward).parameters if hasattr(method, "forward") else {}
+    return bool(getattr(method, "asks", ()) or method.remembers or "hidden" in asked or hasattr(method, "build"))
 
 
 def exemplars() -> list[PlugIn]:
