@@ -32,13 +32,17 @@ def table(rows, columns):
 
 
 ARGUMENTS = {
+    "adaptive_calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "adaptive_temperatures": lambda: (table(4, 3),),
     "ascended_multipliers": lambda: (table(4, 1)[:, 0], torch.zeros(4)),
     "asam_offsets": lambda: ({"weight": table(2, 3)}, {"weight": table(2, 3)}),
+    "averaged_quantile_bins": lambda: (torch.rand(4), torch.ones(4)),
     "bema_bias_weight": lambda: (10,),
     "bema_ema_weight": lambda: (10,),
+    "binned_rates": lambda: (torch.rand(4), torch.ones(4)),
     "brier_score": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
+    "classwise_calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "clip_to_norm": lambda: (table(4, 3),),
     "dare_merge": lambda: ([table(2, 3), table(2, 3)],),
     "della_merge": lambda: ([table(2, 3), table(2, 3)],),
@@ -57,6 +61,7 @@ ARGUMENTS = {
     "sam_offsets": lambda: ({"weight": table(2, 3)}, {"weight": table(2, 3)}),
     "slerp_merge": lambda: ([table(2, 3), table(2, 3)],),
     "task_arithmetic_merge": lambda: ([table(2, 3), table(2, 3)],),
+    "spline_recalibration": lambda: (torch.rand(4), torch.ones(4)),
     "ties_merge": lambda: ([table(2, 3), table(2, 3)],),
     "tempered_softmax": lambda: (table(4, 3),),
     "top_k_accuracy": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),

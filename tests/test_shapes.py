@@ -278,6 +278,7 @@ ELSEWHERE = {
     "merge_checkpoints",
     "adaptive_calibration_error",
     "aurc",
+    "neural_collapse",
     "classwise_calibration_error",
     "class_counts",
     "class_sums",

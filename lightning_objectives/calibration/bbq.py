@@ -61,13 +61,15 @@ def averaged_quantile_bins(
     midways = (points[:-1] + points[1:]) / 2
 
     root = n ** (1 / 3)
-    most = min(max_bins or math.ceil(10 * root), len(points))
-    least = min(min_bins or max(1, math.floor(root / 10)), most)
+    most = min(math.ceil(10 * root) if max_bins is None else max_bins, len(points))
+    least = min(max(1, math.floor(root / 10)) if min_bins is None else min_bins, most)
     scores, rates = [], []
     for bins in range(least, most + 1):
         # Each bin ends after the group that its last sample is in; ties may end two bins at one place.
         last = torch.searchsorted(upto, torch.arange(1, bins + 1, device=upto.device) * n // bins)
         ends = last.unique()  # type: ignore[no-untyped-call]  # torch
+        ends = torch.searchsorted(upto, torch.arange(1, bins + 1, device=upto.device) * n // bins)
+        ends = ends[ends.diff(prepend=ends.new_full((1,), -1)) > 0]
         edges = torch.cat([midways.new_zeros(1), midways[ends[:-1]], midways.new_ones(1)])
         own, hits = (part[ends].diff(prepend=part.new_zeros(1)) for part in (upto, trues_upto))
         strength, middle = prior / len(ends), (edges[:-1] + edges[1:]) / 2
@@ -83,7 +85,8 @@ def averaged_quantile_bins(
 
 
 def _check(min_bins: int | None, max_bins: int | None, prior: float) -> None:
-    if not 1 <= (min_bins or 1) <= (max_bins or math.inf):
+    least, most = 1 if min_bins is None else min_bins, math.inf if max_bins is None else max_bins
+    if not 1 <= least <= most:
         raise ValueError(
             f"min_bins={min_bins} must be 1 or more, and max_bins={max_bins} no less; None takes the paper's."
         )

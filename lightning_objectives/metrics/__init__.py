@@ -11,6 +11,7 @@ from lightning_objectives.metrics.classwise_calibration_error import (
     classwise_calibration_error,
 )
 from lightning_objectives.metrics.negative_log_likelihood import NegativeLogLikelihood, negative_log_likelihood
+from lightning_objectives.metrics.neural_collapse import NeuralCollapse, neural_collapse
 from lightning_objectives.metrics.ood_detection import OODDetection, fpr_at_95_tpr, ood_scores
 from lightning_objectives.metrics.rank_me import RankMe, rank_me
 from lightning_objectives.metrics.top_k_accuracy import TopKAccuracy, top_k_accuracy
@@ -23,6 +24,7 @@ __all__ = [
     "ClassificationRows",
     "ClasswiseCalibrationError",
     "NegativeLogLikelihood",
+    "NeuralCollapse",
     "OODDetection",
     "RankMe",
     "TopKAccuracy",
@@ -35,6 +37,7 @@ __all__ = [
     "default_metrics",
     "fpr_at_95_tpr",
     "negative_log_likelihood",
+    "neural_collapse",
     "ood_scores",
     "rank_me",
     "regression_metrics",

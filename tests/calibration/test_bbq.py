@@ -139,7 +139,8 @@ def test_before_the_fit_it_is_softmax():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_bins": -1}, "min_bins=-1 must be 1 or more"),
+        ({"min_bins": 0}, "min_bins=0 must be 1 or more"),
+        ({"max_bins": 0}, "max_bins=0 no less"),
         ({"min_bins": 5, "max_bins": 3}, "max_bins=3 no less"),
         ({"prior": 0.0}, r"prior=0\.0 must be positive and finite"),
         ({"prior": math.inf}, "prior=inf must be positive and finite"),
