@@ -7,6 +7,7 @@ from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, ba
 from lightning_objectives.losses.bi_tempered import BiTemperedLoss, bi_tempered_loss, tempered_softmax
 from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
 from lightning_objectives.losses.comp_sum import CompSumLoss, comp_sum_loss
+from lightning_objectives.losses.cos_face import CosFaceLoss, cos_face_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import (
@@ -38,6 +39,7 @@ __all__ = [
     "BiTemperedLoss",
     "ClassBalancedLoss",
     "CompSumLoss",
+    "CosFaceLoss",
     "DecoupledSoftmaxLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
@@ -66,6 +68,7 @@ __all__ = [
     "class_balanced_loss",
     "class_balanced_weights",
     "comp_sum_loss",
+    "cos_face_loss",
     "decoupled_softmax_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
