@@ -1,5 +1,6 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
+from lightning_objectives.regularizers.centre_loss import CentreLoss
 from lightning_objectives.regularizers.confidence_penalty import ConfidencePenalty, confidence_penalty
 from lightning_objectives.regularizers.early_learning import (
     EarlyLearningRegularization,
@@ -19,6 +20,7 @@ from lightning_objectives.regularizers.vat import VAT, adversarial_direction, vi
 __all__ = [
     "L2SP",
     "VAT",
+    "CentreLoss",
     "ConfidencePenalty",
     "EarlyLearningRegularization",
     "InputGradientPenalty",
