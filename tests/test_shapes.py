@@ -230,6 +230,7 @@ NUMBERS = {
 }
 """Functions of plain numbers."""
 ELSEWHERE = {
+    "attention_concentration",
     "attention_distance",
     "ascended_multipliers",
     "early_learning_penalty",

@@ -1,5 +1,6 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
+from lightning_objectives.regularizers.attention_entropy import AttentionEntropy, attention_concentration
 from lightning_objectives.regularizers.centre_loss import CentreLoss
 from lightning_objectives.regularizers.confidence_penalty import ConfidencePenalty, confidence_penalty
 from lightning_objectives.regularizers.early_learning import (
@@ -20,6 +21,7 @@ from lightning_objectives.regularizers.vat import VAT, adversarial_direction, vi
 __all__ = [
     "L2SP",
     "VAT",
+    "AttentionEntropy",
     "CentreLoss",
     "ConfidencePenalty",
     "EarlyLearningRegularization",
@@ -31,6 +33,7 @@ __all__ = [
     "SelfDistillation",
     "SpectralDecoupling",
     "adversarial_direction",
+    "attention_concentration",
     "confidence_penalty",
     "early_learning_penalty",
     "early_learning_targets",
