@@ -16,6 +16,7 @@ from lightning_objectives.regularizers.orthogonal_conv import OrthogonalConv, ke
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
 from lightning_objectives.regularizers.self_distillation import SelfDistillation, past_cross_entropy
 from lightning_objectives.regularizers.spectral_decoupling import SpectralDecoupling, spectral_decoupling
+from lightning_objectives.regularizers.universal_self_kd import UniversalSelfKD
 from lightning_objectives.regularizers.vat import VAT, adversarial_direction, virtual_adversarial_loss
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "RDrop",
     "SelfDistillation",
     "SpectralDecoupling",
+    "UniversalSelfKD",
     "adversarial_direction",
     "attention_concentration",
     "confidence_penalty",

@@ -79,5 +79,7 @@ class CentreLoss(Regularizer):
         # The value of the centres, with a gradient of its own rate.
         centres = centres.detach() + self.centre_rate * (centres - centres.detach())
         if not target.is_floating_point():
-            return (features - centres[target.long().clamp_min(0)]).square().sum(1) / 2
+            # A target to ignore, such as -100 or 255, is no class; the callback drops its term.
+            known = torch.where((target >= 0) & (target < classes), target, 0).long()
+            return (features - centres[known]).square().sum(1) / 2
         return (target * torch.cdist(features, centres).square()).sum(1) / 2

@@ -86,6 +86,12 @@ def test_it_is_the_step_by_hand():
     torch.testing.assert_close(dict(net.state_dict()), dict(expected))
 
 
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_a_target_to_ignore_leaves_the_other_terms(ignored):
+    terms = with_centres()(FEATURES, torch.tensor([0, ignored, 1]))
+    torch.testing.assert_close(terms[::2], torch.tensor([2.5, 1.0]))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"centre_rate=0\.0 must be > 0"):
         CentreLoss(centre_rate=0.0)
