@@ -266,6 +266,7 @@ ELSEWHERE = {
     "dkd",
     "dist_loss",
     "rkd_loss",
+    "nested_dropout",
     "normalized_kd",
     "similarity_preserving_loss",
     "pkt_loss",
