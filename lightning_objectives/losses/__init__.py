@@ -9,6 +9,7 @@ from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_
 from lightning_objectives.losses.comp_sum import CompSumLoss, comp_sum_loss
 from lightning_objectives.losses.cos_face import CosFaceLoss, cos_face_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
+from lightning_objectives.losses.fixed_predictor_rejection import FixedPredictorRejection
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import (
     GeneralizedCrossEntropyLoss,
@@ -41,6 +42,7 @@ __all__ = [
     "CompSumLoss",
     "CosFaceLoss",
     "DecoupledSoftmaxLoss",
+    "FixedPredictorRejection",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "LDAMLoss",
