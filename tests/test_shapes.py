@@ -244,6 +244,7 @@ NUMBERS = {
 }
 """Functions of plain numbers."""
 ELSEWHERE = {
+    "attention_concentration",
     "attention_distance",
     "ascended_multipliers",
     "early_learning_penalty",
@@ -286,6 +287,7 @@ ELSEWHERE = {
     "dkd",
     "dist_loss",
     "rkd_loss",
+    "nested_dropout",
     "normalized_kd",
     "similarity_preserving_loss",
     "pkt_loss",

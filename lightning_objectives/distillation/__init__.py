@@ -12,12 +12,14 @@ from lightning_objectives.distillation.rkd import RKD, rkd_loss
 from lightning_objectives.distillation.similarity_preserving import SimilarityPreserving, similarity_preserving_loss
 from lightning_objectives.distillation.sinkhorn_kd import SinkhornKD, sinkhorn_kd
 from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
+from lightning_objectives.distillation.vid import VID
 
 __all__ = [
     "DIST",
     "DKD",
     "PKT",
     "RKD",
+    "VID",
     "AttentionTransfer",
     "BinaryKL",
     "DualHead",

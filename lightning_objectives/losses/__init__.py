@@ -7,13 +7,12 @@ from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, ba
 from lightning_objectives.losses.bi_tempered import BiTemperedLoss, bi_tempered_loss, tempered_softmax
 from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
 from lightning_objectives.losses.comp_sum import CompSumLoss, comp_sum_loss
+from lightning_objectives.losses.cos_face import CosFaceLoss, cos_face_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
 from lightning_objectives.losses.dice import DiceLoss, dice_loss
+from lightning_objectives.losses.fixed_predictor_rejection import FixedPredictorRejection
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
-from lightning_objectives.losses.generalized_cross_entropy import (
-    GeneralizedCrossEntropyLoss,
-    generalized_cross_entropy_loss,
-)
+from lightning_objectives.losses.generalized_cross_entropy import GeneralizedCrossEntropyLoss, generalized_cross_entropy_loss
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
@@ -40,8 +39,10 @@ __all__ = [
     "BiTemperedLoss",
     "ClassBalancedLoss",
     "CompSumLoss",
+    "CosFaceLoss",
     "DecoupledSoftmaxLoss",
     "DiceLoss",
+    "FixedPredictorRejection",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "LDAMLoss",
@@ -70,6 +71,7 @@ __all__ = [
     "class_balanced_loss",
     "class_balanced_weights",
     "comp_sum_loss",
+    "cos_face_loss",
     "decoupled_softmax_loss",
     "dice_loss",
     "focal_loss",

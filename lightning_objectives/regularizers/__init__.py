@@ -1,5 +1,7 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
+from lightning_objectives.regularizers.attention_entropy import AttentionEntropy, attention_concentration
+from lightning_objectives.regularizers.centre_loss import CentreLoss
 from lightning_objectives.regularizers.confidence_penalty import ConfidencePenalty, confidence_penalty
 from lightning_objectives.regularizers.distance_covariance import DistanceCovariance, distance_covariance
 from lightning_objectives.regularizers.early_learning import (
@@ -21,11 +23,14 @@ from lightning_objectives.regularizers.orthogonal_conv import OrthogonalConv, ke
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
 from lightning_objectives.regularizers.self_distillation import SelfDistillation, past_cross_entropy
 from lightning_objectives.regularizers.spectral_decoupling import SpectralDecoupling, spectral_decoupling
+from lightning_objectives.regularizers.universal_self_kd import UniversalSelfKD
 from lightning_objectives.regularizers.vat import VAT, adversarial_direction, virtual_adversarial_loss
 
 __all__ = [
     "L2SP",
     "VAT",
+    "AttentionEntropy",
+    "CentreLoss",
     "ConfidencePenalty",
     "DistanceCovariance",
     "EarlyLearningRegularization",
@@ -38,7 +43,9 @@ __all__ = [
     "RDrop",
     "SelfDistillation",
     "SpectralDecoupling",
+    "UniversalSelfKD",
     "adversarial_direction",
+    "attention_concentration",
     "confidence_penalty",
     "distance_covariance",
     "early_learning_penalty",
