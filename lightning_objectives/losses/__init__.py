@@ -1,6 +1,7 @@
 """Replaces the model's criterion by another per-sample loss: (logits, target) -> (N,)."""
 
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
+from lightning_objectives.losses.anchored_sft import AnchoredSFTLoss, anchored_sft_loss
 from lightning_objectives.losses.arc_face import ArcFaceLoss, arc_face_loss
 from lightning_objectives.losses.asymmetric import AsymmetricLoss, asymmetric_loss
 from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, balanced_softmax_loss
@@ -8,6 +9,7 @@ from lightning_objectives.losses.bi_tempered import BiTemperedLoss, bi_tempered_
 from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
 from lightning_objectives.losses.comp_sum import CompSumLoss, comp_sum_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
+from lightning_objectives.losses.dynamic_fine_tuning import DynamicFineTuningLoss, dynamic_fine_tuning_loss
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import (
     GeneralizedCrossEntropyLoss,
@@ -32,6 +34,7 @@ from lightning_objectives.losses.z_score_softplus import ZScoreSoftplusLoss, z_s
 
 __all__ = [
     "AdaptiveLDRLoss",
+    "AnchoredSFTLoss",
     "ArcFaceLoss",
     "AsymmetricLoss",
     "BalancedSoftmaxLoss",
@@ -39,6 +42,7 @@ __all__ = [
     "ClassBalancedLoss",
     "CompSumLoss",
     "DecoupledSoftmaxLoss",
+    "DynamicFineTuningLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "LDAMLoss",
@@ -59,6 +63,7 @@ __all__ = [
     "ZScoreSoftplusLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
+    "anchored_sft_loss",
     "arc_face_loss",
     "asymmetric_loss",
     "balanced_softmax_loss",
@@ -67,6 +72,7 @@ __all__ = [
     "class_balanced_weights",
     "comp_sum_loss",
     "decoupled_softmax_loss",
+    "dynamic_fine_tuning_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
     "label_smoothing_loss",
