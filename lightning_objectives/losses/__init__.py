@@ -23,6 +23,10 @@ from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitn
 from lightning_objectives.losses.multi_focal_modifier import MultiFocalModifierLoss, multi_focal_modifier_loss
 from lightning_objectives.losses.odd_k_out import OddKOutLoss, odd_k_out_loss
 from lightning_objectives.losses.pass_at_n import PassAtNLoss, pass_at_n_loss
+from lightning_objectives.losses.plackett_luce_distillation import (
+    PlackettLuceDistillationLoss,
+    plackett_luce_distillation_loss,
+)
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
@@ -53,6 +57,7 @@ __all__ = [
     "MultiFocalModifierLoss",
     "OddKOutLoss",
     "PassAtNLoss",
+    "PlackettLuceDistillationLoss",
     "PolyLoss",
     "ProbabilityPowerLoss",
     "SelfAdjustingDiceLoss",
@@ -83,6 +88,7 @@ __all__ = [
     "multi_focal_modifier_loss",
     "odd_k_out_loss",
     "pass_at_n_loss",
+    "plackett_luce_distillation_loss",
     "poly_loss",
     "probability_power_loss",
     "score_gaps",
