@@ -3,6 +3,7 @@
 from lightning_objectives.combination.cagrad import CAGrad, cagrad_weights
 from lightning_objectives.combination.gradient_alignment import GradientAlignment, gradient_alignment
 from lightning_objectives.combination.mgda import MGDA, mgda_weights
+from lightning_objectives.combination.nash_mtl import NashMTL, nash_mtl_weights
 from lightning_objectives.combination.pcgrad import PCGrad, pcgrad_weights
 from lightning_objectives.combination.uncertainty_weighting import UncertaintyWeighting
 
@@ -10,10 +11,12 @@ __all__ = [
     "MGDA",
     "CAGrad",
     "GradientAlignment",
+    "NashMTL",
     "PCGrad",
     "UncertaintyWeighting",
     "cagrad_weights",
     "gradient_alignment",
     "mgda_weights",
+    "nash_mtl_weights",
     "pcgrad_weights",
 ]
