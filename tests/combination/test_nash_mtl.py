@@ -79,3 +79,13 @@ def test_bad_gradients_give_the_sum():
 def test_no_norm_is_refused():
     with pytest.raises(ValueError, match=r"max_norm=0\.0 must be > 0"):
         NashMTL(max_norm=0.0)
+
+
+def test_many_terms_in_few_dimensions():
+    """Steps that are not damped leave the positive numbers here, and end at another root of the equation."""
+    for seed in range(200):
+        g = torch.randn(8, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        weights = nash_mtl_weights(g, max_norm=INF)
+        ridge = 1e-6 * g.square().sum(1)
+        torch.testing.assert_close(g @ g.T @ weights + ridge * weights, 1 / weights, rtol=1e-6, atol=0)
+        assert (weights > 0).all()
