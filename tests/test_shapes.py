@@ -28,6 +28,7 @@ from lightning_objectives.calibration import (
     spline_recalibration,
 )
 from lightning_objectives.combination import (
+    aligned_mtl_weights,
     cagrad_weights,
     gradient_alignment,
     mgda_weights,
@@ -134,6 +135,7 @@ WRONG = {
     pcgrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     mgda_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     nash_mtl_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
+    aligned_mtl_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     cagrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     mixup: {name: (*tensors, 0.5) for name, tensors in PARTNERS.items()}
     | {"a share beyond 1": (table(2, 3), classes(2), 1.5)},

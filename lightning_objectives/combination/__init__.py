@@ -1,5 +1,6 @@
 """Weights the terms of the loss: gradients or values of the terms -> weights."""
 
+from lightning_objectives.combination.aligned_mtl import AlignedMTL, aligned_mtl_weights
 from lightning_objectives.combination.cagrad import CAGrad, cagrad_weights
 from lightning_objectives.combination.gradient_alignment import GradientAlignment, gradient_alignment
 from lightning_objectives.combination.mgda import MGDA, mgda_weights
@@ -9,11 +10,13 @@ from lightning_objectives.combination.uncertainty_weighting import UncertaintyWe
 
 __all__ = [
     "MGDA",
+    "AlignedMTL",
     "CAGrad",
     "GradientAlignment",
     "NashMTL",
     "PCGrad",
     "UncertaintyWeighting",
+    "aligned_mtl_weights",
     "cagrad_weights",
     "gradient_alignment",
     "mgda_weights",
