@@ -44,7 +44,7 @@ def aligned_mtl_weights(gradients: Tensor, *, preferences: Sequence[float] | Non
     angles, lengths = cosines(gradients)
     # A length of 1 stands for 0 in the cosines, which do not say which of the gradients are 0.
     lengths = torch.where(gradients.any(1), lengths, 0)
-    lengths = lengths / lengths.amax(0, keepdim=True).clamp_min(torch.finfo(lengths.dtype).tiny)
+    lengths = lengths / lengths.amax(0, keepdim=True)  # NaN if all are 0
     products = angles * lengths[:, None] * lengths
     finite = products.isfinite().all()
     values, vectors = torch.linalg.eigh(torch.where(finite, products, 0.0))

@@ -30,9 +30,9 @@ def nash_mtl_weights(gradients: Tensor, *, max_norm: float = 1.0) -> Tensor:
         max_norm: the greatest length of the combined gradient; infinity keeps :math:`\sqrt K`.
 
     Returns:
-        (K,) weights > 0, float32 at least, without gradient. They change by 1 / s if a gradient is multiplied by s. Of
-        opposite gradients, which have no solution, no weighted gradient is longer than 1000. If a gradient is not
-        finite, all weights are 1.
+        (K,) weights > 0, float32 at least, without gradient. They change by 1 / s if a gradient is multiplied by s.
+        If some multiples of the gradients add up to 0, there is no solution: then no weighted gradient is longer than
+        :math:`1000 \sqrt K`. If a gradient is not finite, all weights are 1.
 
     Raises:
         ValueError: gradients of another shape or of no term, or a ``max_norm`` that is not above 0.
@@ -59,7 +59,9 @@ def nash_mtl_weights(gradients: Tensor, *, max_norm: float = 1.0) -> Tensor:
         # So damped, a step never leaves the positive numbers.
         weights = weights - move / (1 + (slope @ move).clamp_min(0).sqrt())
     found = weights.isfinite().all() & (weights > 0).all()
-    weights = weights.clamp_max(_RIDGE**-0.5) / lengths * min(1.0, max_norm / len(gradients) ** 0.5)
+    # Cosines that are wrong by more than the ridge may have no solution at all, and weights without bound.
+    weights = weights.clamp_max((len(gradients) / _RIDGE) ** 0.5)
+    weights = weights / lengths * min(1.0, max_norm / len(gradients) ** 0.5)
     return torch.where(found, weights, 1.0).to(torch.promote_types(gradients.dtype, torch.float32))
 
 
