@@ -34,6 +34,7 @@ from lightning_objectives.combination import (
     mgda_weights,
     nash_mtl_weights,
     pcgrad_weights,
+    upgrad_weights,
 )
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
@@ -136,6 +137,7 @@ WRONG = {
     mgda_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     nash_mtl_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     aligned_mtl_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
+    upgrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     cagrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     mixup: {name: (*tensors, 0.5) for name, tensors in PARTNERS.items()}
     | {"a share beyond 1": (table(2, 3), classes(2), 1.5)},

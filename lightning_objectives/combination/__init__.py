@@ -7,6 +7,7 @@ from lightning_objectives.combination.mgda import MGDA, mgda_weights
 from lightning_objectives.combination.nash_mtl import NashMTL, nash_mtl_weights
 from lightning_objectives.combination.pcgrad import PCGrad, pcgrad_weights
 from lightning_objectives.combination.uncertainty_weighting import UncertaintyWeighting
+from lightning_objectives.combination.upgrad import UPGrad, upgrad_weights
 
 __all__ = [
     "MGDA",
@@ -15,6 +16,7 @@ __all__ = [
     "GradientAlignment",
     "NashMTL",
     "PCGrad",
+    "UPGrad",
     "UncertaintyWeighting",
     "aligned_mtl_weights",
     "cagrad_weights",
@@ -22,4 +24,5 @@ __all__ = [
     "mgda_weights",
     "nash_mtl_weights",
     "pcgrad_weights",
+    "upgrad_weights",
 ]
