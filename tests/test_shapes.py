@@ -27,7 +27,15 @@ from lightning_objectives.calibration import (
     sigmoid_scale_and_bias,
     spline_recalibration,
 )
-from lightning_objectives.combination import cagrad_weights, gradient_alignment, mgda_weights, pcgrad_weights
+from lightning_objectives.combination import (
+    aligned_mtl_weights,
+    cagrad_weights,
+    gradient_alignment,
+    mgda_weights,
+    nash_mtl_weights,
+    pcgrad_weights,
+    upgrad_weights,
+)
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
 from lightning_objectives.gradients import (
@@ -141,6 +149,9 @@ WRONG = {
     gradient_alignment: {**ONE_TABLE, "no term": (table(0, 3),)},
     pcgrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     mgda_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
+    nash_mtl_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
+    aligned_mtl_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
+    upgrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     cagrad_weights: {**ONE_TABLE, "no term": (table(0, 3),)},
     mixup: {name: (*tensors, 0.5) for name, tensors in PARTNERS.items()}
     | {"a share beyond 1": (table(2, 3), classes(2), 1.5)},

@@ -1,6 +1,7 @@
 """Replaces the model's criterion by another per-sample loss: (logits, target) -> (N,)."""
 
 from lightning_objectives.losses.adaptive_ldr import AdaptiveLDRLoss, adaptive_ldr_loss, adaptive_temperatures
+from lightning_objectives.losses.anchored_sft import AnchoredSFTLoss, anchored_sft_loss
 from lightning_objectives.losses.arc_face import ArcFaceLoss, arc_face_loss
 from lightning_objectives.losses.asymmetric import AsymmetricLoss, asymmetric_loss
 from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, balanced_softmax_loss
@@ -10,6 +11,7 @@ from lightning_objectives.losses.comp_sum import CompSumLoss, comp_sum_loss
 from lightning_objectives.losses.cos_face import CosFaceLoss, cos_face_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
 from lightning_objectives.losses.dice import DiceLoss, dice_loss
+from lightning_objectives.losses.dynamic_fine_tuning import DynamicFineTuningLoss, dynamic_fine_tuning_loss
 from lightning_objectives.losses.fixed_predictor_rejection import FixedPredictorRejection
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import GeneralizedCrossEntropyLoss, generalized_cross_entropy_loss
@@ -21,6 +23,7 @@ from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitn
 from lightning_objectives.losses.multi_focal_modifier import MultiFocalModifierLoss, multi_focal_modifier_loss
 from lightning_objectives.losses.odd_k_out import OddKOutLoss, odd_k_out_loss
 from lightning_objectives.losses.pass_at_n import PassAtNLoss, pass_at_n_loss
+from lightning_objectives.losses.plackett_luce_distillation import PlackettLuceDistillationLoss, plackett_luce_distillation_loss
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
@@ -33,6 +36,7 @@ from lightning_objectives.losses.z_score_softplus import ZScoreSoftplusLoss, z_s
 
 __all__ = [
     "AdaptiveLDRLoss",
+    "AnchoredSFTLoss",
     "ArcFaceLoss",
     "AsymmetricLoss",
     "BalancedSoftmaxLoss",
@@ -42,6 +46,7 @@ __all__ = [
     "CosFaceLoss",
     "DecoupledSoftmaxLoss",
     "DiceLoss",
+    "DynamicFineTuningLoss",
     "FixedPredictorRejection",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
@@ -53,6 +58,7 @@ __all__ = [
     "MultiFocalModifierLoss",
     "OddKOutLoss",
     "PassAtNLoss",
+    "PlackettLuceDistillationLoss",
     "PolyLoss",
     "ProbabilityPowerLoss",
     "SelfAdjustingDiceLoss",
@@ -64,6 +70,7 @@ __all__ = [
     "ZScoreSoftplusLoss",
     "adaptive_ldr_loss",
     "adaptive_temperatures",
+    "anchored_sft_loss",
     "arc_face_loss",
     "asymmetric_loss",
     "balanced_softmax_loss",
@@ -74,6 +81,7 @@ __all__ = [
     "cos_face_loss",
     "decoupled_softmax_loss",
     "dice_loss",
+    "dynamic_fine_tuning_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
     "label_smoothing_loss",
@@ -84,6 +92,7 @@ __all__ = [
     "multi_focal_modifier_loss",
     "odd_k_out_loss",
     "pass_at_n_loss",
+    "plackett_luce_distillation_loss",
     "poly_loss",
     "probability_power_loss",
     "score_gaps",
