@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lightning_objectives._step.calls import Call
 
-PLACES = ("reference", "transform", "head", "loss", "weighting", "term", "combination", "perturbation")
-"""The places of a step, in order."""
+PLACES = ("transform", "head", "loss", "weighting", "term", "combination", "perturbation", "reference")
+"""The places of a step, in order; a new one comes last, because the numbers of the places seed the draws."""
 CHAINED = ("transform", "weighting", "term")
 """The places that take several callbacks: transforms in the order of the Trainer's list, weightings as their product,
 terms as their sum."""

@@ -66,8 +66,6 @@ def averaged_quantile_bins(
     scores, rates = [], []
     for bins in range(least, most + 1):
         # Each bin ends after the group that its last sample is in; ties may end two bins at one place.
-        last = torch.searchsorted(upto, torch.arange(1, bins + 1, device=upto.device) * n // bins)
-        ends = last.unique()  # type: ignore[no-untyped-call]  # torch
         ends = torch.searchsorted(upto, torch.arange(1, bins + 1, device=upto.device) * n // bins)
         ends = ends[ends.diff(prepend=ends.new_full((1,), -1)) > 0]
         edges = torch.cat([midways.new_zeros(1), midways[ends[:-1]], midways.new_ones(1)])

@@ -14,7 +14,10 @@ from lightning_objectives.losses.dice import DiceLoss, dice_loss
 from lightning_objectives.losses.dynamic_fine_tuning import DynamicFineTuningLoss, dynamic_fine_tuning_loss
 from lightning_objectives.losses.fixed_predictor_rejection import FixedPredictorRejection
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
-from lightning_objectives.losses.generalized_cross_entropy import GeneralizedCrossEntropyLoss, generalized_cross_entropy_loss
+from lightning_objectives.losses.generalized_cross_entropy import (
+    GeneralizedCrossEntropyLoss,
+    generalized_cross_entropy_loss,
+)
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
@@ -23,7 +26,10 @@ from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitn
 from lightning_objectives.losses.multi_focal_modifier import MultiFocalModifierLoss, multi_focal_modifier_loss
 from lightning_objectives.losses.odd_k_out import OddKOutLoss, odd_k_out_loss
 from lightning_objectives.losses.pass_at_n import PassAtNLoss, pass_at_n_loss
-from lightning_objectives.losses.plackett_luce_distillation import PlackettLuceDistillationLoss, plackett_luce_distillation_loss
+from lightning_objectives.losses.plackett_luce_distillation import (
+    PlackettLuceDistillationLoss,
+    plackett_luce_distillation_loss,
+)
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss

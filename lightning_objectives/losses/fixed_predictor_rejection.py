@@ -83,5 +83,5 @@ class FixedPredictorRejection(Loss):
         right = right.to(score.dtype)
         half = self.alpha / 2
         beta = half * (math.exp(half) + (1 - self.cost) / self.cost * math.exp(-half))
-        accepted = right * (half * (score - 1)).exp() + (1 - right) * (half * (score + 1)).exp()
+        accepted: Tensor = right * (half * (score - 1)).exp() + (1 - right) * (half * (score + 1)).exp()
         return accepted + self.cost * (-beta * score).exp()
