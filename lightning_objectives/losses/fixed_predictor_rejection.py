@@ -83,5 +83,6 @@ class FixedPredictorRejection(Loss):
         right = right.to(score.dtype)
         half = self.alpha / 2
         beta = half * (math.exp(half) + (1 - self.cost) / self.cost * math.exp(-half))
-        accepted: Tensor = right * (half * (score - 1)).exp() + (1 - right) * (half * (score + 1)).exp()
-        return accepted + self.cost * (-beta * score).exp()
+        accepted = right * (half * (score - 1)).exp() + (1 - right) * (half * (score + 1)).exp()
+        losses: Tensor = accepted + self.cost * (-beta * score).exp()
+        return losses
