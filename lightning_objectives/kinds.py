@@ -145,11 +145,14 @@ class BatchTransform(Method, nn.Module):
 
     ``inputs (N, ...)`` is a copy that the method may write to. Row n of the result has the label distribution
     ``sum_k weight[n, k] * one_hot(target[index[n, k]])``, with ``index (N, K) int`` and ``weight (N, K)``.
-    Laws: ``inputs`` keep their shape; weights are >= 0 and sum to 1 along k; all draws come from ``generator``.
+    Laws: ``inputs`` keep their shape, or at least their rows and channels if ``keeps_size`` is false; weights are >= 0
+    and sum to 1 along k; all draws come from ``generator``.
     """
 
     room, callback = "batches", "TransformBatch"
     by_process = "each process mixes its own rows, by draws of its own"
+    keeps_size: ClassVar[bool] = True
+    """Whether the inputs keep their size; if not, only criteria that compare whole samples fit."""
     forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 

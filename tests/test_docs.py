@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_objectives.discovery import methods
 from lightning_objectives.testing import assert_laws
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,11 @@ def test_the_template_keeps_the_laws(tmp_path, monkeypatch):
     path.write_text(template)
     monkeypatch.setitem(sys.modules, "template", module := load(path))
     assert_laws(module.FocalLoss())
+
+
+def test_the_readme_names_every_method():
+    text = (ROOT / "README.md").read_text()
+    assert not [cls.__name__ for _, cls in methods() if f"`{cls.__name__}`" not in text]
 
 
 def test_every_public_name_has_a_page_and_a_docstring():

@@ -56,6 +56,7 @@ ARGUMENTS = {
     "mixed_statistics": lambda: (table(4, 3), torch.zeros(3), torch.ones(3)),
     "negative_log_likelihood": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "polyak_weight": lambda: (10,),
+    "progressive_size": lambda: (30, 32, 0.5),
     "power_ema_decay": lambda: (10,),
     "raps_scores": lambda: (table(4, 3).softmax(1), torch.full((4,), 0.5)),
     "sam_offsets": lambda: ({"weight": table(2, 3)}, {"weight": table(2, 3)}),

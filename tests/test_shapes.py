@@ -241,6 +241,7 @@ WRONG = {
 }
 """Each public function that takes tensors or lists, with arguments that it refuses."""
 NUMBERS = {
+    "progressive_size",
     "class_balanced_weights",
     "draw_boxes",
     "ema_decay",

@@ -159,7 +159,10 @@ class Step(CalledSignals):
             if self.plan.verified or self.plan.option("which") is not None:
                 raise
             self._refusal = error
+        try:
             return call.value()
+        except Exception as failure:  # What the callbacks refuse may be what the criterion cannot compute either.
+            raise self._refusal from failure
 
     def _is_chosen(self, call: Call) -> bool:
         """Whether the callbacks act on this call, the latest: by the user's choice, or by the proof of the first step.

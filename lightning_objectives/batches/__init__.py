@@ -3,16 +3,19 @@
 from lightning_objectives.batches.cutmix import CutMix, cutmix, cutmix_box
 from lightning_objectives.batches.mixup import Mixup, mixup
 from lightning_objectives.batches.mixup_or_cutmix import MixupOrCutMix
+from lightning_objectives.batches.progressive_resizing import ProgressiveResizing, progressive_size
 from lightning_objectives.batches.random_erasing import RandomErasing, draw_boxes, erase_boxes
 
 __all__ = [
     "CutMix",
     "Mixup",
     "MixupOrCutMix",
+    "ProgressiveResizing",
     "RandomErasing",
     "cutmix",
     "cutmix_box",
     "draw_boxes",
     "erase_boxes",
     "mixup",
+    "progressive_size",
 ]

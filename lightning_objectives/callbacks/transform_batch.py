@@ -55,6 +55,12 @@ class TransformBatch(StepCallback):
             ValueError: the criterion compares another number of rows than the batch has.
         """
         index, weight = step.kept[self]
+        if not getattr(self.transform, "keeps_size", True) and call.input.dim() > 2:
+            raise ValueError(
+                f"{self.transform} changes the size of the images, but the criterion compares "
+                f"{tuple(call.input.shape)} with {tuple(call.target.shape)}: positions, whose targets keep their size. "
+                "Use it for criteria that compare one row for each sample."
+            )
         if call.input.dim() < 1 + call.by_class or not len(call.input) == len(call.target) == len(index):
             raise ValueError(
                 f"{self.transform} mixed {len(index)} rows, but the criterion compares {tuple(call.input.shape)} with "

@@ -85,7 +85,7 @@ class FeasibleLearning(Weighting):
     Differs from the paper: its classification code moves the multipliers by a controller (nu-PI), this by plain ascent.
     """
 
-    family = "worst samples"
+    family = "worst cases"
     example: ClassVar = {"tolerance": 0.5}
     remembers: ClassVar = {"multipliers": Row((), 0.0)}
     unkept_laws: ClassVar = {

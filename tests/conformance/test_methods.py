@@ -66,6 +66,14 @@ class OnMaps(Classifier):
         self.backbone[0] = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten())
 
 
+class OfAnySize(Classifier):
+    """It takes images of any size."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone[0] = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
 def teacher_on_maps():
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(1)
@@ -85,6 +93,8 @@ def trial_of(cls):
         return Trial(PlugIn(cls.__name__, lambda case: [LogMetrics(build(cls))]), case, MEMORY)
     asks = hasattr(cls, "forward") and "hidden" in inspect.signature(cls.forward).parameters
     case = Case(module=OnMaps, settings=HIDDEN) if asks else Case()
+    if not getattr(cls, "keeps_size", True):
+        case = Case(module=OfAnySize)
     return Trial(next(row for row, known in PLACED if known is cls), case, MEMORY)
 
 
