@@ -67,6 +67,8 @@ class Method:
     """The name of the callback that runs them."""
     example: ClassVar[dict[str, Any]] = {}
     """Settings for tests and docs to build the method with, if it cannot be built without any."""
+    exemplar: ClassVar[bool] = False
+    """Whether its callback is tried under every condition of the Trainer with this method, and not with another."""
     function: ClassVar[Callable[..., Any] | None] = None
     """The public function that takes the same signals and settings and returns the same; None without one.
 

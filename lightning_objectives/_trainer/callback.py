@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from lightning_objectives._trainer.checkpoints import explain_read_errors
 from lightning_objectives._trainer.lightning import Callback as LightningCallback
 from lightning_objectives.kinds import Method
+from lightning_objectives.signals import Source
 
 STRATEGIES = {"FSDPStrategy": "fsdp", "DeepSpeedStrategy": "deepspeed", "ModelParallelStrategy": "fsdp2"}
 """The condition that each strategy is, by the name of its class, which is the same under both names of Lightning."""
@@ -23,6 +24,8 @@ class Callback(LightningCallback):
     """Settings with which it changes nothing; if empty, it changes nothing while its methods are not active."""
     beside: ClassVar[tuple[str, ...]] = ()
     """The names of the callbacks that it needs beside it."""
+    provides: ClassVar[Source | None] = None
+    """The source of the signals that it provides for the methods of other callbacks; None if it provides none."""
     leaves_training_alone: ClassVar[bool] = False
     """Whether the raw weights are the same as in a training without it."""
     changes_tests: ClassVar[bool] = False

@@ -101,6 +101,7 @@ class BatchNormAdaptation(Adapter):
     Normalization for Robustness under Covariate Shift, 2020, https://arxiv.org/abs/2006.10963.
     """
 
+    exemplar = True
     function = staticmethod(mixed_statistics)
 
     def __init__(self, *, prior_strength: float = 16.0) -> None:

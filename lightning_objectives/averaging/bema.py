@@ -107,6 +107,7 @@ class BEMA(Rule):
     is kept in float32 and saved.
     """
 
+    exemplar = True
     by_tensor = True
 
     def __init__(

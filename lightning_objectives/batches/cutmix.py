@@ -95,6 +95,8 @@ class CutMix(BatchTransform):
     and in timm's ``correct_lam=True``.
     """
 
+    exemplar = True
+
     def __init__(self, *, alpha: float = 1.0, prob: float = 1.0) -> None:
         super().__init__()
         check_mixing({"alpha": alpha}, prob)

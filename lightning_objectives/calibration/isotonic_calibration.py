@@ -94,6 +94,7 @@ class IsotonicCalibration(Calibrator):
     https://doi.org/10.1145/775047.775151.
     """
 
+    exemplar = True
     family = "overconfidence"
     fitted_shapes: ClassVar = {"points": "(C, K) float", "values": "(C, K) float"}
 

@@ -56,7 +56,8 @@ class Refer(StepCallback):
     """
 
     place = "reference"
-    leaves_training_alone = True
+    provides = "reference"
+    beside = ("ReweightSamples",)
     refuses: ClassVar = {"fsdp2": "each rank holds a shard of the weights alone; use DDPStrategy"}
 
     network: str | nn.Module | Callable[[], str | nn.Module] = "start"

@@ -61,6 +61,7 @@ class GradientAlignment(Combination):
         tensor([1., 1.])
     """
 
+    exemplar = True
     function = staticmethod(gradient_alignment)
 
     def forward(self, gradients: Tensor) -> Tensor:

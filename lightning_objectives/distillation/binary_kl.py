@@ -88,6 +88,7 @@ class BinaryKL(Distillation):
         tensor([0.])
     """
 
+    exemplar = True
     function = staticmethod(binary_kl)
     problems = ("classes", "binary", "labels")
 

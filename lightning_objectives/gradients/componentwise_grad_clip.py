@@ -61,6 +61,8 @@ class ComponentwiseGradClip(GradientTransform):
     after every backward pass.
     """
 
+    exemplar = True
+
     def __init__(self, *, max_norm: float = 1.0) -> None:
         _check(max_norm)
         self.max_norm = max_norm

@@ -96,6 +96,7 @@ class MultiSampleDropout(Head):
         torch.Size([4, 2, 3])
     """
 
+    exemplar = True
     function = staticmethod(multi_sample_dropout)
     by_process = "each process draws masks of its own"
 

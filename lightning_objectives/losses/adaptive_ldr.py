@@ -136,6 +136,7 @@ class AdaptiveLDRLoss(Loss):
         tensor([0.6201])
     """
 
+    exemplar = True
     function = staticmethod(adaptive_ldr_loss)
     family = "label noise"
     problems = ("classes",)

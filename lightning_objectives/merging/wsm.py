@@ -110,6 +110,7 @@ class WSM(Merge):
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
+    exemplar = True
     function = staticmethod(wsm_coefficients)
 
     def __init__(self, *, shape: Shape | Callable[[float], float] = "1-sqrt", ema_weight: float = 0.2) -> None:

@@ -82,6 +82,7 @@ class ASAM(Perturbation):
     Paper: see :func:`asam_offsets`.
     """
 
+    exemplar = True
     function = staticmethod(asam_offsets)
     by_process = "each process moves its weights by the gradient of its own rows"
 

@@ -74,6 +74,7 @@ class ConfidencePenalty(Regularizer):
     Paper: see :func:`confidence_penalty`.
     """
 
+    exemplar = True
     function = staticmethod(confidence_penalty)
     family = "overconfidence"
     problems = ("classes",)

@@ -62,6 +62,7 @@ class ClassCounts(Survey):
     https://arxiv.org/abs/1901.05555.
     """
 
+    exemplar = True
     function = staticmethod(class_counts)
     family = "class imbalance"
     problems = ("classes",)

@@ -74,6 +74,7 @@ class CVaR(Weighting):
         tensor([0., 0., 0., 4.])
     """
 
+    exemplar = True
     function = staticmethod(cvar_weights)
     family = "worst cases"
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning_objectives import callbacks, kinds
 from lightning_objectives._trainer.callback import Callback
 from lightning_objectives.discovery import methods
-from lightning_objectives.signals import signals_from
+from lightning_objectives.signals import SIGNALS, signals_from, signals_of
 from lightning_objectives.testing.conformance.case import Case
 from lightning_objectives.testing.signals import build
 
@@ -57,7 +57,7 @@ def ready_made() -> dict[str, type[Any]]:
     return {name: getattr(callbacks, name) for name in callbacks.__all__ if name not in verbs()}
 
 
-def place(cls: type[Any], case: Case, method: Any = None) -> list[Callback]:
+def place(cls: type[Any], case: Case, method: Any = None, *, provider: type[Any] | None = None) -> list[Callback]:
     """A callback with a method, its exemplary settings, what the case gives by name, and what it needs beside it."""
     given: dict[str, Any] = dict(cls.example)
     needed = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.name not in given]
@@ -70,22 +70,33 @@ def place(cls: type[Any], case: Case, method: Any = None) -> list[Callback]:
     for name in {"hidden", "teacher_hidden"} & {*getattr(callback, "signals", ())}:
         option = name.replace("hidden", "layers")
         setattr(callback, option, case.settings[option]())
-    refers = not signals_from("reference").isdisjoint(getattr(callback, "signals", ()))
-    beside = [made for name in (*cls.beside, *(["Refer"] if refers else [])) for made in place(verbs()[name], case)]
-    return [callback, *beside]
+    asked = {SIGNALS[name].source for name in getattr(callback, "signals", ()) if name in SIGNALS}
+    providers = [name for name, verb in verbs().items() if verb.provides in asked and verb is not provider]
+    beside = [place(verbs()[name], case, _served(cls, verbs()[name]), provider=cls) for name in cls.beside]
+    beside += [[verbs()[name]()] for name in providers]
+    return [callback, *(made for group in beside for made in group)]
+
+
+def _served(provider: type[Any], cls: type[Any]) -> Any:
+    """A method of another callback that asks for the signals of a provider; None if the callback provides none."""
+    if not provider.provides:
+        return None
+    given = signals_from(provider.provides)
+    return next(method for method in methods_of(cls) if not given.isdisjoint(signals_of(method)))
 
 
 def methods_of(cls: type[Any]) -> Iterator[Any]:
-    """An instance of each method that the callback places, first those that need nothing beside."""
+    """An instance of each method that the callback places: first its exemplar, last those that need something more."""
     rooms = [kind.room for kind in kinds.KINDS if cls.kind and issubclass(kind, cls.kind)]
     found = [method for _, method in (methods(*rooms) if rooms else ()) if method.callback == cls.__name__]
     yield from map(build, sorted(found, key=_needs))
 
 
-def _needs(method: Any) -> bool:
-    """Whether a method needs something beside its callback: files, the index of the samples, layers, or their sizes."""
+def _needs(method: Any) -> tuple[bool, bool]:
+    """Whether a method is no exemplar, and whether it needs files, the index of the samples, layers, or their sizes."""
     asked = inspect.signature(method.forward).parameters if hasattr(method, "forward") else {}
-    return bool(getattr(method, "asks", ()) or method.remembers or "hidden" in asked or hasattr(method, "build"))
+    needs = getattr(method, "asks", ()) or method.remembers or "hidden" in asked or hasattr(method, "build")
+    return not method.exemplar, bool(needs)
 
 
 def exemplars() -> list[PlugIn]:
