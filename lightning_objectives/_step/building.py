@@ -28,6 +28,12 @@ class Building(Member):
         """Whether the method builds parts of its own."""
         return hasattr(self.method, "build")
 
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The names of the sizes that it needs."""
+        method: Any = self.method
+        return tuple(inspect.signature(method.build).parameters) if self.builds else ()
+
     def tap_layers(self, plan: Any) -> None:
         """Keep the outputs of the layers that the user names.
 
@@ -60,10 +66,9 @@ class Building(Member):
         """
         method: Any = self.method
         sizes["hidden"] = lambda: sizes_of(self.taps, option="layers")
-        asked = inspect.signature(method.build).parameters
         # Drawn on the CPU: `configure_model` makes modules on the device of the strategy by default.
         with private_stream(self.seed), torch.device("cpu"):
-            method.build(**{name: sizes[name]() for name in asked})
+            method.build(**{name: sizes[name]() for name in self.sizes})
         like = next((head if head is not None else self.taps[0].layer).parameters())
         method.to(like.device, like.dtype)
         self.has_parts = True

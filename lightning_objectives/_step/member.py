@@ -45,6 +45,11 @@ class Member:
         return ()
 
     @property
+    def sizes(self) -> tuple[str, ...]:
+        """The names of the sizes with which the method builds parts of its own."""
+        return ()
+
+    @property
     def state_key(self) -> str:
         """The name of its state in a checkpoint."""
         return type(self).__name__
@@ -67,6 +72,9 @@ class Member:
 
     def build(self, plan: Any, head: nn.Module | None) -> None:
         """Build what depends on the network's head, before the extra modules are added."""
+
+    def start(self, plan: Any) -> None:
+        """Take what is needed of the module as it is before the first step, a search's for the learning rate too."""
 
     def finish_batch(self, of_batch: Mapping[Any, Any]) -> None:
         """Write what a batch has taught, after all passes over it."""

@@ -172,7 +172,8 @@ class Plan:
         self._repeats = bool(signals & _FROM_NETWORK)
         self._records_network = self._records_network or self._repeats
         wrap = any(member.place == "head" for member in self.members)
-        self.needs_head = wrap or bool(signals & FROM_HEAD)
+        built = {name for member in self.members for name in member.sizes}
+        self.needs_head = wrap or bool(signals & FROM_HEAD) or bool(built & {"features", "classes"})
         self.catches = bool(signals & _FROM_CALLS) or any(m.place in CHANGES for m in self.members)
         if self.catches or any(member.criteria for member in self.members):
             self.capture.criterion(self.option("criterion"))
@@ -252,6 +253,8 @@ class Plan:
             return inner(*args, **kwargs)
         if not self.steps:
             self.extras.follow()
+            for member in self.members:
+                member.start(self)
         batch, index = unwrap(args[0] if args else kwargs.get("batch"), self.option("input"))
         self.batch = batch
         of_batch: dict[Any, Any] = {}

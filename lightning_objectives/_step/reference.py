@@ -50,6 +50,7 @@ def logits_with(step: Step, tensors: Mapping[str, Tensor]) -> Tensor:
     try:
         with (
             torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),  # Another mode would be another graph.
             Capture.closed(),
             Muted(module),
             _evaluating(call.owner),
@@ -83,22 +84,25 @@ def compared(step: Step, logits: Tensor) -> Call:
     assert call is not None  # the engine catches the criterion for methods that ask
     if isinstance(call, Stacked):
         call = call.first
-    own = followed(step, logits)
+    with torch.no_grad():
+        own = followed(step, logits)
     if own is None or own.shape != call.input.shape:
         raise ValueError(
             f"The reference's logits have the shape {tuple(logits.shape)}, and the criterion compares "
             f"{tuple(call.input.shape)}: what {type(step.module).__name__}.training_step does in between cannot be "
             "repeated. Casts, shapes, selections and arithmetic can; move anything else into the network."
         )
-    replaced = call.input
-    return call.on(lambda tensor: own if tensor is replaced else tensor)
+    replaced, compared = call.input, own.detach().requires_grad_()  # A named criterion shows its rows by gradients.
+    return call.on(lambda tensor: compared if tensor is replaced else tensor)
 
 
 def losses_of(step: Step, call: Call) -> Tensor:
     """(samples,) the mean loss of each sample in a call; 0 where no element counts."""
     valid = call.valid if step.counted is None else step.counted
     assert step.call is not None
-    rows = fold(call.elements.detach(), valid, step.samples(step.call, call.elements))
+    with torch.enable_grad():
+        elements = call.elements.detach()
+    rows = fold(elements, valid, step.samples(step.call, elements))
     if rows.kept is None:
         return rows.losses
     return rows.losses.new_zeros(rows.total).index_copy(0, rows.kept, rows.losses)

@@ -44,7 +44,7 @@ class Callback(LightningCallback):
 
     @property
     def passes(self) -> int:
-        """How often the module's training step runs for each batch."""
+        """How often the network runs for each batch."""
         return 1
 
     def methods(self) -> list[Any]:

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_objectives._files.fitting import Weights
 from lightning_objectives._files.names import plain_name
 from lightning_objectives._files.network import load_network, read_weights
 from lightning_objectives._step.callback import StepCallback
+from lightning_objectives._step.compiled import is_compiled
 from lightning_objectives._step.frozen import Normalization
 from lightning_objectives._step.plan import Plan
 from lightning_objectives._step.reference import compared, logits_with, losses_of, state_of, tensors_in
@@ -19,6 +20,10 @@ from lightning_objectives._step.step import Step
 from lightning_objectives._step.teacher import Teacher
 from lightning_objectives._trainer.checkpoints import taking
 
+_OF_OWN = {
+    "a_compiled_module": "calls of a network inside a compiled module cannot be seen; compile the network alone",
+    "lazy_modules": "its lazy parameters have no values yet; run a batch through the module before the training",
+}
 _PREFIX = "weights."
 """What the names of the tensors begin with in the callback's state."""
 
@@ -31,8 +36,9 @@ class Refer(StepCallback):
     ``reference_weights``. Without such a method the callback does nothing.
 
     The reference is always in eval mode, and gets no gradient. It is called as your step calls the network, and its
-    logits go the way of the network's to the criterion. ``"start"`` and ``"epoch"`` keep a copy of the network's
-    parameters and buffers in memory, and in each checkpoint, so that a resumed training goes on with the same ones.
+    logits go the way of the network's to the criterion. Hooks that you set on the network see this pass too.
+    ``"start"`` and ``"epoch"`` keep a copy of the network's parameters and buffers in memory, and in each checkpoint,
+    so that a resumed training goes on with the same ones.
 
     Args:
         network: ``"start"``, the network before the first step of this training; ``"epoch"``, the network at the end of
@@ -97,6 +103,15 @@ class Refer(StepCallback):
         return self.network if isinstance(self.network, str) else "another network"
 
     @property
+    def passes(self) -> int:
+        """Two, if the reference is the network itself: it runs once more for methods that ask what it says."""
+        return 2 if self._is_own else 1
+
+    def unsupported(self) -> dict[str, str]:
+        """Add what hides the network, or has no weights yet, if the reference is the network itself."""
+        return super().unsupported() | (_OF_OWN if self._is_own else {})
+
+    @property
     def signals(self) -> tuple[str, ...]:
         """No signals of its own."""
         return ()
@@ -110,13 +125,20 @@ class Refer(StepCallback):
         plan = Plan.of(trainer, pl_module)
         plan.record_network()
         plan.providers |= {
-            "reference_logits": lambda step: self._compared(step).logits,
+            "reference_logits": lambda step: self._compared(step).logits.detach(),
             "reference_losses": lambda step: losses_of(step, self._compared(step)),
             "reference_weights": lambda step: self._weights(step.plan),
         }
 
     def build(self, plan: Plan, head: nn.Module | None) -> None:
-        """Load the other network, or the file."""
+        """Load the other network, or the file.
+
+        Raises:
+            ValueError: the calls of the network are hidden, but a method asks for what it says.
+        """
+        runs = any({"reference_logits", "reference_losses"} & {*member.signals} for member in plan.members)
+        if runs and self._is_own and is_compiled(plan.module):
+            raise ValueError(f"Refer cannot run the network once more: {_OF_OWN['a_compiled_module']}.")
         if not self._is_own:
             network = self.network if isinstance(self.network, (str, nn.Module)) else self.network()
             self._teacher = Teacher(
@@ -130,16 +152,21 @@ class Refer(StepCallback):
             state = Weights(read_weights(self.weights), self.weights, self.prefix, options="").of(plan.network)
             self._tensors = state_of({name: state[name] for name in tensors_in(plan.network) if name in state})
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Copy the network as it is, unless a checkpoint holds the copy."""
-        if self._is_own and self._epoch < 0 and self.weights is None:
-            copied = self._own(Plan.of(trainer, pl_module))
-            self._epoch = trainer.current_epoch
-            size = sum(tensor.nbytes for tensor in copied.values()) / 1e6
+    def start(self, plan: Plan) -> None:
+        """Copy the network as it is, unless a checkpoint or a file holds the copy."""
+        if self._is_own and not self._tensors:
+            if any(map(is_lazy, plan.network.parameters())):
+                raise ValueError(f"Refer cannot copy {type(plan.network).__name__}: {_OF_OWN['lazy_modules']}.")
+            self._tensors = state_of(tensors_in(plan.network))
+            size = sum(tensor.nbytes for tensor in self._tensors.values()) / 1e6
             rank_zero_info(f"Refer keeps a copy of the network: {size:.3g} MB in memory, and in each checkpoint.")
-        self.on_train_epoch_start(
-            trainer, pl_module
-        )  # Lightning does not call it after a resume at the end of an epoch.
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to count the epochs, unless a checkpoint holds their number."""
+        if self._epoch < 0:
+            self._epoch = trainer.current_epoch
+        # Lightning does not call it after a resume at the end of an epoch.
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Copy the network at the end of the epoch before."""
@@ -153,11 +180,9 @@ class Refer(StepCallback):
             self._teacher.share_cache(trainer)
 
     def _own(self, plan: Plan) -> dict[str, Tensor]:
-        """The tensors of the network as it was; a search for the learning rate asks for them before the start."""
-        if not self._tensors:
-            self._tensors = state_of(tensors_in(plan.network))
+        """The tensors of the network as it was, on its device."""
         own = tensors_in(plan.network)
-        if any(self._tensors[name].device != own[name].device for name in self._tensors):
+        if any(tensor.device != own[name].device for name, tensor in self._tensors.items()):
             self._tensors = {name: tensor.to(own[name].device) for name, tensor in self._tensors.items()}
         return self._tensors
 
@@ -175,8 +200,7 @@ class Refer(StepCallback):
             teacher = self._teacher
             own = None if teacher is not None else logits_with(step, self._own(step.plan))
             step.of_batch[self] = own if teacher is None else teacher.answer(step).logits
-        with torch.no_grad():
-            return compared(step, step.of_batch[self])
+        return compared(step, step.of_batch[self])
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Give the module back as it was, and drop the other network."""
