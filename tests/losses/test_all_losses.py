@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from lightning_objectives.discovery import methods
+from lightning_objectives.signals import signals_of
 from lightning_objectives.testing import build
 
-CLASSES = [cls for _, cls in methods("losses")]
+CLASSES = [cls for _, cls in methods("losses") if "features" not in signals_of(build(cls))]
+"""The losses of logits. Those of features, whose scale is another, have such tests of their own."""
 each = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 TARGET = torch.tensor([0, 1, 2, 0, 1, 1])
 
