@@ -6,6 +6,7 @@ from lightning_objectives.distillation.dist import DIST, dist_loss
 from lightning_objectives.distillation.dkd import DKD, dkd
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
 from lightning_objectives.distillation.fit_nets import FitNets
+from lightning_objectives.distillation.mutual_information import MutualInformationDistillation
 from lightning_objectives.distillation.normalized_kd import NormalizedKD, normalized_kd
 from lightning_objectives.distillation.pkt import PKT, pkt_loss
 from lightning_objectives.distillation.rkd import RKD, rkd_loss
@@ -24,6 +25,7 @@ __all__ = [
     "BinaryKL",
     "DualHead",
     "FitNets",
+    "MutualInformationDistillation",
     "NormalizedKD",
     "SimilarityPreserving",
     "SinkhornKD",

@@ -76,7 +76,7 @@ class FixedPredictorRejection(Loss):
         check_shapes(features=features, logits=logits, target=target)
         check_classes(logits)
         assert self.rejector is not None
-        score = self.rejector(features.detach().to(self.rejector.weight.dtype)).squeeze(1)
+        score: Tensor = self.rejector(features.detach().to(self.rejector.weight.dtype)).squeeze(1)
         score = score.to(torch.promote_types(score.dtype, torch.float32))
         top = logits.argmax(1)
         right = target.gather(1, top[:, None]).squeeze(1) if target.is_floating_point() else (top == target)

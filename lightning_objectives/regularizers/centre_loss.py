@@ -59,8 +59,8 @@ class CentreLoss(Regularizer):
         self.centres: nn.Embedding | None = None
 
     def build(self, *, features: int, classes: int) -> None:
-        """New centres, drawn from the standard normal distribution."""
-        self.centres = nn.Embedding(classes, features)
+        """New centres, from the standard normal distribution; a head with one logit is one for two classes."""
+        self.centres = nn.Embedding(max(classes, 2), features)
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """(N, D) features and (N,) classes or (N, C) probabilities -> (N,) terms."""

@@ -79,8 +79,8 @@ class UniversalSelfKD(Regularizer):
         self.weak_head: nn.Linear | None = None
 
     def build(self, *, hidden: Sequence[int], classes: int) -> None:
-        """A new weak head on the channels of the layers together."""
-        self.weak_head = nn.Linear(sum(hidden), classes)
+        """A new weak head on the channels of the layers together; a head with one logit is one for two classes."""
+        self.weak_head = nn.Linear(sum(hidden), max(classes, 2))
 
     def forward(
         self, logits: Tensor, target: Tensor, hidden: Sequence[Tensor], head: nn.Module | None = None
@@ -93,7 +93,12 @@ class UniversalSelfKD(Regularizer):
         check_classes(logits)
         assert self.weak_head is not None
         pooled = torch.cat([maps.flatten(2).mean(2) if maps.dim() > 2 else maps for maps in hidden], 1)
-        weak = self.weak_head(pooled.to(self.weak_head.weight.dtype))
+        weak: Tensor = self.weak_head(pooled.to(self.weak_head.weight.dtype))
+        if weak.shape != logits.shape:
+            raise ValueError(
+                f"logits of the shape {tuple(logits.shape)} must be those of the weak head, {tuple(weak.shape)}: one "
+                "row for each sample, and the classes of the head. Name the head of these logits by head='path.to.it'."
+            )
         log_p, log_q = _wide(logits).log_softmax(1), _wide(weak).log_softmax(1)
         labels, counted = _labels(target, log_p)
         value, places = labels.topk(min(2, labels.shape[1]))

@@ -54,6 +54,12 @@ def test_lengths_and_the_bias_mean_nothing():
     torch.testing.assert_close(cos_face_loss(0.1 * features, head, torch.tensor([2])), before)
 
 
+def test_classes_may_have_any_integer_type():
+    features, head = with_cosines(0.6, 0.3, -0.2)
+    classes = [cos_face_loss(features, head, torch.tensor([1], dtype=dtype)) for dtype in (torch.uint8, torch.int64)]
+    torch.testing.assert_close(*classes)
+
+
 def test_half_precision_is_computed_in_float32():
     features, head = with_cosines(0.6, 0.3, -0.2)
     with torch.autocast("cpu", torch.bfloat16):

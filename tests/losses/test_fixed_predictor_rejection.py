@@ -50,6 +50,13 @@ def test_probabilities_give_the_expectation():
     torch.testing.assert_close(mixed, 0.7 * right + 0.3 * wrong)
 
 
+def test_other_types_of_numbers():
+    """Half precision is computed in float32, and classes may have any integer type."""
+    method, features = with_scores(cost=0.2), torch.tensor([[0.5], [-0.25]])
+    expected = method(features, LOGITS, TARGET)
+    torch.testing.assert_close(method(features.bfloat16(), LOGITS.bfloat16(), TARGET.to(torch.uint8)), expected)
+
+
 def test_the_rejector_alone_gets_a_gradient():
     method = with_scores(cost=0.2)
     features, logits = torch.tensor([[0.4], [0.1]], requires_grad=True), LOGITS.clone().requires_grad_()

@@ -92,6 +92,21 @@ def test_a_target_to_ignore_leaves_the_other_terms(ignored):
     torch.testing.assert_close(terms[::2], torch.tensor([2.5, 1.0]))
 
 
+class Binary(Net):
+    def __init__(self):
+        super().__init__(classes=1)
+
+    def training_step(self, batch, batch_idx):
+        hit = (batch[1] == 0).float()[:, None]
+        return F.binary_cross_entropy_with_logits(self(batch[0]), hit)
+
+
+def test_one_logit_has_two_centres():
+    method = CentreLoss(centre_rate=1.0)
+    fit(AddRegularizer(method, strength=1.0), net=Binary)
+    assert method.centres.weight.shape == (2, 6)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"centre_rate=0\.0 must be > 0"):
         CentreLoss(centre_rate=0.0)

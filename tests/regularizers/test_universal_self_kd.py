@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Net, fit
 
+from lightning_objectives.callbacks import AddRegularizer
 from lightning_objectives.regularizers import UniversalSelfKD
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.5, 0.0, -0.5, 3.0], [0.2, 0.1, 1.0, 0.9]])
@@ -136,6 +138,26 @@ def test_large_logits_stay_finite():
     terms.sum().backward()
     assert terms.isfinite().all()
     assert logits.grad.isfinite().all()
+
+
+class Binary(Net):
+    def __init__(self):
+        super().__init__(classes=1)
+
+    def training_step(self, batch, batch_idx):
+        hit = (batch[1] == 0).float()[:, None]
+        return F.binary_cross_entropy_with_logits(self(batch[0]), hit)
+
+
+def test_one_logit_is_two_classes():
+    method = UniversalSelfKD()
+    fit(AddRegularizer(method, layers="backbone.0"), net=Binary)
+    assert method.weak_head.weight.shape == (2, 6)
+
+
+def test_logits_of_other_rows_are_refused():
+    with pytest.raises(ValueError, match=r"logits of the shape \(3, 4\) must be those of the weak head, \(2, 4\)"):
+        built(WEIGHT)(LOGITS, TARGET, (HIDDEN[:2],))
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "mu"])
