@@ -96,7 +96,7 @@ class GradNorm(Combination):
         if len(terms) != self.tasks:
             raise ValueError(f"The loss has {len(terms)} terms, but tasks={self.tasks}. Set tasks={len(terms)}.")
         used, terms = self.weights, terms.detach().to(self.weights.dtype)
-        lengths = torch.linalg.vector_norm(gradients.detach(), dim=1, dtype=torch.float32)
+        lengths = torch.linalg.vector_norm(gradients.detach().to(used.dtype), dim=1)
         finite = terms.isfinite().all() & lengths.isfinite().all()
         first = torch.where(self.first_losses.isnan(), terms, self.first_losses)
         # A first loss of 0 says nothing of the pace.
