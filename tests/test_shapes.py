@@ -241,6 +241,7 @@ NUMBERS = {
 }
 """Functions of plain numbers."""
 ELSEWHERE = {
+    "spectral_penalty",
     "attention_distance",
     "ascended_multipliers",
     "early_learning_penalty",

@@ -14,6 +14,7 @@ from lightning_objectives.regularizers.orthogonal_conv import OrthogonalConv, ke
 from lightning_objectives.regularizers.r_drop import RDrop, r_drop, symmetric_kl
 from lightning_objectives.regularizers.self_distillation import SelfDistillation, past_cross_entropy
 from lightning_objectives.regularizers.spectral_decoupling import SpectralDecoupling, spectral_decoupling
+from lightning_objectives.regularizers.spectral_regularizer import SpectralRegularizer, spectral_penalty
 from lightning_objectives.regularizers.vat import VAT, adversarial_direction, virtual_adversarial_loss
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "RDrop",
     "SelfDistillation",
     "SpectralDecoupling",
+    "SpectralRegularizer",
     "adversarial_direction",
     "confidence_penalty",
     "early_learning_penalty",
@@ -40,6 +42,7 @@ __all__ = [
     "past_cross_entropy",
     "r_drop",
     "spectral_decoupling",
+    "spectral_penalty",
     "symmetric_kl",
     "virtual_adversarial_loss",
 ]
