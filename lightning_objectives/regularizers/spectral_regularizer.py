@@ -66,7 +66,8 @@ def _largest_singular_value(matrix: Tensor, generator: torch.Generator | None, i
         right = torch.randn(matrix.shape[1], generator=generator).to(matrix, non_blocking=True)
         for _ in range(iterations):
             right = F.normalize(matrix.T @ F.normalize(matrix @ right, dim=0), dim=0)
-    return torch.linalg.vector_norm(matrix @ right)
+    largest: Tensor = torch.linalg.vector_norm(matrix @ right)
+    return largest
 
 
 def _wide(tensor: Tensor) -> Tensor:
