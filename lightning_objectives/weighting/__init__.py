@@ -1,5 +1,6 @@
 """Weights the samples of a batch: losses (N,) -> weights (N,)."""
 
+from lightning_objectives.weighting.constrained_learning import ConstrainedLearning
 from lightning_objectives.weighting.cvar import CVaR, cvar_weights
 from lightning_objectives.weighting.dr_rho import DRRho, excess_loss_weights
 from lightning_objectives.weighting.feasible_learning import FeasibleLearning, ascended_multipliers
@@ -11,6 +12,7 @@ from lightning_objectives.weighting.spectral_risk import SpectralRisk, spectral_
 
 __all__ = [
     "CVaR",
+    "ConstrainedLearning",
     "DRRho",
     "FeasibleLearning",
     "FocalWeights",
