@@ -257,6 +257,7 @@ NUMBERS = {
 """Functions of plain numbers."""
 ELSEWHERE = {
     "attention_concentration",
+    "spectral_penalty",
     "attention_distance",
     "ascended_multipliers",
     "early_learning_penalty",

@@ -2,6 +2,7 @@
 
 from lightning_objectives.combination.aligned_mtl import AlignedMTL, aligned_mtl_weights
 from lightning_objectives.combination.cagrad import CAGrad, cagrad_weights
+from lightning_objectives.combination.grad_norm import GradNorm
 from lightning_objectives.combination.gradient_alignment import GradientAlignment, gradient_alignment
 from lightning_objectives.combination.mgda import MGDA, mgda_weights
 from lightning_objectives.combination.nash_mtl import NashMTL, nash_mtl_weights
@@ -13,6 +14,7 @@ __all__ = [
     "MGDA",
     "AlignedMTL",
     "CAGrad",
+    "GradNorm",
     "GradientAlignment",
     "NashMTL",
     "PCGrad",
