@@ -84,5 +84,4 @@ class FixedPredictorRejection(Loss):
         half = self.alpha / 2
         beta = half * (math.exp(half) + (1 - self.cost) / self.cost * math.exp(-half))
         accepted = right * (half * (score - 1)).exp() + (1 - right) * (half * (score + 1)).exp()
-        losses: Tensor = accepted + self.cost * (-beta * score).exp()
-        return losses
+        return accepted + self.cost * (-beta * score).exp()

@@ -4,8 +4,16 @@ from lightning_objectives.regularizers.attention_entropy import AttentionEntropy
 from lightning_objectives.regularizers.centre_loss import CentreLoss
 from lightning_objectives.regularizers.confidence_penalty import ConfidencePenalty, confidence_penalty
 from lightning_objectives.regularizers.distance_covariance import DistanceCovariance, distance_covariance
-from lightning_objectives.regularizers.early_learning import EarlyLearningRegularization, early_learning_penalty, early_learning_targets
-from lightning_objectives.regularizers.generalized_gaussian_prior import GeneralizedGaussianPrior, gaussian_shape, generalized_gaussian_prior
+from lightning_objectives.regularizers.early_learning import (
+    EarlyLearningRegularization,
+    early_learning_penalty,
+    early_learning_targets,
+)
+from lightning_objectives.regularizers.generalized_gaussian_prior import (
+    GeneralizedGaussianPrior,
+    gaussian_shape,
+    generalized_gaussian_prior,
+)
 from lightning_objectives.regularizers.input_gradient_penalty import InputGradientPenalty, input_gradient_penalty
 from lightning_objectives.regularizers.irm_v2 import IRMv2Penalty, irm_v2_penalty
 from lightning_objectives.regularizers.jacobian_penalty import JacobianPenalty, jacobian_penalty
@@ -20,6 +28,8 @@ from lightning_objectives.regularizers.universal_self_kd import UniversalSelfKD
 from lightning_objectives.regularizers.vat import VAT, adversarial_direction, virtual_adversarial_loss
 
 __all__ = [
+    "L2SP",
+    "VAT",
     "AttentionEntropy",
     "CentreLoss",
     "ConfidencePenalty",
@@ -29,7 +39,6 @@ __all__ = [
     "IRMv2Penalty",
     "InputGradientPenalty",
     "JacobianPenalty",
-    "L2SP",
     "LogPartitionPenalty",
     "OrthogonalConv",
     "RDrop",
@@ -37,7 +46,6 @@ __all__ = [
     "SpectralDecoupling",
     "SpectralRegularizer",
     "UniversalSelfKD",
-    "VAT",
     "adversarial_direction",
     "attention_concentration",
     "confidence_penalty",

@@ -7,14 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from lightning_objectives.discovery import methods
-from lightning_objectives.signals import signals_of
 from lightning_objectives.testing import build
 
 ASKED = {"self", "logits", "target", "mask", "generator"}
 CLASSES = [cls for _, cls in methods("losses") if {*inspect.signature(cls.forward).parameters} <= ASKED]
 """Those on logits; losses on features have tests of their own."""
-CLASSES = [cls for _, cls in methods("losses") if "features" not in signals_of(build(cls))]
-"""The losses of logits. Those of features, whose scale is another, have such tests of their own."""
 each = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 TARGET = torch.tensor([0, 1, 2, 0, 1, 1])
 
