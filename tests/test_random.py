@@ -24,6 +24,7 @@ def test_a_head_is_drawn_on_the_cpu_whatever_the_default_device_is():
     for device in ("cpu", "meta"):
         method = DualHead()
         with torch.device(device):
-            Distill(method, teacher=nn.Identity())._build_head(method, nn.Linear(4, 3, device="cpu"))
+            callback = Distill(method, teacher=nn.Identity())
+            callback.build_parts(nn.Linear(4, 3, device="cpu"), features=lambda: 4, classes=lambda: 3)
         heads.append(method.auxiliary_head.state_dict())
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])

@@ -70,6 +70,15 @@ class ReplaceLoss(StepCallback):
 
         return Replaced(call, losses_of)
 
+    @staticmethod
+    def _lie_whole(call: Call, step: Step) -> bool:
+        """Whether the first dimension of what a call compares counts the samples."""
+        samples = step.samples(call, call.on(lambda tensor: tensor.detach()).elements)
+        if samples.ids is None:
+            return True
+        ids = samples.ids.flatten(1) if samples.ids.dim() > 1 else samples.ids[:, None]
+        return len(ids) == samples.count and bool((ids == torch.arange(len(ids), device=ids.device)[:, None]).all())
+
     @property
     def needs_samples(self) -> bool:
         """Whether it must know which losses belong to one sample."""
@@ -88,8 +97,7 @@ class ReplaceLoss(StepCallback):
                 f"{whole}, so it has one value for each, but your code reduces the losses of single positions itself "
                 f"({compares}). Let the criterion reduce them."
             )
-        plain = call.on(lambda tensor: tensor.detach())
-        if step.samples(call, plain.elements).ids is not None:
+        if not step.plan.verified and not self._lie_whole(call, step):
             raise ValueError(
                 f"{whole}, but {compares}, in which their positions lie in rows of their own. Let your step pass "
                 "logits of the shape (N, C, ...) to its criterion."

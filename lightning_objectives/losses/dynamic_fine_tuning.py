@@ -35,10 +35,10 @@ def dynamic_fine_tuning_loss(logits: Tensor, target: Tensor) -> Tensor:
     Paper: Wu et al., On the Generalization of SFT: A Reinforcement Learning Perspective with Reward Rectification,
     2025, https://arxiv.org/abs/2508.05629. Not checked at the source: the number of the equation.
     """
-    return of_target(believed_losses, target, log_probabilities(logits, target))
+    return of_target(_believed_losses, target, log_probabilities(logits, target))
 
 
-def believed_losses(log_p: Tensor) -> Tensor:
+def _believed_losses(log_p: Tensor) -> Tensor:
     """The losses of targets with these log-probabilities."""
     # 0 * inf is NaN, so a probability of 0 needs a finite logarithm.
     return -log_p.exp().detach() * log_p.clamp_min(torch.finfo(log_p.dtype).min)

@@ -20,7 +20,7 @@ from lightning_objectives.testing import build, example_signals
 from lightning_objectives.weighting import LossBasedReweighting
 
 BY_ROWS = [cls for _, cls in methods() if issubclass(cls, (Loss, Distillation, Regularizer)) and not cls.coupled]
-ROWS = ("logits", "target", "teacher_logits")
+ROWS = ("logits", "reference_logits", "target", "teacher_logits")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def noting(method, sizes):
 def test_every_method_gives_the_values_and_gradients_of_the_whole(cls, kept, sizes):
     signals = example_signals(rows=7)
     names = signals_of(build(cls))
-    if "logits" not in names or {"again", "generator", "features", "memory"} & {*names}:
+    if "logits" not in names or {"again", "generator", "features", "mask", "memory"} & {*names}:
         return  # It is left whole.
     factors = torch.rand(7 if kept is None else 4, dtype=torch.float64)
     results = []

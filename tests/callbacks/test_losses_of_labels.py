@@ -8,12 +8,15 @@ from bare_step import loss_and_gradient
 from lightning_objectives.callbacks import ReplaceLoss, ReweightSamples
 from lightning_objectives.discovery import methods
 from lightning_objectives.losses import LogitAdjustedLoss, logit_adjusted_loss
+from lightning_objectives.signals import signals_of
 from lightning_objectives.testing import build
 from lightning_objectives.weighting import SmallLossSelection
 
-OF_LABELS = [cls for _, cls in methods("losses") if "labels" in cls.problems]
-OF_BINARY = [cls for _, cls in methods("losses") if "binary" in cls.problems]
-OF_CLASSES = [cls for _, cls in methods("losses") if "classes" in cls.problems]
+OF_LOGITS = [cls for _, cls in methods("losses") if {*signals_of(build(cls))} <= {"logits", "target", "mask"}]
+"""Those that ask for nothing else, and draw nothing."""
+OF_LABELS = [cls for cls in OF_LOGITS if "labels" in cls.problems]
+OF_BINARY = [cls for cls in OF_LOGITS if "binary" in cls.problems]
+OF_CLASSES = [cls for cls in OF_LOGITS if "classes" in cls.problems]
 NAME = {"ids": lambda cls: cls.__name__}
 LABELS = torch.tensor([[1.0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]])
 
