@@ -130,7 +130,7 @@ class SAR(TENT):
         self.margin = margin
         self.recovery = recovery
         self.decay = decay
-        self.skip = skip
+        self.skip = tuple(skip)
 
     def adapts(self, network: nn.Module) -> dict[str, nn.Parameter]:
         """The scales and shifts of the normalization layers that are not in ``skip``."""
