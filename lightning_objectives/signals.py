@@ -118,7 +118,7 @@ def signals_from(*sources: Source) -> frozenset[str]:
     """The names of the signals that come from any of these sources.
 
     >>> sorted(signals_from("criterion"))
-    ['logits', 'losses', 'target']
+    ['logits', 'losses', 'mask', 'target']
     """
     return frozenset(name for name, signal in SIGNALS.items() if signal.source in sources)
 

@@ -122,6 +122,7 @@ def rows_of(teacher: Tensor, student: Tensor) -> Tensor:
     Raises:
         ValueError: the classes or the rows are not the student's, or the dimension of the classes is unknown.
 
+    >>> import torch
     >>> rows_of(torch.zeros(4), torch.zeros(4, 1)).shape, rows_of(torch.zeros(2, 3, 5), torch.zeros(10, 3)).shape
     (torch.Size([4, 1]), torch.Size([10, 3]))
     """

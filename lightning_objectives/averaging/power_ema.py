@@ -88,8 +88,8 @@ class PowerEMA(Rule):
         >>> state = power.init(weights)
         >>> for step, value in enumerate([1.0, 2.0], start=1):
         ...     power.update(state, [torch.tensor([value])], step=step)
-        >>> power.read(state, weights, step=2)  # gamma = 0.7295, so that 1 has the share (1/2)^1.7295
-        [tensor([1.6985])]
+        >>> power.read(state, weights, step=2)  # gamma = 0.7198, so that 1 has the share (1/2)^1.7198
+        [tensor([1.6964])]
 
     Paper: Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, CVPR 2024, section 3.1 and
     appendix C, https://arxiv.org/abs/2312.02696.

@@ -14,14 +14,14 @@ from lightning_objectives._files.network import load_network, read_weights
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.compiled import is_compiled
 from lightning_objectives._step.frozen import Normalization
-from lightning_objectives._step.plan import Plan
+from lightning_objectives._step.plan import COMPILED, Plan
 from lightning_objectives._step.reference import compared, logits_with, losses_of, state_of, tensors_in
 from lightning_objectives._step.step import Step
 from lightning_objectives._step.teacher import Teacher
 from lightning_objectives._trainer.checkpoints import taking
 
 _OF_OWN = {
-    "a_compiled_module": "calls of a network inside a compiled module cannot be seen; compile the network alone",
+    "a_compiled_module": COMPILED,
     "lazy_modules": "its lazy parameters have no values yet; run a batch through the module before the training",
 }
 _PREFIX = "weights."
@@ -134,8 +134,10 @@ class Refer(StepCallback):
         """Load the other network, or the file.
 
         Raises:
-            ValueError: the calls of the network are hidden, but a method asks for what it says.
+            ValueError: the network has no weights yet, or its calls are hidden, but a method asks for what it says.
         """
+        if self._is_own and any(map(is_lazy, plan.network.parameters())):
+            raise ValueError(f"Refer cannot copy {type(plan.network).__name__}: {_OF_OWN['lazy_modules']}.")
         runs = any({"reference_logits", "reference_losses"} & {*member.signals} for member in plan.members)
         if runs and self._is_own and is_compiled(plan.module):
             raise ValueError(f"Refer cannot run the network once more: {_OF_OWN['a_compiled_module']}.")
@@ -155,8 +157,6 @@ class Refer(StepCallback):
     def start(self, plan: Plan) -> None:
         """Copy the network as it is, unless a checkpoint or a file holds the copy."""
         if self._is_own and not self._tensors:
-            if any(map(is_lazy, plan.network.parameters())):
-                raise ValueError(f"Refer cannot copy {type(plan.network).__name__}: {_OF_OWN['lazy_modules']}.")
             self._tensors = state_of(tensors_in(plan.network))
             size = sum(tensor.nbytes for tensor in self._tensors.values()) / 1e6
             rank_zero_info(f"Refer keeps a copy of the network: {size:.3g} MB in memory, and in each checkpoint.")

@@ -85,7 +85,7 @@ class AttentionTransfer(Distillation):
 
     Example:
         >>> maps = torch.rand(2, 3, 4, 4)
-        >>> AttentionTransfer()([maps], [5 * maps])
+        >>> AttentionTransfer()([maps], [4 * maps])
         tensor([0., 0.])
     """
 

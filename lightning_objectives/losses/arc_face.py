@@ -38,7 +38,7 @@ def arc_face_loss(
         >>> head = nn.Linear(2, 2, bias=False)
         >>> _ = head.weight.data.copy_(torch.eye(2))
         >>> arc_face_loss(torch.tensor([[3.0, 0.0]]), head, torch.tensor([0]), scale=1.0).detach()  # cos 0.5 and 0
-        tensor([0.3476])
+        tensor([0.3477])
 
     Paper: Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, CVPR 2019, equation 3,
     https://arxiv.org/abs/1801.07698. Not checked at the source: the number of the equation.

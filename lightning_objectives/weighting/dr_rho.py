@@ -31,7 +31,7 @@ def excess_loss_weights(losses: Tensor, reference_losses: Tensor, *, temperature
     Example:
         >>> import torch
         >>> excess_loss_weights(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 - 3.0**0.5]))
-        tensor([0.3006, 1.6994])
+        tensor([0.3007, 1.6993])
 
     Paper: Wei et al., Model Steering: Learning with a Reference Model Improves Generalization Bounds and Scaling Laws,
     ICML 2025, https://arxiv.org/abs/2505.06699, the KL-regularized risk. Not checked at the source: the equation, and

@@ -20,6 +20,7 @@ from processes_conditions import (
     ddp,
     ddp_spawn,
     doubled,
+    fits,
     joined,
     save_on_two_load_on_one,
     seeds_by_rank,
@@ -77,7 +78,7 @@ def pair(directory, rank):
     """All conditions of two processes for callbacks, the two that tell most for methods."""
     sharing = Sharing(directory)
     cells = []
-    for plug_ins, checks in ((exemplars(), CONDITIONS), (every_method(), (ddp, seeds_by_rank))):
+    for plug_ins, checks in ((exemplars(), CONDITIONS), ([*filter(fits, every_method())], (ddp, seeds_by_rank))):
         for plug_in in rows(plug_ins):
             sharing.runs = {}
             cells += [tried(plug_in, sharing.bound(check)) for check in checks]
