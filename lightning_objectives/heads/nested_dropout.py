@@ -91,7 +91,6 @@ class NestedDropout(Head):
 
     function = staticmethod(nested_dropout)
     family = "label noise"
-    by_process = "each process draws a number of features of its own"
 
     def __init__(self, *, scale: float = 100.0) -> None:
         super().__init__()
