@@ -46,6 +46,7 @@ class UncertaintyWeighting(Combination):
 
     example: ClassVar = {"tasks": ("classification", "regression")}
     family = "multi-task"
+    by_process = "its log variances are float32, and the means over the ranks round otherwise than those of one"
     unkept_laws: ClassVar = {"one_term_alone_keeps_its_weight": "it has a parameter for each task"}
 
     def __init__(self, *, tasks: Sequence[Task]) -> None:

@@ -105,6 +105,7 @@ class SpectralRegularizer(Regularizer):
     """
 
     function = staticmethod(spectral_penalty)
+    by_process = "each process begins its power iterations with draws of its own"
     family = "continual learning"
     coupled = "it is one number for the network, whatever the batch"
 
