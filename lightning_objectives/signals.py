@@ -26,7 +26,9 @@ class Signal:
 
 
 def _table(*signals: Signal) -> dict[str, Signal]:
-    return {signal.name: signal for signal in signals}
+    table = {signal.name: signal for signal in signals}
+    assert len(table) == len(signals), "a signal stands in the table twice"
+    return table
 
 
 SIGNALS: dict[str, Signal] = _table(
@@ -61,13 +63,6 @@ SIGNALS: dict[str, Signal] = _table(
     Signal("inputs", "(N, ...)", True, "batch", "the input of the network"),
     Signal("logits", "(N, C)", True, "criterion", "the input of the criterion"),
     Signal("losses", "(N,)", True, "criterion", "the unreduced losses; a weighting gets them without gradient"),
-    Signal(
-        "mask",
-        "(N, ...) bool",
-        True,
-        "criterion",
-        "the positions of each sample that count, for a loss whose unit is the sample",
-    ),
     Signal(
         "mask",
         "(N, ...) bool",

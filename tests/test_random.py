@@ -25,6 +25,6 @@ def test_a_head_is_drawn_on_the_cpu_whatever_the_default_device_is():
         method = DualHead()
         with torch.device(device):
             callback = Distill(method, teacher=nn.Identity())
-            callback.build_parts(nn.Linear(4, 3, device="cpu"), features=lambda: 4, classes=lambda: 3)
+            callback.build_parts(nn.Linear(4, 3, device="cpu"))
         heads.append(method.auxiliary_head.state_dict())
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])

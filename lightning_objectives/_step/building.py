@@ -62,10 +62,11 @@ class Building(Member):
 
         Args:
             head: the network's head, whose device and type the parts get.
-            sizes: computes what ``build`` may name.
+            sizes: computes what ``build`` may name beside the sizes of the head and of the layers.
         """
         method: Any = self.method
         sizes["hidden"] = lambda: sizes_of(self.taps, option="layers")
+        sizes["features"], sizes["classes"] = lambda: head_sizes(head)[0], lambda: head_sizes(head)[1]
         # Drawn on the CPU: `configure_model` makes modules on the device of the strategy by default.
         with private_stream(self.seed), torch.device("cpu"):
             method.build(**{name: sizes[name]() for name in self.sizes})

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lightning_objectives._step.building import Building, head_sizes
+from lightning_objectives._step.building import Building
 from lightning_objectives._step.calls import TARGETS, Call
 from lightning_objectives._step.member import PLACES
 from lightning_objectives._step.plan import BY_HAND, COMPILED, DRAWN, FROM_HEAD, Plan
@@ -82,7 +82,7 @@ class StepCallback(StatefulCallback, Remembering, Building):
         """Tap the layers that the method asks for, and let it build its parts."""
         self.tap_layers(plan)
         if self.builds:
-            self.build_parts(head, features=lambda: head_sizes(head)[0], classes=lambda: head_sizes(head)[1])
+            self.build_parts(head)
 
     def unsupported(self) -> dict[str, str]:
         """Add a compiled module if the callback needs the head, FSDP2 if it adds parameters, and other problems."""

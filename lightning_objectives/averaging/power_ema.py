@@ -23,7 +23,7 @@ def power_ema_exponent(sigma_rel: float) -> float:
         \sigma_{rel} = \frac{\sqrt{\gamma + 1}}{(\gamma + 2) \sqrt{\gamma + 3}}
 
     Raises:
-        ValueError: a width that is not in (0, 0.2886], of which :math:`1 / \sqrt{12}` is the plain mean.
+        ValueError: a width that is not in :math:`(0, 1 / \sqrt{12}]`; the largest is that of the plain mean.
 
     >>> round(power_ema_exponent(0.05), 4), round(power_ema_exponent(0.1), 4)
     (16.9722, 6.9372)

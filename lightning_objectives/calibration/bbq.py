@@ -19,7 +19,7 @@ def averaged_quantile_bins(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Compute the rates of bins that hold equally many samples, averaged over all numbers of bins.
 
-    The model with :math:`B` bins counts, in bin b, :math:`n_b` samples, of which :math:`m_b` came true. It is weighted
+    The model with :math:`B` bins has :math:`n_b` samples in bin b, and :math:`m_b` of them came true. It is weighted
     by its probability given the samples,
 
     .. math::

@@ -169,12 +169,7 @@ class Distill(AddedTerm):
         self.tap_layers(plan)
         if self.builds:
             self._dense_head = self._own_head and head_sizes(head)[2]
-            self.build_parts(
-                head,
-                features=lambda: head_sizes(head)[0],
-                classes=lambda: head_sizes(head)[1],
-                teacher_hidden=lambda: sizes_of(taps, option="teacher_layers"),
-            )
+            self.build_parts(head, teacher_hidden=lambda: sizes_of(taps, option="teacher_layers"))
 
     def _refuse_rivals(self, plan: Plan) -> None:
         rival = next((m for m in plan.members if m.place == "combination"), None)

@@ -155,9 +155,12 @@ class Refer(StepCallback):
             self._tensors = state_of({name: state[name] for name in tensors_in(plan.network) if name in state})
 
     def start(self, plan: Plan) -> None:
-        """Copy the network as it is, unless a checkpoint or a file holds the copy."""
-        if self._is_own and not self._tensors:
-            self._tensors = state_of(tensors_in(plan.network))
+        """Copy the network as it is; move a copy of a checkpoint or a file to its device."""
+        own = tensors_in(plan.network)
+        if self._tensors:
+            self._tensors = {name: tensor.to(own[name].device) for name, tensor in self._tensors.items()}
+        elif self._is_own:
+            self._tensors = state_of(own)
             size = sum(tensor.nbytes for tensor in self._tensors.values()) / 1e6
             rank_zero_info(f"Refer keeps a copy of the network: {size:.3g} MB in memory, and in each checkpoint.")
 
@@ -179,18 +182,10 @@ class Refer(StepCallback):
         if self._teacher is not None:
             self._teacher.share_cache(trainer)
 
-    def _own(self, plan: Plan) -> dict[str, Tensor]:
-        """The tensors of the network as it was, on its device."""
-        own = tensors_in(plan.network)
-        if any(tensor.device != own[name].device for name, tensor in self._tensors.items()):
-            self._tensors = {name: tensor.to(own[name].device) for name, tensor in self._tensors.items()}
-        return self._tensors
-
     def _weights(self, plan: Plan) -> dict[str, Tensor]:
         """The parameters of the reference, by their names in the network."""
         if self._teacher is None:
-            own = self._own(plan)
-            names = [name for name, _ in plan.network.named_parameters()]
+            own, names = self._tensors, [name for name, _ in plan.network.named_parameters()]
             return {name: own[plain_name(name)] for name in names if plain_name(name) in own}
         network = self._teacher.frozen.network.to(plan.module.device)
         return {name: parameter.detach() for name, parameter in network.named_parameters()}
@@ -198,7 +193,7 @@ class Refer(StepCallback):
     def _compared(self, step: Step) -> Any:
         if self not in step.of_batch:
             teacher = self._teacher
-            own = None if teacher is not None else logits_with(step, self._own(step.plan))
+            own = None if teacher is not None else logits_with(step, self._tensors)
             step.of_batch[self] = own if teacher is None else teacher.answer(step).logits
         return compared(step, step.of_batch[self])
 

@@ -188,7 +188,7 @@ class OfSamples(Replaced):
 
     @cached_property
     def elements(self) -> Tensor:
-        """(N,) losses; 0 for a sample of which no position counts."""
+        """(N,) losses; 0 for a sample in which no position counts."""
         losses = self.losses_of(self.first)
         return losses if self.valid is None else torch.where(self.valid, losses, 0.0)
 

@@ -20,7 +20,7 @@ def class_of(target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """The class of each row, and whether it is one.
 
     Args:
-        target: (N,) int classes, or (N, C) float class probabilities, of which the most probable class counts.
+        target: (N,) int classes, or (N, C) float class probabilities, whose most probable class counts.
         classes: C.
 
     Returns:

@@ -30,7 +30,7 @@ def dkd(
     Args:
         logits: (N, C) with C >= 2, the student's :math:`s`, in any float type; computed in float32 or better.
         teacher_logits: (N, C) the teacher's :math:`t`; no gradient flows to it.
-        target: (N,) int classes or (N, C) float class probabilities, of which the most probable class counts.
+        target: (N,) int classes or (N, C) float class probabilities, whose most probable class counts.
         alpha: :math:`\alpha \ge 0`.
         beta: :math:`\beta \ge 0`; it is no share, and is usually above 1.
         temperature: :math:`T > 0`.

@@ -13,7 +13,7 @@ from lightning_objectives.shapes import check_classes, check_shapes
 def normalized_kd(
     logits: Tensor, teacher_logits: Tensor, target: Tensor, *, gamma: float = 1.5, temperature: float = 1.0
 ) -> Tensor:
-    r"""Compute a soft cross entropy of the target's class and one of the other classes, each of which sums to one.
+    r"""Compute a soft cross entropy of the target's class, and another of the other classes among themselves.
 
     .. math::
         \ell = -p_y \log q_y - \gamma \tau^2 \sum_{k \ne y} \hat p_k \log \hat q_k
@@ -24,7 +24,7 @@ def normalized_kd(
     Args:
         logits: (N, C) with C >= 2, the student's :math:`s`, in any float type; computed in float32 or better.
         teacher_logits: (N, C) the teacher's :math:`t`; no gradient flows to it.
-        target: (N,) int classes or (N, C) float class probabilities, of which the most probable class counts.
+        target: (N,) int classes or (N, C) float class probabilities, whose most probable class counts.
         gamma: :math:`\gamma \ge 0`, the weight of the other classes.
         temperature: :math:`\tau > 0`, of the other classes alone.
 

@@ -25,7 +25,7 @@ def plackett_luce_distillation_loss(
 
     Args:
         logits: (N, C) with C >= 2, the student's :math:`s`, in any float type; computed in float32 or better.
-        target: (N,) int classes or (N, C) float class probabilities, of which the most probable class counts.
+        target: (N,) int classes or (N, C) float class probabilities, whose most probable class counts.
         reference_logits: (N, C) the teacher's :math:`t`, without gradient.
         temperature: :math:`T > 0`; the higher, the more the late places count.
 

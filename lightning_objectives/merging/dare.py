@@ -1,4 +1,4 @@
-"""DARE: a merge of networks of which most changes are dropped by chance, and the others grow."""
+"""DARE: a merge that drops most changes of each network at random, and enlarges the others."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def dare_merge(
     elect_signs: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Compute the base plus the changes of each network, of which random ones are dropped and the rest made larger.
+    r"""Compute the base plus the changes of each network: random ones are dropped, and the others enlarged.
 
     .. math::
         \theta = \theta_0 + \lambda \sum_k \frac{m_k \odot (\theta_k - \theta_0)}{1 - p}, \qquad

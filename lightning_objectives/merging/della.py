@@ -1,4 +1,4 @@
-"""DELLA: a merge of networks of which small changes are dropped by chance more often than large ones."""
+"""DELLA: a merge that drops changes at random, small ones more often than large ones."""
 
 import math
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def della_merge(
     elect_signs: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Compute the base plus changes of which small ones are dropped by chance more often than large ones.
+    r"""Compute the base plus the changes of each network: random ones are dropped, small ones more often.
 
     Each change is dropped with its :math:`p_i` of :func:`magnitude_drop_rates`, and divided by :math:`1 - p_i`
     otherwise, so that the expected change of each network is its own. Then the changes of each weight elect a sign and

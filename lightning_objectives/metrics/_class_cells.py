@@ -31,7 +31,7 @@ def mean_gap(bins: Bins) -> Tensor:
 
 
 class ClassCells(SumMetric):
-    """Keeps the totals of the cells of each class, the number of which the first batch shows."""
+    """Keeps the totals of the cells of each class; the first batch shows how many classes there are."""
 
     edges: Tensor
 

@@ -27,7 +27,7 @@ def kernel_orthogonality(weight: Tensor, *, stride: Sequence[int], groups: int =
     Args:
         weight: (M, C, ...) with one, two or three further dimensions; computed in float32 or better.
         stride: S for each of these.
-        groups: of the layer. Each group is a convolution of its own, of which C is the number of channels.
+        groups: of the layer. Each group is a convolution of its own, with C channels.
 
     Returns:
         a number >= 0; 0 for an orthogonal convolution.
