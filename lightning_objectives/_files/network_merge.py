@@ -13,8 +13,8 @@ from lightning_objectives._files.reading import check_match
 from lightning_objectives._files.source import Source, first_names
 from lightning_objectives.kinds import Merge, MergePiece
 
-_PIECE = 2**15
-"""How many elements a merge by elements gets at once: they fit the cache, and torch starts no thread for so few."""
+_PIECE = 2**17
+"""How many elements a merge by elements gets at once: few enough for the cache, and enough for two threads or more."""
 
 Evaluate = Callable[[dict[str, Tensor]], float]
 """Gives the score of a state dict; greater is better."""
