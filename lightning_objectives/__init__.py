@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the functions below do the s
     from lightning_objectives.prediction_sets import *
     from lightning_objectives.regularizers import *
     from lightning_objectives.schedules import *
+    from lightning_objectives.surgery import *
     from lightning_objectives.surveys import *
     from lightning_objectives.weighting import *
 else:

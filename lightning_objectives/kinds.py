@@ -25,13 +25,16 @@ features and M of stacks. Every method refuses other shapes, because broadcastin
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_objectives.fitted import FittedBuffers
+from lightning_objectives.records import AverageState as AverageState
+from lightning_objectives.records import LayerPlace as LayerPlace
+from lightning_objectives.records import MergePiece as MergePiece
+from lightning_objectives.records import Row as Row
 from lightning_objectives.shapes import check_tensors
 from lightning_objectives.signals import SIGNALS as SIGNALS
 from lightning_objectives.signals import signals_among
@@ -40,19 +43,6 @@ from lightning_objectives.signals import signals_of as signals_of
 Problem = Literal["classes", "binary", "labels", "regression", "distribution"]
 """What a criterion compares: one class of several, one of two classes by one logit, several labels that may hold
 together, numbers, or two distributions."""
-
-
-class Row(NamedTuple):
-    """What a method remembers of one sample: a tensor of this shape, float32, that begins with one number.
-
-    >>> Row(("C",), 0.0)
-    Row(shape=('C',), initial=0.0)
-    """
-
-    shape: tuple[int | Literal["C"], ...] = ()
-    """Its sizes; C is the number of classes."""
-    initial: float = 0.0
-    """Each of its numbers before the sample has come."""
 
 
 class Method:
@@ -196,6 +186,55 @@ class Weighting(Method, nn.Module):
     forward: Callable[..., Tensor]
 
 
+class Surgery(Method):
+    """Changes layers of the network for a training, at up to three places: ``prepare``, ``call`` and ``frozen``.
+
+    - ``prepare(layer, place)`` sets the weights of a layer before the first step. They stay after the training.
+    - ``call(layer, place, inner, *args, **kwargs)`` is what the layer returns in training in place of
+      ``inner(*args, **kwargs)``, its own forward. Evaluation is that of the plain layer.
+    - ``frozen(place)`` is whether the weights of the layer stay as they are in this step, and its running statistics
+      with them. It depends on the place alone.
+
+    A method defines the places that it needs, and keeps nothing between steps. Draws come from the global random stream
+    of the layer's device, as those of dropout do, because checkpointing repeats only these. Laws: an output keeps its
+    form and its type; the layer is left as it was, but for what its own forward changes; a layer in evaluation mode is
+    plain; a second ``prepare`` changes nothing; a method that never acts leaves the stream alone.
+    """
+
+    room, callback = "surgery", "ChangeLayers"
+    changes: ClassVar["tuple[type[nn.Module], ...] | Literal['head']"] = ()
+    """The layers that it changes if the user names none: all of these classes, or the head; if empty, the user must
+    name them."""
+
+    @classmethod
+    def defines(cls, *places: str) -> bool:
+        """Whether the method acts at any of these places.
+
+        >>> Surgery.defines("call", "frozen")
+        False
+        """
+        return any(getattr(cls, place) is not getattr(Surgery, place) for place in places)
+
+    def check(self, layer: nn.Module, count: int) -> None:
+        """Refuse a layer that the method cannot change; ``count`` is the number of all layers.
+
+        Raises:
+            ValueError: with the reason.
+        """
+
+    def prepare(self, layer: nn.Module, place: LayerPlace) -> None:
+        """Set the weights of a layer in place, without draws."""
+        raise NotImplementedError(f"{type(self).__name__} defines no prepare(layer, place).")
+
+    def call(self, layer: nn.Module, place: LayerPlace, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the layer returns in this step of the training."""
+        raise NotImplementedError(f"{type(self).__name__} defines no call(layer, place, inner, ...).")
+
+    def frozen(self, place: LayerPlace) -> bool:
+        """Whether the layer is not trained in this step."""
+        raise NotImplementedError(f"{type(self).__name__} defines no frozen(place).")
+
+
 class Distillation(Method, nn.Module):
     """Adds the distance to a teacher to the model's own loss: ``(logits, teacher_logits, ...) -> (N,)``.
 
@@ -306,17 +345,6 @@ class GradientTransform(Method):
         raise NotImplementedError(f"{type(self).__name__} defines no update(gradients, params, state).")
 
 
-@dataclass
-class AverageState:
-    """What an averaging rule remembers: by the name of a slot, one float32 tensor for each parameter, in order."""
-
-    slots: dict[str, list[Tensor]]
-    updates: int = 0
-    scratch: dict[str, Any] = field(default_factory=dict, repr=False)
-    checked: Sequence[Tensor] | None = field(default=None, repr=False, compare=False)
-    """The list of parameters whose shapes were checked last, see :meth:`Rule.check`."""
-
-
 class Rule(Method):
     """Averages weights over time, in memory: ``init`` once, ``update`` after optimizer steps, ``read`` the average.
 
@@ -353,17 +381,6 @@ class Rule(Method):
     def read(self, state: AverageState, params: Sequence[Tensor], *, step: int) -> list[Tensor]:
         """The averaged weights at ``step``: the state's own tensors or new ones. Never write to them."""
         return state.slots["average"]
-
-
-class MergePiece(NamedTuple):
-    """A tensor of the network, or a part of it, as all files hold it."""
-
-    weights: Sequence[Tensor]
-    """One tensor for each file, all of one shape, in float32 or wider."""
-    base: Tensor | None = None
-    """The same tensor of the base, for a merge that asks for one."""
-    importance: Sequence[Tensor] | None = None
-    """Its importance in each file, for a merge that asks for it; for complex weights, real."""
 
 
 class Merge(Method):
@@ -584,6 +601,7 @@ class Survey(Method, nn.Module):
 
 KINDS: tuple[type[Method], ...] = (
     BatchTransform,
+    Surgery,
     Head,
     Loss,
     Weighting,

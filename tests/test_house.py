@@ -18,6 +18,7 @@ LAYERS = (
     {"signals"},
     {"shapes"},
     {"fitted"},
+    {"records"},
     {"kinds"},
     {"_files"},
     ROOMS,

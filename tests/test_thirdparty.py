@@ -52,6 +52,7 @@ def test_each_kind_of_callback_has_a_row():
     ready_made = {name for name in lo.callbacks.__all__ if name.endswith("Callback")}
     not_tried = {
         "AdaptAtTest",
+        "ChangeLayers",
         "PerturbWeights",
         "Refer",
         "SurveyData",

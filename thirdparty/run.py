@@ -20,8 +20,9 @@ from typing import Any
 PACKAGE = "lightning_objectives"
 TOLERANCE = 1e-6
 CALLBACKS = (
-    "AdaptAtTest AddRegularizer AverageWeights Calibrate CombineTerms Distill LogMetrics MergeCheckpoints "
-    "PerturbWeights Refer ReplaceLoss ReweightSamples SurveyData TransformBatch TransformGradients WrapHead"
+    "AdaptAtTest AddRegularizer AverageWeights Calibrate ChangeLayers CombineTerms Distill LogMetrics "
+    "MergeCheckpoints PerturbWeights Refer ReplaceLoss ReweightSamples SurveyData TransformBatch TransformGradients "
+    "WrapHead"
 ).split()
 """By their names the warnings of this package are known."""
 REOPEN = """

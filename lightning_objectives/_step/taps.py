@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_objectives._files.names import plain_name
+
 _FIRST = {"out_channels": 1, "num_features": 1, "num_channels": 1}
 _LAST = {"out_features": -1, "normalized_shape": -1, "embedding_dim": -1, "embed_dim": -1}
 _CHANNELS: Mapping[str, int] = {**_FIRST, **_LAST}
@@ -72,7 +74,9 @@ class Tap:
 
 
 def find_taps(network: nn.Module, layers: str | Sequence[str], *, option: str) -> list[Tap]:
-    """The layers of a network by their paths, or by patterns with ``*``, ``?`` and ``[...]``, in the order given.
+    """The layers of a network by their paths, or by patterns, in the order given.
+
+    In a pattern ``*``, ``?`` and ``[...]`` stand for a part of one name, and a name of ``**`` for any number of names.
 
     Args:
         network: what holds them.
@@ -86,10 +90,12 @@ def find_taps(network: nn.Module, layers: str | Sequence[str], *, option: str) -
     >>> [(tap.path, tap.channels) for tap in find_taps(network, ["2", "[0-1]"], option="layers")]
     [('2', 4), ('0', 3), ('1', None)]
     """
-    modules = {path: layer for path, layer in network.named_modules() if path}
-    found: dict[str, nn.Module] = {}
-    for name in [layers] if isinstance(layers, str) else layers:
-        matches = [name] if name in modules else [path for path in modules if fnmatchcase(path, name)]
+    modules = {plain_name(path): (path, layer) for path, layer in network.named_modules() if path}
+    found: dict[str, tuple[str, nn.Module]] = {}
+    for name in map(plain_name, [layers] if isinstance(layers, str) else layers):
+        matches = (
+            [name] if name in modules else [path for path in modules if _matches(path.split("."), name.split("."))]
+        )
         if not matches:
             some = ", ".join(list(modules)[:12])
             raise ValueError(
@@ -100,7 +106,16 @@ def find_taps(network: nn.Module, layers: str | Sequence[str], *, option: str) -
         if twice is not None:
             raise ValueError(f"{option}={layers!r} names the layer {twice!r} twice. Name each layer once.")
         found |= {path: modules[path] for path in matches}
-    return [Tap(path, layer, type(network).__name__) for path, layer in found.items()]
+    return [Tap(path, layer, type(network).__name__) for path, layer in found.values()]
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path has the form of a pattern, name by name."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_matches(names[start:], pattern[1:]) for start in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def sizes_of(taps: Sequence[Tap], *, option: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from lightning_objectives.callbacks.adapt_at_test import AdaptAtTest
 from lightning_objectives.callbacks.add_regularizer import AddRegularizer
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.calibrate import Calibrate
+from lightning_objectives.callbacks.change_layers import ChangeLayers
 from lightning_objectives.callbacks.combine_terms import CombineTerms
 from lightning_objectives.callbacks.distill import Distill
 from lightning_objectives.callbacks.log_metrics import LogMetrics
@@ -32,6 +33,7 @@ __all__ = [
     "AverageWeights",
     "BEMACallback",
     "Calibrate",
+    "ChangeLayers",
     "CombineTerms",
     "Distill",
     "DualHeadKDCallback",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import Metric
 
-from lightning_objectives.kinds import Adapter, GradientTransform, Perturbation, Rule
-from lightning_objectives.testing import adaptation, averaging, gradients, metrics, perturbations
+from lightning_objectives.kinds import Adapter, GradientTransform, Perturbation, Rule, Surgery
+from lightning_objectives.testing import adaptation, averaging, gradients, metrics, perturbations, surgery
 from lightning_objectives.testing.common import require
 from lightning_objectives.testing.fake_gpu import FakeGPU, MixedDevicesError
 from lightning_objectives.testing.signals import arguments, example_signals
@@ -56,6 +56,11 @@ def _step(method: Any) -> Callable[[], Any]:
         network = adaptation.AdaptedExample(method).to("cuda")
         params = method.adapts(network) if method.defines("update") else {}
         return partial(network.adapt, _on_gpu(adaptation.inputs_of(0)), method.init(params), params)
+    if isinstance(method, Surgery):
+        layer = surgery.layer_for(method).to("cuda")
+        if method.defines("prepare"):  # once in each fit
+            method.prepare(layer, surgery.place())
+        return partial(_operated, method, layer, _on_gpu(surgery.inputs()))
     method.to("cuda")
     if isinstance(method, Metric):
         return partial(_measured, method, _on_gpu(metrics._signals(method, metrics.FIRST)))
@@ -70,6 +75,10 @@ def _step(method: Any) -> Callable[[], Any]:
 def _offsets(method: Perturbation, params: Any, gradients: Any) -> Any:
     gradients = {name: g.clone() for name, g in gradients.items()} if method.uses_gradients else {}
     return method.offsets(gradients, params, generator=torch.Generator("cuda").manual_seed(0))
+
+
+def _operated(method: Surgery, layer: nn.Module, inputs: Tensor) -> Any:
+    return method.call(layer, surgery.place(), layer.forward, inputs) if method.defines("call") else layer(inputs)
 
 
 def _averaged(rule: Rule, state: Any, weights: list[Tensor]) -> Any:

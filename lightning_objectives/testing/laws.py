@@ -24,6 +24,7 @@ from lightning_objectives.testing import (
     prediction_sets,
     schedules,
     shapes,
+    surgery,
     surveys,
     weighting,
 )
@@ -53,6 +54,16 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         batches.the_labels_are_mixed_in_shares,
         batches.the_generator_alone_decides,
         *_WITHOUT_DRAWS,
+    ),
+    kinds.Surgery: (
+        surgery.it_defines_a_place,
+        surgery.an_output_keeps_its_form,
+        surgery.the_layer_is_left_as_it_was,
+        surgery.the_global_stream_alone_decides,
+        surgery.preparing_twice_is_preparing_once,
+        surgery.freezing_depends_on_the_place_alone,
+        devices.it_waits_for_no_gpu,
+        a_copy_is_the_same,
     ),
     kinds.Head: (
         heads.each_stack_has_the_shape_of_the_heads_logits,

@@ -20,6 +20,7 @@ from lightning_objectives.losses import LDRLoss
 from lightning_objectives.merging import WSM
 from lightning_objectives.perturbations import SAM
 from lightning_objectives.regularizers import L2SP, SpectralDecoupling
+from lightning_objectives.surgery import StochasticDepth
 from lightning_objectives.surveys import ClassCounts
 from lightning_objectives.weighting import LossBasedReweighting
 
@@ -49,6 +50,7 @@ MADE = {
     "AverageWeights": lambda: [ours.AverageWeights([EMA(decay=0.5), BEMA()])],
     "BEMACallback": lambda: [ours.BEMACallback()],
     "Calibrate": lambda: [ours.Calibrate(TemperatureScaling())],
+    "ChangeLayers": lambda: [ours.ChangeLayers(StochasticDepth(rate=0.5), layers="backbone")],
     "CombineTerms": lambda: [
         ours.AddRegularizer(SpectralDecoupling()),
         ours.CombineTerms(GradientAlignment()),

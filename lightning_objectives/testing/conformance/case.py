@@ -88,6 +88,7 @@ SETTINGS: Mapping[str, Callable[[], Any]] = {
     "teacher": teacher,
     "layers": lambda: "backbone.2",
     "teacher_layers": lambda: "1",
+    "changed_layers": lambda: "backbone.[12]",
 }
 """What plug-ins are given by name, for :class:`Classifier`."""
 
