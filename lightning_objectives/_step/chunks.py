@@ -4,12 +4,14 @@ Values and gradients of a chunk are computed together, in the forward pass, whil
 stays for the backward pass is one matrix: the gradient.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_objectives._step.calls import TorchCall
 from lightning_objectives.kinds import Method
 from lightning_objectives.signals import BY_ROW, signals_of
 
@@ -44,16 +46,47 @@ def by_rows(
     return values
 
 
+def cross_entropy_by_rows(call: TorchCall, beside: Iterable[Callable[..., Any]]) -> Tensor | None:
+    """The value of a cross entropy in chunks too, if a method beside it reads the same logits in chunks.
+
+    Torch's own keeps the log-probabilities for the backward pass and makes two gradients of their size there; in chunks
+    one gradient is all, which makes room for that of the method.
+
+    Args:
+        call: the call of the criterion.
+        beside: the methods that act beside it.
+
+    Returns:
+        the value that the criterion would give; None if it is not worth it.
+    """
+    method = next((method for method in beside if acts_by_rows(method) and "logits" in signals_of(method)), None)
+    if method is None or call.criterion.function is not F.cross_entropy or not _is_worth_it(call.input):
+        return None
+
+    def run(part: Any, logits: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return F.cross_entropy(logits, call.target[part], reduction="none", **call.options)
+
+    losses: Tensor = _InChunks.apply(call.input, method, run, None)
+    if not call.is_reduced:
+        return losses
+    return losses.sum() / call.divisor if call.divides else losses.sum()
+
+
+def acts_by_rows(method: Any) -> bool:
+    """Whether a method says that it computes each row from itself alone."""
+    return isinstance(method, Method) and isinstance(method, nn.Module) and not method.coupled
+
+
+def _is_worth_it(logits: Tensor) -> bool:
+    return logits.dim() == 2 and logits.numel() >= LARGE and logits.requires_grad and torch.is_grad_enabled()
+
+
 def _splits(method: Any, logits: Tensor, rows: Mapping[str, Tensor], others: Mapping[str, Any]) -> bool:
     """Whether the method is one that computes each row from itself, without draws and without a memory."""
     return (
-        isinstance(method, Method)
-        and isinstance(method, nn.Module)
-        and not method.coupled
-        and logits.dim() == 2
-        and logits.numel() >= LARGE
-        and logits.requires_grad
-        and torch.is_grad_enabled()
+        acts_by_rows(method)
+        and _is_worth_it(logits)
         and others.keys().isdisjoint({"generator", "again", "memory", *BY_ROW})
         and not any(value.requires_grad for name, value in rows.items() if name != "logits")
         and all(name.startswith("auxiliary_head.") for name, _ in method.named_parameters())  # It made the logits.

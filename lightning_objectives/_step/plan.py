@@ -75,6 +75,8 @@ class Plan:
         """Whether a network in the module is compiled by itself."""
         self.needs_head = self.catches = False
         """Whether a callback needs the head, and whether one needs the criterion."""
+        self.chunks_criterion = False
+        """Whether a step has computed the criterion in chunks of rows, beside a term that reads the same logits."""
         self.host: HostCopies
         """What is known on the host of the batch on the device, if a callback needs the criterion."""
         self.head: nn.Module | None = None

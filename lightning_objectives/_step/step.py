@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_objectives._step.batch import batch_size_of, tensors_of
 from lightning_objectives._step.called import CalledSignals
-from lightning_objectives._step.calls import Call
+from lightning_objectives._step.calls import Call, TorchCall
+from lightning_objectives._step.chunks import cross_entropy_by_rows
 from lightning_objectives._step.criteria import Criteria
 from lightning_objectives._step.graph import reaches
 from lightning_objectives._step.head import view_of
@@ -74,7 +75,8 @@ class Step(CalledSignals):
     @property
     def changes(self) -> bool:
         """Whether a callback changes the criterion's value in this step."""
-        return self.criteria is not None or any(self.running[place] for place in CHANGES)
+        in_chunks = self.plan.chunks_criterion and bool(self.running["term"])
+        return in_chunks or self.criteria is not None or any(self.running[place] for place in CHANGES)
 
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the user's step, and return its output with the loss that the callbacks make of it."""
@@ -199,11 +201,20 @@ class Step(CalledSignals):
             call = on_stacks(call, self._stacks, self.plan.capture.trace, self.plan.head_path)
         self.call = call
         if not self.running["weighting"]:
-            return call.value()
+            return self._plain(call)
         if not call.is_reduced:
             self._late = call, call.elements
             return call.elements
         return call.weighted(self._weights(call, call.elements, call.valid))
+
+    def _plain(self, call: Call) -> Tensor:
+        """The criterion's own value; in chunks, if a term reads large logits in chunks too."""
+        methods = [member.method for member in self.running["term"]]
+        value = None
+        if methods and isinstance(call, TorchCall) and not self.plan.is_partly_compiled:
+            value = cross_entropy_by_rows(call, methods)
+            self.plan.chunks_criterion |= value is not None
+        return call.value() if value is None else value
 
     # -- the loss ------------------------------------------------------------------------------------------------------
 

@@ -130,8 +130,8 @@ class ChangeLayers(Callback):
             self._step = Patch(pl_module, "training_step", partial(self._training_step, trainer, pl_module))
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Set the weights that the method sets, before others read them."""
-        if self.surgery.defines("prepare") and self.surgery.active(step=trainer.global_step):
+        """Find the layers, and set the weights that the method sets, before others read them."""
+        if self.surgery.active(step=trainer.global_step):
             self._find(trainer, pl_module)
 
     def _training_step(self, trainer: Any, module: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -143,9 +143,11 @@ class ChangeLayers(Callback):
             self._freeze(trainer, module)
         if self.surgery.defines("call"):
             self._samples = self._count(module, args[0] if args else kwargs.get("batch"))
+        if self._is_tried:
+            return inner(*args, **kwargs)
+        self._refuse_compiled(module, self._layers)  # The user may have compiled them since the fit began.
         output = inner(*args, **kwargs)
-        if self.surgery.defines("call") and not self._is_tried:
-            self._refuse_uncalled(module)
+        self._refuse_uncalled(module)
         return output
 
     def _count(self, module: Any, batch: Any) -> int | None:
@@ -164,10 +166,7 @@ class ChangeLayers(Callback):
                 self.surgery.check(layer.layer, len(layers))
             except ValueError as error:
                 raise ValueError(f"{self.surgery} cannot change {layer.path!r}: {error}") from error
-        if self.surgery.defines("call"):
-            compiled = [layer.path for layer in layers if lies_in_compiled(module, layer.path)]
-            if compiled:
-                raise ValueError(f"{self.surgery} cannot change {compiled[0]!r}: {_UNSEEN}.")
+        self._refuse_compiled(module, layers)
         if self.surgery.defines("frozen"):
             _refuse_shared(module, layers)
         self._layers = layers
@@ -209,9 +208,14 @@ class ChangeLayers(Callback):
             return inner(*args, **kwargs)
         return self.surgery.call(layer.layer, self._place(trainer, number), inner, *args, **kwargs)
 
+    def _refuse_compiled(self, module: Any, layers: Sequence[_Layer]) -> None:
+        compiled = [layer.path for layer in layers if lies_in_compiled(module, layer.path)]
+        if compiled and self.surgery.defines("call"):
+            raise ValueError(f"{self.surgery} cannot change {compiled[0]!r}: {_UNSEEN}.")
+
     def _refuse_uncalled(self, module: Any) -> None:
         uncalled = [layer.path for layer in self._layers if not layer.called]
-        if uncalled:
+        if uncalled and self.surgery.defines("call"):
             raise ValueError(
                 f"The first training step of {type(module).__name__} does not call the layer {uncalled[0]!r}"
                 f"{' and others' if uncalled[1:] else ''}, so {self.surgery} would not act on it. Other code may use "

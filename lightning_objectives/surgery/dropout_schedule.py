@@ -82,6 +82,7 @@ class DropoutSchedule(Surgery):
     """
 
     changes = (_DropoutNd,)
+    by_process = "each process drops units of its own rows"
     example = {"schedule": "curriculum"}  # noqa: RUF012  # a ClassVar of the base
 
     def __init__(self, *, schedule: Schedule = "early", turn: float = 1 / 6) -> None:

@@ -14,8 +14,8 @@ from lightning_objectives.kinds import LayerPlace, Surgery
 class GhostBatchNorm(Surgery):
     r"""Keeps the noise of small batches in large ones, by BatchNorm statistics of small parts of the batch.
 
-    Each BatchNorm layer splits its N rows into :math:`\lceil N / B \rceil` parts of equal size, or of sizes that differ
-    by one, and normalizes each by its own mean and variance. The running statistics get one update for each part.
+    Each BatchNorm layer splits its N rows into :math:`\lceil N / B \rceil` parts, whose sizes differ by one at most and
+    are 2 at least, and normalizes each by its own mean and variance. Each part updates the running statistics once.
 
     Args:
         size: :math:`B`, the rows of a part at most, at least 2; from the size of the batch on it is plain BatchNorm.
@@ -40,6 +40,7 @@ class GhostBatchNorm(Surgery):
     """
 
     changes = (_BatchNorm,)
+    by_process = "each process normalizes parts of its own rows"
     example = {"size": 2}  # noqa: RUF012  # a ClassVar of the base
 
     def __init__(self, *, size: int = 128) -> None:
@@ -57,7 +58,7 @@ class GhostBatchNorm(Surgery):
     def call(self, layer: nn.Module, place: LayerPlace, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Normalize each part by itself."""
         inputs: Tensor = args[0] if args else kwargs["input"]
-        parts = ceil(len(inputs) / self.size)
+        parts = min(ceil(len(inputs) / self.size), len(inputs) // 2)  # one row has no variance
         if parts < 2:
             return inner(inputs)
         return torch.cat([inner(part) for part in inputs.tensor_split(parts)])

@@ -54,6 +54,7 @@ class StochasticDepth(Surgery):
     """
 
     exemplar = True
+    by_process = "each process draws for its own rows"
 
     def __init__(
         self,

@@ -149,3 +149,38 @@ def test_trainings_are_the_same(name, net, monkeypatch):
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-5, atol=1e-6)
     assert max(noted) <= 2
     assert not equal(second, fit(net=net)[0])
+
+
+OPTIONS = {
+    "plain": {},
+    "class weights": {"weight": torch.tensor([1.0, 2.0, 0.5])},
+    "smoothed": {"label_smoothing": 0.1, "ignore_index": 2},
+    "a sum": {"reduction": "sum"},
+    "no reduction": {"reduction": "none"},
+}
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_criterion_beside_a_penalty_is_in_chunks_too(options, soft, sizes, monkeypatch):
+    class Optional(Net):
+        def criterion(self, logits, y):
+            target = F.one_hot(y, 3) * 0.8 + 0.1 if soft else y
+            given = {**options, "ignore_index": -100} if soft else options
+            return F.cross_entropy(logits, target, **given).mean()
+
+    counted = []
+    apply = chunks._InChunks.apply
+    monkeypatch.setattr(chunks._InChunks, "apply", lambda *args: counted.append(args[1]) or apply(*args))
+    parts, _ = fit(AddRegularizer(LogPartitionPenalty(), strength=0.1), net=Optional, max_epochs=1)
+    assert len(counted) == 2 * 3
+    chunks.LARGE = 10**9
+    whole, _ = fit(AddRegularizer(LogPartitionPenalty(), strength=0.1), net=Optional, max_epochs=1)
+    torch.testing.assert_close(parts.state_dict(), whole.state_dict(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-6, atol=0)
+
+
+def test_the_criterion_alone_is_torchs_own(sizes, monkeypatch):
+    monkeypatch.setattr(chunks._InChunks, "apply", None)
+    coupled = AddRegularizer(lambda logits: logits.square().mean())
+    fit(coupled, net=Net, max_epochs=1)

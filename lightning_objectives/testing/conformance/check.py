@@ -193,13 +193,13 @@ def outcome(condition: Condition, trial: Trial) -> str:
     try:
         _tried(condition, trial)
     except REFUSALS as error:
-        trial.require(
-            why in str(error), f"it must refuse {condition.name} with its reason {why!r}, not {str(error)!r}."
-        )
+        said = next((reason for reason in why if reason in str(error)), None)
+        reasons = " or ".join(map(repr, why))
+        trial.require(said, f"it must refuse {condition.name} with its reason {reasons}, not {str(error)!r}.")
         taken = trial.case.trainers[-1].global_step
         trial.require(taken == 0, f"it must refuse {condition.name} at setup, not after {taken} steps.")
-        return f"refuses: {why}"
-    raise AssertionError(f"{trial.plug_in}: it says that it does not support {condition.name} ({why}), but ran.")
+        return f"refuses: {said}"
+    raise AssertionError(f"{trial.plug_in}: it says that it does not support {condition.name} ({why[0]}), but ran.")
 
 
 def _tried(condition: Condition, trial: Trial) -> str | None:

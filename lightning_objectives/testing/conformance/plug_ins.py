@@ -38,9 +38,13 @@ class PlugIn:
         """Whether one of the callbacks says that it changes what a network computes in a test."""
         return any(callback.changes_tests for callback in self.make(case))
 
-    def unsupported(self, case: Case) -> dict[str, str]:
-        """The conditions that one of the callbacks, or its methods, refuses, and why the first of them does."""
-        return {name: why for callback in reversed(self.make(case)) for name, why in callback.unsupported().items()}
+    def unsupported(self, case: Case) -> dict[str, list[str]]:
+        """The conditions that one of the callbacks, or its methods, refuses, and why each of them does."""
+        reasons: dict[str, list[str]] = {}
+        for callback in self.make(case):
+            for name, why in callback.unsupported().items():
+                reasons.setdefault(name, []).append(why)
+        return reasons
 
     def __str__(self) -> str:
         return self.name
