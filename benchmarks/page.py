@@ -39,10 +39,10 @@ ORDER = (
 
 WHY = {
     "large_logits": """\
-*What is missed, and why.* The penalty keeps one matrix of the size of the logits, its gradient, from the forward pass
-to the backward pass, beside the log-probabilities of cross entropy and the gradient that these become. To save it, the
-penalty's gradient would have to be added into that of the criterion. A replaced loss needs less memory than cross
-entropy, because its gradient is all that it keeps. Not built: the stacks of multi-sample dropout one by one.""",
+*Why it is less than nothing.* A replaced loss needs less memory than torch's cross entropy, because its gradient is all
+that it keeps. So beside a penalty or a distance that reads the logits in chunks, cross entropy is computed in chunks
+too, which makes room for the other gradient. The stacks of multi-sample dropout are computed one after the other, and
+each again in the backward pass.""",
     "adaptation": """\
 *What is missed, and why.* A batch of the small network takes 4 ms, and most of that are calls. The optimizer of TENT
 and the other statistics of each layer are calls too. The resnet18 shows what is left where the work lies

@@ -152,11 +152,15 @@ class Head(Method, nn.Module):
     """Computes M stacks of logits in place of one, in training only: ``(features, head, ...) -> (M, N, ...)``.
 
     Laws: each stack has the shape of ``head(features)``; all stacks share the head's weights; the rows are independent
-    of each other; evaluation is that of the plain model.
+    of each other; evaluation is that of the plain model; the stacks are the head's logits of ``stacked_features``, if
+    the method defines it.
     """
 
     room, callback = "heads", "WrapHead"
     forward: Callable[..., Tensor]
+    stacked_features: Callable[..., Tensor]
+    """``(features, ...) -> (M, N, ..., D)``: what the head gets in each stack. If a method defines it, stacks of large
+    logits are computed one after the other, and never held together."""
 
 
 class Loss(Method, nn.Module):

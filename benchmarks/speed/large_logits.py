@@ -2,7 +2,8 @@
 
 The network is an embedding and a head, so that a step is little else than its logits (131 MB) and what is done to them.
 The limit is the plain step, whose criterion is cross entropy. A distance to a teacher needs the teacher's forward pass
-and its logits too. "As a whole" is the same callback without chunks of rows. The memory is that of a process of its own
+and its logits too. "As a whole" is the same callback without chunks of rows,
+and with all stacks at once. The memory is that of a process of its own
 for each variant.
 """
 
@@ -19,8 +20,9 @@ from benchmarks.speed._fits import compare_fits, quiet, trainer_for
 from benchmarks.speed._memory import Peak
 from benchmarks.speed._nets import Same
 from lightning_objectives._step import chunks
-from lightning_objectives.callbacks import AddRegularizer, Distill, ReplaceLoss
+from lightning_objectives.callbacks import AddRegularizer, Distill, ReplaceLoss, WrapHead
 from lightning_objectives.distillation import DualHead, VanillaKD
+from lightning_objectives.heads import MultiSampleDropout
 from lightning_objectives.losses import FocalLoss, LDRLoss
 from lightning_objectives.regularizers import LogPartitionPenalty
 
@@ -31,6 +33,7 @@ TARGETS = {
     "AddRegularizer(LogPartitionPenalty())": (None, 0.2),
     "Distill(VanillaKD())": (None, 1.3),
     "Distill(DualHead())": (None, 3.3),
+    "WrapHead(MultiSampleDropout(num_samples=4))": (None, 2.5),
 }
 """At most so many times the plain step, and so many matrices of logits beyond it."""
 
@@ -75,6 +78,7 @@ def callbacks_of(name: str, words: int) -> list[Any]:
         "AddRegularizer(LogPartitionPenalty())": lambda: [AddRegularizer(LogPartitionPenalty())],
         "Distill(VanillaKD())": lambda: [Distill(VanillaKD(), teacher=Words(words))],
         "Distill(DualHead())": lambda: [Distill(DualHead(), teacher=Words(words))],
+        "WrapHead(MultiSampleDropout(num_samples=4))": lambda: [WrapHead(MultiSampleDropout(num_samples=4))],
     }
     return [*made[name.removesuffix(WHOLE)](), *([AsAWhole()] if name.endswith(WHOLE) else [])]
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_objectives._step.calls import TorchCall
+from lightning_objectives._step.calls import Call, TorchCall
 from lightning_objectives.kinds import Method
 from lightning_objectives.signals import BY_ROW, signals_of
 
@@ -46,26 +46,27 @@ def by_rows(
     return values
 
 
-def cross_entropy_by_rows(call: TorchCall, beside: Iterable[Callable[..., Any]]) -> Tensor | None:
-    """The value of a cross entropy in chunks too, if a method beside it reads the same logits in chunks.
+def value_beside(methods: Iterable[Callable[..., Any]], call: Call, plan: Any) -> Tensor:
+    """The criterion's own value; that of a cross entropy in chunks too, if a method beside it reads large logits so.
 
     Torch's own keeps the log-probabilities for the backward pass and makes two gradients of their size there; in chunks
     one gradient is all, which makes room for that of the method.
 
     Args:
+        methods: the methods that act beside it.
         call: the call of the criterion.
-        beside: the methods that act beside it.
-
-    Returns:
-        the value that the criterion would give; None if it is not worth it.
+        plan: the plan of the fit, which remembers that it is so.
     """
-    method = next((method for method in beside if acts_by_rows(method) and "logits" in signals_of(method)), None)
-    if method is None or call.criterion.function is not F.cross_entropy or not _is_worth_it(call.input):
-        return None
+    method = next((method for method in methods if acts_by_rows(method) and "logits" in signals_of(method)), None)
+    is_cross_entropy = isinstance(call, TorchCall) and call.criterion.function is F.cross_entropy
+    if method is None or not is_cross_entropy or plan.is_partly_compiled or not _is_worth_it(call.input):
+        return call.value()
+    plan.chunks_criterion = True
+    options: dict[str, Any] = call.options  # type: ignore[attr-defined]  # of torch's
 
     def run(part: Any, logits: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
-            return F.cross_entropy(logits, call.target[part], reduction="none", **call.options)
+            return F.cross_entropy(logits, call.target[part], reduction="none", **options)
 
     losses: Tensor = _InChunks.apply(call.input, method, run, None)
     if not call.is_reduced:

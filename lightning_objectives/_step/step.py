@@ -8,14 +8,14 @@ from torch import Tensor
 
 from lightning_objectives._step.batch import batch_size_of, tensors_of
 from lightning_objectives._step.called import CalledSignals
-from lightning_objectives._step.calls import Call, TorchCall
-from lightning_objectives._step.chunks import cross_entropy_by_rows
+from lightning_objectives._step.calls import Call
+from lightning_objectives._step.chunks import value_beside
 from lightning_objectives._step.criteria import Criteria
 from lightning_objectives._step.graph import reaches
 from lightning_objectives._step.head import view_of
 from lightning_objectives._step.member import CHANGES, PLACES, Member
 from lightning_objectives._step.proof import prove
-from lightning_objectives._step.stacks import on_stacks, repeated
+from lightning_objectives._step.stacks import OneByOne, on_stacks, repeated, stacked
 from lightning_objectives._trainer.names import numbered
 from lightning_objectives.signals import signals_from
 
@@ -57,8 +57,8 @@ class Step(CalledSignals):
         self.of_batch = of_batch
         self.kept: dict[Member, Any] = {}
         """What a callback keeps for the rest of the step."""
-        self._stacks: Tensor | None = None
-        """The stacks (M, N, ...) of a wrapped head."""
+        self._stacks: Tensor | OneByOne | None = None
+        """The stacks (M, N, ...) of a wrapped head, or what they are computed from."""
         self._head_calls = 0
         self._calls: list[Call] = []
         self._value: Tensor | None = None
@@ -132,8 +132,8 @@ class Step(CalledSignals):
             )
         signals = {name: member.signal(name, self) for name in {*member.signals, "features", "head"}}
         self.plan.capture.on_recompute = repeated(member, signals)
-        self._stacks = member.stacks(signals)
-        return self._stacks.mean(0)
+        output, self._stacks = stacked(member, signals)
+        return output
 
     def on_call(self, call: Call) -> Tensor:
         """Give a value to the user's code for a call of a criterion."""
@@ -201,20 +201,11 @@ class Step(CalledSignals):
             call = on_stacks(call, self._stacks, self.plan.capture.trace, self.plan.head_path)
         self.call = call
         if not self.running["weighting"]:
-            return self._plain(call)
+            return value_beside([member.method for member in self.running["term"]], call, self.plan)
         if not call.is_reduced:
             self._late = call, call.elements
             return call.elements
         return call.weighted(self._weights(call, call.elements, call.valid))
-
-    def _plain(self, call: Call) -> Tensor:
-        """The criterion's own value; in chunks, if a term reads large logits in chunks too."""
-        methods = [member.method for member in self.running["term"]]
-        value = None
-        if methods and isinstance(call, TorchCall) and not self.plan.is_partly_compiled:
-            value = cross_entropy_by_rows(call, methods)
-            self.plan.chunks_criterion |= value is not None
-        return call.value() if value is None else value
 
     # -- the loss ------------------------------------------------------------------------------------------------------
 

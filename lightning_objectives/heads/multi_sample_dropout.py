@@ -45,12 +45,16 @@ def multi_sample_dropout(
     """
     _check(num_samples, p)
     check_shapes(_FEATURES, features=features)
-    # One draw and one call of the head, on M * N rows: row m * N + n is sample m of row n. `expand` copies nothing;
-    # the dropout itself writes the M copies.
+    # One draw and one call of the head, on M * N rows: row m * N + n is sample m of row n.
+    logits = head(_dropped(features, num_samples, p).flatten(0, 1))
+    return logits.view(num_samples, len(features), *logits.shape[1:])
+
+
+def _dropped(features: Tensor, num_samples: int, p: float) -> Tensor:
+    """(M, N, ..., D) the features under M masks. `expand` copies nothing; the dropout itself writes the M copies."""
     copies = features.expand(num_samples, *features.shape)
     short = num_samples > 1 and features.device.type == "cpu" and 0 < p < 1
-    logits = head((_short_dropout(copies, p) if short else F.dropout(copies, p)).flatten(0, 1))
-    return logits.view(num_samples, len(features), *logits.shape[1:])
+    return _short_dropout(copies, p) if short else F.dropout(copies, p)
 
 
 def _check(num_samples: int, p: float) -> None:
@@ -86,7 +90,8 @@ class MultiSampleDropout(Head):
         ValueError: ``num_samples`` below 1, or ``p`` outside [0, 1).
 
     When to use: with networks that gain from dropout before the head. The paper claims fewer steps to the same loss.
-    Cost: M forward and backward passes through the head; nothing for the backbone.
+    Cost: M forward and backward passes through the head; nothing for the backbone. From 4 million logits in a stack on,
+    a linear head computes the stacks one after the other, and each again in the backward pass, to save memory.
     Interactions: if the network has no dropout before its head, this adds it, so you change two things at once. The
     network's own dropout in front of the head stays; set it to 0. A head with BatchNorm is refused.
 
@@ -113,3 +118,8 @@ class MultiSampleDropout(Head):
     def forward(self, features: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, ..., D) features -> (M, N, ..., C) logits; in eval mode each stack holds the plain head's."""
         return multi_sample_dropout(features, head, num_samples=self.num_samples, p=self.p if self.training else 0.0)
+
+    def stacked_features(self, features: Tensor) -> Tensor:
+        """(N, ..., D) features -> (M, N, ..., D) under M masks."""
+        check_shapes(_FEATURES, features=features)
+        return _dropped(features, self.num_samples, self.p if self.training else 0.0)

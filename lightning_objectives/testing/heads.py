@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_objectives._trainer.random import private_stream
 from lightning_objectives.kinds import Head
 from lightning_objectives.testing.common import close, require
 from lightning_objectives.testing.signals import call, example_signals
@@ -35,6 +36,19 @@ def the_rows_are_independent(method: Head) -> None:
     signals["features"][0] += 1.0
     after = call(method, signals)
     require(close(after[:, 1:], before[:, 1:]), method, "the logits of a sample must not depend on other samples.")
+
+
+def the_features_of_the_stacks_give_the_stacks(method: Head) -> None:
+    """The stacks are the head's logits of ``stacked_features``, with the same draws, where the method defines it."""
+    if not hasattr(method, "stacked_features"):
+        return
+    signals = example_signals()
+    with private_stream(0):
+        stacks = call(method, signals)
+    with private_stream(0):
+        features = call(method.stacked_features, signals)
+    logits = torch.stack([signals["head"](stack) for stack in features])
+    require(close(logits, stacks), method, "the stacks must be the head's logits of stacked_features.")
 
 
 def evaluation_is_the_plain_heads(method: Head) -> None:

@@ -69,6 +69,7 @@ LAWS: dict[type[Any], tuple[Law, ...]] = {
         heads.each_stack_has_the_shape_of_the_heads_logits,
         heads.each_stack_uses_the_heads_weights,
         heads.the_rows_are_independent,
+        heads.the_features_of_the_stacks_give_the_stacks,
         heads.evaluation_is_the_plain_heads,
         *_EVERY_MODULE,
     ),
