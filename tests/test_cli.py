@@ -166,7 +166,7 @@ def test_an_unknown_command(capsys):
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert (
-        "unknown command 'fitt'. Did you mean 'fit'? Known: fit, validate, test, predict, methods, merge, export."
+        "unknown command 'fitt'. Did you mean 'fit'? Known: fit, validate, test, predict, methods, merge, export, ema."
         in err
     )
 

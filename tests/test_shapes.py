@@ -247,6 +247,7 @@ NUMBERS = {
     "dropout_factor",
     "ema_decay",
     "polyak_weight",
+    "post_hoc_ema_coefficients",
     "simplex_vectors",
     "power_ema_decay",
     "power_ema_exponent",
@@ -258,6 +259,7 @@ NUMBERS = {
 }
 """Functions of plain numbers."""
 ELSEWHERE = {
+    "post_hoc_ema",
     "attention_concentration",
     "spectral_penalty",
     "attention_distance",

@@ -53,12 +53,12 @@ def export_checkpoint(
     if not force:
         refuse_inputs(Path(out), [Path(file)])
     source, out = open_source(file), Path(out)
-    averages = _states_of_averages(source)
+    averages = states_of_averages(source)
     raw = _raw_weights(source, averages)
     if weights == "raw":
         for key in averages:
             del source.checkpoint["callbacks"][key]
-        tensors = _with_raw_weights(source, raw)
+        tensors = parameters_replaced(source, raw)
         beside = {key: value for key, value in source.checkpoint.items() if key not in AVERAGING_KEYS}
         write_like(source, out, tensors.__getitem__, storage_key=source.storage_key, beside=beside)
     else:
@@ -67,7 +67,7 @@ def export_checkpoint(
     return out
 
 
-def _states_of_averages(source: Source) -> dict[str, Any]:
+def states_of_averages(source: Source) -> dict[str, Any]:
     """The states of the callbacks that hold an average and the raw weights, by the callbacks' keys."""
     callbacks = source.checkpoint.get("callbacks", {})
     if not isinstance(callbacks, Mapping):
@@ -101,7 +101,7 @@ def _raw_weights(source: Source, averages: Mapping[str, Any]) -> dict[str, Tenso
     return dict(plainly_named(raw.items()))
 
 
-def _with_raw_weights(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def parameters_replaced(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the state dict by plain name, with the raw weights in place of the averages.
 
     A raw weight stands in the file under one name only, but takes the place of its average under all names tied to it.

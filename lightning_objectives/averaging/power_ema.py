@@ -80,8 +80,9 @@ class PowerEMA(Rule):
     another decay for another length. The paper keeps two averages, of the widths 0.05 and 0.1. The best width depends
     on the network and the data: try several with ``AverageWeights([PowerEMA(...), PowerEMA(...)])``.
     Cost: one float32 copy of the trainable weights and one pass over it per update.
-    Interactions: each update counts as one interval of the same length, so update at equal intervals
-    (``every_n_steps``). The time is counted from where the average begins.
+    Interactions: after the training :func:`post_hoc_ema`, or the command ``lightning-objectives ema``, puts together
+    the average of any width from checkpoints that hold two. Each update counts as one interval of the same length, so
+    update at equal intervals (``every_n_steps``). The time is counted from where the average begins.
 
     Example:
         >>> power, weights = PowerEMA(sigma_rel=0.25), [torch.tensor([9.0])]
@@ -94,7 +95,6 @@ class PowerEMA(Rule):
     Paper: Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, CVPR 2024, section 3.1 and
     appendix C, https://arxiv.org/abs/2312.02696.
 
-    Differs from the paper: an average of another width cannot be put together from snapshots after the training.
     """
 
     by_tensor = True

@@ -11,7 +11,7 @@ from itertools import groupby
 import lightning_objectives
 from lightning_objectives.cli.errors import stop
 from lightning_objectives.cli.lightning import run_lightning
-from lightning_objectives.cli.merging import export, merge
+from lightning_objectives.cli.merging import ema, export, merge
 from lightning_objectives.cli.methods import show_methods
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "methods": show_methods,
     "merge": merge,
     "export": export,
+    "ema": ema,
 }
 """The function behind each command. It gets all the words from its own name on, and its docstring is its help."""
 

@@ -87,6 +87,37 @@ def export(args: list[str]) -> None:
     ))  # fmt: skip
 
 
+def ema(args: list[str]) -> None:
+    """Put together the average of any width after a training that kept two power-function averages."""
+    from lightning_objectives.averaging import post_hoc_ema  # here, because it loads torch
+
+    parser = argparse.ArgumentParser("lightning-objectives ema", description=inspect.getdoc(ema))
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="full checkpoints of one training with two averages of PowerEMA"
+    )
+    _add_output(parser, "the file to write: .ckpt, .pt or .safetensors")
+    parser.add_argument(
+        "--width", type=float, required=True, help="the width of the average, in parts of the training, such as 0.1"
+    )
+    parser.add_argument(
+        "--max-error",
+        type=float,
+        default=0.05,
+        help="the largest error of the profile to accept (default: %(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the shares and the error, and write nothing")
+    options = parser.parse_args(args[1:])
+
+    def write() -> str:
+        post_hoc_ema(
+            options.files, options.out, sigma_rel=options.width, max_error=options.max_error,
+            dry_run=options.dry_run, force=options.force, verbose=True,
+        )  # fmt: skip
+        return "nothing (--dry-run)" if options.dry_run else options.out
+
+    _run(parser, options.out, options.force or options.dry_run, write)
+
+
 def _add_output(parser: argparse.ArgumentParser, usage: str) -> None:
     parser.add_argument("-o", "--out", required=True, help=usage)
     parser.add_argument("--force", action="store_true", help="replace a file that is there, even if it is an input")
