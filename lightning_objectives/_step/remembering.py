@@ -33,8 +33,12 @@ class Remembering(Member):
         """Begin anew."""
         self._memory, self._loaded = None, {}
 
-    def memory_in(self, step: Any) -> Memory:
+    def memory_in(self, step: Any, classes: int | None = None) -> Memory:
         """What the method remembers; the first step makes it.
+
+        Args:
+            step: the step.
+            classes: C, if the step does not know its criterion's call yet.
 
         Raises:
             ValueError: the number of samples is unknown, or another callback mixes samples.
@@ -48,7 +52,8 @@ class Remembering(Member):
                     "the method would learn belongs to none of them. Remove one of the two."
                 )
             samples = samples_in(plan.trainer.train_dataloader) if self.samples is None else self.samples
-            classes = step.get("logits").shape[1] if step.call is not None else None
+            if classes is None and step.call is not None:
+                classes = step.get("logits").shape[1]
             device = plan.module.device
             self._memory = Memory(method, samples, classes=classes, device=device, saved=self._loaded)
         return self._memory

@@ -1,6 +1,6 @@
 """Replaces the model's criterion by another loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -48,14 +48,10 @@ class ReplaceLoss(StepCallback):
 
     def rewrite(self, call: Call, step: Step) -> Call:
         """Replace the criterion of a call by the loss."""
-        if self.remembers:
-            raise ValueError(
-                f"{self.loss} remembers each sample, which a replaced loss cannot. Let it be a regularizer, which adds "
-                "its part to the model's own loss."
-            )
         if getattr(self.loss, "unit", "row") == "sample":
             return self._of_samples(call, step)
-        asked = {name: self.signal(name, step) for name in self.signals if name not in ("logits", "target")}
+        asked = {n: self.signal(n, step) for n in self.signals if n not in ("logits", "target", "memory")}
+        memory = self._remembered(call, step, asked) if self.remembers else {}
 
         def losses_of(call: Call) -> Tensor:
             """The losses of the rows that count, 0 for the others."""
@@ -63,12 +59,38 @@ class ReplaceLoss(StepCallback):
             kept = None if call.valid is None else call.valid.flatten().nonzero().squeeze(1)
             own |= {name: value for name, value in asked.items() if name in BY_ROW and len(value) == len(own["logits"])}
             rows = {name: self.adapted(name, value, call) for name, value in own.items() if name in self.signals}
-            losses = by_rows(self.loss, rows, {n: value for n, value in asked.items() if n not in rows}, kept)
+            others = {n: value for n, value in asked.items() if n not in rows}
+            if memory:
+                others["memory"] = memory if kept is None else {n: value[kept] for n, value in memory.items()}
+            losses = by_rows(self.loss, rows, others, kept)
             if "logits" not in self.signals:  # DDP waits for a gradient of each parameter that made them.
                 losses = losses + torch.nan_to_num(own["logits"] * 0).sum()
             return losses if kept is None else losses.new_zeros(len(own["logits"])).index_copy(0, kept, losses)
 
         return Replaced(call, losses_of)
+
+    def _remembered(self, call: Call, step: Step, asked: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the loss remembers of the rows of a call; it learns from those of them that count.
+
+        Raises:
+            ValueError: the call does not compare one row for each sample.
+        """
+        index, logits = step.get("index"), call.logits.detach()
+        if len(index) != len(logits):
+            raise ValueError(
+                f"{self.loss} remembers each sample, but the criterion compares {len(logits)} rows of {len(index)} "
+                "samples. Use it where each sample is one row."
+            )
+        memory = self.memory_in(step, logits.shape[1]).of(index)
+        if not step.plan.verified:
+            step.of_batch.pop((self, "learned"), None)  # The call before this one was a metric.
+        kept = slice(None) if call.valid is None else call.valid.flatten().nonzero().squeeze(1)
+        rows = {"logits": logits, "target": call.targets, "index": index, **memory}
+        rows = {name: value[kept] for name, value in rows.items()}
+        of_rows = {name: self.adapted(name, rows[name], call) for name in ("logits", "target")}
+        remembered = {name: rows[name] for name in memory}
+        self.learn(step, {**asked, **of_rows, "index": rows["index"], "memory": remembered})
+        return memory
 
     @staticmethod
     def _lie_whole(call: Call, step: Step) -> bool:

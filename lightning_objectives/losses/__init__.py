@@ -32,6 +32,7 @@ from lightning_objectives.losses.plackett_luce_distillation import (
 )
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
+from lightning_objectives.losses.progressive_self_kd import ProgressiveSelfKD, progressive_self_kd_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
 from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
@@ -67,6 +68,7 @@ __all__ = [
     "PlackettLuceDistillationLoss",
     "PolyLoss",
     "ProbabilityPowerLoss",
+    "ProgressiveSelfKD",
     "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
     "SoftTopKLoss",
@@ -101,6 +103,7 @@ __all__ = [
     "plackett_luce_distillation_loss",
     "poly_loss",
     "probability_power_loss",
+    "progressive_self_kd_loss",
     "score_gaps",
     "self_adjusting_dice_loss",
     "sigmoid_focal_loss",

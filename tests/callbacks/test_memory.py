@@ -169,6 +169,8 @@ class Missing(LastLosses):
 
 
 class Replacing(Loss):
+    """Learns from what a replaced loss cannot have: the losses of the criterion that it replaces."""
+
     remembers = LastLosses.remembers
 
     def forward(self, logits, target):
@@ -181,7 +183,7 @@ class Replacing(Loss):
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        (lambda: [ReplaceLoss(Replacing())], r"Replacing\(\) remembers each sample, which a replaced loss cannot"),
+        (lambda: [ReplaceLoss(Replacing())], "asks for the signal 'losses' before the step has called its criterion"),
         (lambda: [ReweightSamples(LastLosses()), TransformBatch(Mixup())], "TransformBatch.*mixes samples"),
         (lambda: [ReweightSamples(Missing())], r"learn returned \['loss'\], but it remembers \['count', 'loss'\]"),
         (lambda: [ReweightSamples(Wrong())], r"returned 'loss' of the shape \(8, 1\) for 8 samples.*\(8,\)"),
