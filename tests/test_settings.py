@@ -32,6 +32,7 @@ def table(rows, columns):
 
 
 ARGUMENTS = {
+    "risk_threshold": lambda: (torch.rand(4), torch.ones(4), torch.ones(4)),
     "progressive_self_kd_loss": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0]), table(4, 3)),
     "adaptive_calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "adaptive_temperatures": lambda: (table(4, 3),),

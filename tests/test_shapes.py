@@ -259,6 +259,7 @@ NUMBERS = {
 }
 """Functions of plain numbers."""
 ELSEWHERE = {
+    "risk_threshold",
     "progressive_self_kd_loss",
     "post_hoc_ema",
     "attention_concentration",
