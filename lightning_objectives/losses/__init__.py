@@ -8,6 +8,7 @@ from lightning_objectives.losses.balanced_softmax import BalancedSoftmaxLoss, ba
 from lightning_objectives.losses.bi_tempered import BiTemperedLoss, bi_tempered_loss, tempered_softmax
 from lightning_objectives.losses.class_balanced import ClassBalancedLoss, class_balanced_loss, class_balanced_weights
 from lightning_objectives.losses.comp_sum import CompSumLoss, comp_sum_loss
+from lightning_objectives.losses.confusion_matrix import ConfusionMatrixLoss, confusion_matrix_loss
 from lightning_objectives.losses.cos_face import CosFaceLoss, cos_face_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
 from lightning_objectives.losses.dice import DiceLoss, dice_loss
@@ -22,6 +23,7 @@ from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, labe
 from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
 from lightning_objectives.losses.logit_adjusted import LogitAdjustedLoss, logit_adjusted_loss
+from lightning_objectives.losses.lovasz_softmax import LovaszSoftmaxLoss, lovasz_loss
 from lightning_objectives.losses.mann_whitney import MannWhitneyLoss, mann_whitney_loss
 from lightning_objectives.losses.multi_focal_modifier import MultiFocalModifierLoss, multi_focal_modifier_loss
 from lightning_objectives.losses.odd_k_out import OddKOutLoss, odd_k_out_loss
@@ -50,6 +52,7 @@ __all__ = [
     "BiTemperedLoss",
     "ClassBalancedLoss",
     "CompSumLoss",
+    "ConfusionMatrixLoss",
     "CosFaceLoss",
     "DecoupledSoftmaxLoss",
     "DiceLoss",
@@ -61,6 +64,7 @@ __all__ = [
     "LDRLoss",
     "LabelSmoothingLoss",
     "LogitAdjustedLoss",
+    "LovaszSoftmaxLoss",
     "MannWhitneyLoss",
     "MultiFocalModifierLoss",
     "OddKOutLoss",
@@ -86,6 +90,7 @@ __all__ = [
     "class_balanced_loss",
     "class_balanced_weights",
     "comp_sum_loss",
+    "confusion_matrix_loss",
     "cos_face_loss",
     "decoupled_softmax_loss",
     "dice_loss",
@@ -96,6 +101,7 @@ __all__ = [
     "ldam_loss",
     "ldr_loss",
     "logit_adjusted_loss",
+    "lovasz_loss",
     "mann_whitney_loss",
     "multi_focal_modifier_loss",
     "odd_k_out_loss",

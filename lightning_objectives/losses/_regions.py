@@ -26,15 +26,11 @@ class Regions(NamedTuple):
     wanted: Tensor
 
 
-def regions(
-    logits: Tensor, target: Tensor, mask: Tensor | None, *, squared: bool = False, whole_batch: bool = False
-) -> Regions:
-    """The overlap of predictions and targets by sample and class.
-
-    The predictions are a softmax over two or more classes, or the sigmoid of one.
+def check_places(logits: Tensor, target: Tensor, mask: Tensor | None) -> None:
+    """Refuse a target or a mask of other positions than the logits.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: with the shapes.
     """
     given = {"logits": logits, "target": target} | ({} if mask is None else {"mask": mask})
     check_shapes(_FORMS, **given)
@@ -46,15 +42,32 @@ def regions(
                 f"{name} of the shape {tuple(tensor.shape)} does not fit logits of the shape {tuple(logits.shape)}: "
                 "both must have the same positions. Pass (N, ...) classes, or (N, C, ...) shares."
             )
-    logits = wide(logits)
-    p = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
+
+
+def shares_of(logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """(N, C, ...) the share of each class in the target at each position, in float32 or better."""
+    dtype = wide(logits).dtype
     if target.is_floating_point():
-        t = target.to(p.dtype)
-    elif logits.shape[1] > 1:
-        inside = target.long() if mask is None else torch.where(mask, target.long(), 0)
-        t = F.one_hot(inside, logits.shape[1]).movedim(-1, 1).to(p.dtype)
-    else:
-        t = target[:, None].to(p.dtype)
+        return target.to(dtype)
+    if logits.shape[1] == 1:
+        return target[:, None].to(dtype)
+    inside = target.long() if mask is None else torch.where(mask, target.long(), 0)
+    return F.one_hot(inside, logits.shape[1]).movedim(-1, 1).to(dtype)
+
+
+def regions(
+    logits: Tensor, target: Tensor, mask: Tensor | None, *, squared: bool = False, whole_batch: bool = False
+) -> Regions:
+    """The overlap of predictions and targets by sample and class.
+
+    The predictions are a softmax over two or more classes, or the sigmoid of one.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    check_places(logits, target, mask)
+    logits, t = wide(logits), shares_of(logits, target, mask)
+    p = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
     if mask is not None:  # A position that is ignored leaves all three sums; its logit may be NaN.
         p, t = (torch.where(mask[:, None], value, 0.0) for value in (p, t))
     both = (p + t - (p - t).abs()) / 2
