@@ -34,6 +34,29 @@ class Dropped(kinds.Head):
         return head(features * keep * 2 if self.training else features.expand(3, *features.shape))
 
 
+class Noise(kinds.Surgery):
+    """Noise on what a layer returns, weights of ones, and a layer that freezes by and by."""
+
+    def prepare(self, layer, place):
+        for parameter in layer.parameters():
+            torch.nn.init.ones_(parameter)
+
+    def call(self, layer, place, inner, *args, **kwargs):
+        output = inner(*args, **kwargs)
+        return output * torch.empty_like(output).uniform_(0.5, 1.5)
+
+    def frozen(self, place):
+        return place.number < 3 * place.part_done()
+
+
+class Features(Dropped):
+    """Its stacks are those of its features."""
+
+    def stacked_features(self, features, generator):
+        draw = torch.rand(3, *features.shape, generator=generator).to(features.device, non_blocking=True)
+        return features * (draw > 0.5) * 2 if self.training else features.expand(3, *features.shape)
+
+
 def power_loss(logits: Tensor, target: Tensor, *, power: float = 2.0) -> Tensor:
     check_shapes(logits=logits, target=target)
     return F.cross_entropy(logits, target, reduction="none") ** power
@@ -355,7 +378,20 @@ class DrawsElsewhere(Shaken):
 
 SOUND = [Swap, Dropped, PowerLoss, Share, Distance, Confidence, Even, Momentum, Mean, Warmth, Plain, FromTheBase]
 
-SOUND += [Likely, Halving, MeanLoss, Uphill, Shaken, Sharper, Smaller, MeanOfTheBatch, ProvesFirst, MeanLogits]
+SOUND += [
+    Noise,
+    Features,
+    Likely,
+    Halving,
+    MeanLoss,
+    Uphill,
+    Shaken,
+    Sharper,
+    Smaller,
+    MeanOfTheBatch,
+    ProvesFirst,
+    MeanLogits,
+]
 
 
 # The same with one fault each, filed under the law that must see it.
@@ -1199,7 +1235,84 @@ class AddsABuffer(kinds.Regularizer):
         return (logits - self.start).square().sum(1)
 
 
+class OtherFeatures(Features):
+    def stacked_features(self, features, generator):
+        return super().stacked_features(features, generator) * 1.1
+
+
+class Idle(kinds.Surgery):
+    """Defines no place."""
+
+
+class InDouble(Noise):
+    def call(self, layer, place, inner, *args, **kwargs):
+        return super().call(layer, place, inner, *args, **kwargs).double()
+
+
+class WithoutGradient(Noise):
+    def call(self, layer, place, inner, *args, **kwargs):
+        return super().call(layer, place, inner, *args, **kwargs).detach()
+
+
+class LeavesAMark(Noise):
+    def call(self, layer, place, inner, *args, **kwargs):
+        layer.calls = getattr(layer, "calls", 0) + 1
+        return super().call(layer, place, inner, *args, **kwargs)
+
+
+class MovesWeights(Noise):
+    def call(self, layer, place, inner, *args, **kwargs):
+        with torch.no_grad():
+            layer.weight.mul_(0.9)
+        return super().call(layer, place, inner, *args, **kwargs)
+
+
+class OwnStream(Noise):
+    """A checkpointed layer that is computed again would draw anew."""
+
+    stream = torch.Generator().manual_seed(0)
+
+    def call(self, layer, place, inner, *args, **kwargs):
+        output = inner(*args, **kwargs)
+        draw = torch.rand(output.shape, generator=self.stream).to(output.device, non_blocking=True)
+        return output * (0.5 + draw)
+
+
+class GrowsTwice(Noise):
+    def prepare(self, layer, place):
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(2)
+
+
+class DrawsWeights(Noise):
+    def prepare(self, layer, place):
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter)
+
+
+class Alternating(Noise):
+    def __init__(self):
+        self.asked = 0
+
+    def frozen(self, place):
+        self.asked += 1
+        return self.asked % 3 == 0
+
+
+class HowFrozen(Noise):
+    def frozen(self, place):
+        return 0.5
+
+
 FAULTS = {
+    "the_features_of_the_stacks_give_the_stacks": [OtherFeatures],
+    "it_defines_a_place": [Idle],
+    "an_output_keeps_its_form": [InDouble, WithoutGradient],
+    "the_layer_is_left_as_it_was": [LeavesAMark, MovesWeights],
+    "the_global_stream_alone_decides": [OwnStream],
+    "preparing_twice_is_preparing_once": [GrowsTwice, DrawsWeights],
+    "freezing_depends_on_the_place_alone": [Alternating, HowFrozen],
     "the_shape_of_the_inputs_is_kept": [CroppedInputs],
     "the_labels_are_mixed_in_shares": [TooMuchLabel, RowsThatAreNotThere],
     "the_generator_alone_decides": [OtherDraws],
