@@ -195,7 +195,36 @@ def test_methods_lists_every_method(capsys):
 
 def test_methods_has_help(capsys):
     cli.main(["methods", "--help"])
-    assert "usage: lightning-objectives methods [NAME]\n\nList all methods" in capsys.readouterr().out
+    assert "usage: lightning-objectives methods [NAME | --for WORDS]\n\nList all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "others"),
+    [
+        (["--for", "label noise"], ["EarlyLearningRegularization", "SmallLossSelection"], ["DiceLoss", "EMA"]),
+        (["--for=imbalance"], ["LDAMLoss", "ConfusionMatrixLoss"], ["Mixup"]),
+        (["--for", "segmentation"], ["DiceLoss", "LovaszSoftmaxLoss"], ["FocalLoss"]),
+        (["--for", "Fine-tuning"], ["L2SP", "LayerFreezing"], ["DiceLoss"]),
+        (["--for", "overfit"], ["RDrop", "DropoutSchedule"], ["TIES"]),
+    ],
+    ids=" ".join,
+)
+def test_methods_for_a_problem(words, expected, others, capsys):
+    cli.main(["methods", *words])
+    out = capsys.readouterr().out
+    assert all(f"  {name}: " in out for name in expected)
+    assert not any(f"  {name}: " in out for name in others)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--for", "label nose"], "'label nose'. Did you mean 'label noise'? Known: "), (["--for"], "needs a problem")],
+)
+def test_methods_for_nothing(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["methods", *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_methods_prints_a_card(capsys):

@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, because torch and Lightning tak
 """
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -52,6 +53,8 @@ def main(args: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             print(f"\nlightning-objectives: {args[0]} was interrupted.", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
+        except BrokenPipeError:  # The reader has enough, as in `methods | head`.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         stop(f"unknown command {args[0]!r}.", args[0], COMMANDS)
 

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
@@ -14,14 +14,20 @@ from lightning_objectives.cli.errors import stop
 
 
 def show_methods(args: list[str]) -> None:
-    """List all methods by kind; with the NAME of a method, show everything about it."""
+    """List all methods by kind; with the NAME of a method, show everything about it.
+
+    --for WORDS lists the methods for a problem, such as --for "label noise" or --for imbalance.
+    """
     if args[1:] in (["-h"], ["--help"]):
-        print(f"usage: lightning-objectives methods [NAME]\n\n{inspect.getdoc(show_methods)}")
+        print(f"usage: lightning-objectives methods [NAME | --for WORDS]\n\n{inspect.getdoc(show_methods)}")
         return
     from lightning_objectives.discovery import methods  # here, because it loads torch
 
     known = list(methods())
-    if len(args) == 1:
+    if len(args) > 1 and args[1].startswith("--for"):
+        words = " ".join([args[1].removeprefix("--for").removeprefix("="), *args[2:]]).strip()
+        known = _fitting(known, words)
+    if len(args) == 1 or args[1].startswith("--for"):
         print("\n\n".join(_room(room, [cls for _, cls in group]) for room, group in groupby(known, lambda m: m[0])))
         return
     cards = [_card(room, cls) for room, cls in known if cls.__name__ == args[1]]
@@ -29,6 +35,34 @@ def show_methods(args: list[str]) -> None:
         names = sorted({cls.__name__ for _, cls in known})
         stop(f"methods takes the name of one method, not {' '.join(args[1:])!r}.", args[1], names)
     print("\n\n".join(cards))
+
+
+def _fitting(known: Sequence[tuple[str, type[Any]]], words: str) -> list[tuple[str, type[Any]]]:
+    """The methods whose family, first sentence or advice on when to use them has all of the words."""
+    sought = [_stem(word) for word in re.findall(r"[a-z0-9]+", words.lower())]
+    if not sought:
+        stop('methods --for needs a problem: --for "label noise".')
+
+    def fits(cls: type[Any]) -> bool:
+        doc = _doc(cls)
+        advice = re.findall(r"^When to use:(?:.|\n(?!\n|[A-Z]\w*:))*", doc, re.MULTILINE)
+        text = " ".join([getattr(cls, "family", ""), doc.split("\n\n")[0], *advice]).lower()
+        return all(re.search(rf"\b{word}", text) for word in sought)
+
+    found = [(room, cls) for room, cls in known if fits(cls)]
+    if not found:
+        families = sorted({family for _, cls in known if (family := getattr(cls, "family", ""))})
+        stop(f"no method says that it is for {words!r}.", words, families)
+    return found
+
+
+def _stem(word: str) -> str:
+    """What a word shares with its other forms.
+
+    >>> _stem("tuning"), _stem("overfitting"), _stem("labels")
+    ('tun', 'overfit', 'label')
+    """
+    return re.sub(r"(.)\1$", r"\1", re.sub(r"(ing|es|e|s)$", "", word))
 
 
 def _room(room: str, methods: list[type[Any]]) -> str:

@@ -82,6 +82,7 @@ class DropoutSchedule(Surgery):
     """
 
     changes = (_DropoutNd,)
+    family = "overfitting"
     by_process = "each process drops units of its own rows"
     example = {"schedule": "curriculum"}  # noqa: RUF012  # a ClassVar of the base
 

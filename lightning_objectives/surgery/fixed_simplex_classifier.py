@@ -70,6 +70,7 @@ class FixedSimplexClassifier(Surgery):
     """
 
     changes = "head"
+    family = "retrieval"
 
     def __init__(self, *, scale: float = 1.0) -> None:
         if not 0 < scale < float("inf"):

@@ -54,6 +54,7 @@ class StochasticDepth(Surgery):
     """
 
     exemplar = True
+    family = "overfitting"
     by_process = "each process draws for its own rows"
 
     def __init__(
