@@ -205,6 +205,7 @@ def test_methods_has_help(capsys):
         (["--for=imbalance"], ["LDAMLoss", "ConfusionMatrixLoss"], ["Mixup"]),
         (["--for", "segmentation"], ["DiceLoss", "LovaszSoftmaxLoss"], ["FocalLoss"]),
         (["--for", "Fine-tuning"], ["L2SP", "LayerFreezing"], ["DiceLoss"]),
+        (["--for", "a big teacher"], ["VanillaKD"], ["DiceLoss"]),
         (["--for", "overfit"], ["RDrop", "DropoutSchedule"], ["TIES"]),
     ],
     ids=" ".join,
@@ -218,7 +219,7 @@ def test_methods_for_a_problem(words, expected, others, capsys):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--for", "label nose"], "'label nose'. Did you mean 'label noise'? Known: "), (["--for"], "needs a problem")],
+    [(["--for", "multitsk"], "'multitsk'. Did you mean 'multi-task'? Known: "), (["--for"], "needs a problem")],
 )
 def test_methods_for_nothing(words, message, capsys):
     with pytest.raises(SystemExit) as stop:

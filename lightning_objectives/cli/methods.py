@@ -38,22 +38,22 @@ def show_methods(args: list[str]) -> None:
 
 
 def _fitting(known: Sequence[tuple[str, type[Any]]], words: str) -> list[tuple[str, type[Any]]]:
-    """The methods whose family, first sentence or advice on when to use them has all of the words."""
+    """The methods whose family, first sentence or advice on when to use them has all of the words, or else the most."""
     sought = [_stem(word) for word in re.findall(r"[a-z0-9]+", words.lower())]
     if not sought:
         stop('methods --for needs a problem: --for "label noise".')
 
-    def fits(cls: type[Any]) -> bool:
+    def matches(cls: type[Any]) -> int:
         doc = _doc(cls)
         advice = re.findall(r"^When to use:(?:.|\n(?!\n|[A-Z]\w*:))*", doc, re.MULTILINE)
         text = " ".join([getattr(cls, "family", ""), doc.split("\n\n")[0], *advice]).lower()
-        return all(re.search(rf"\b{word}", text) for word in sought)
+        return sum(re.search(rf"\b{word}", text) is not None for word in sought)
 
-    found = [(room, cls) for room, cls in known if fits(cls)]
-    if not found:
+    counts = [matches(cls) for _, cls in known]
+    if not any(counts):
         families = sorted({family for _, cls in known if (family := getattr(cls, "family", ""))})
         stop(f"no method says that it is for {words!r}.", words, families)
-    return found
+    return [method for method, count in zip(known, counts) if count == max(counts)]
 
 
 def _stem(word: str) -> str:
