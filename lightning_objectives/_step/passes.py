@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
@@ -16,20 +16,63 @@ from lightning_objectives._trainer.random import Streams
 
 
 class MovedWeights:
-    """Adds offsets to parameters, and keeps a copy that puts them back to the bit."""
+    """Adds offsets to parameters, and puts them back to the bit.
 
-    def __init__(self, params: Mapping[str, Tensor], offsets: Mapping[str, Tensor]) -> None:
+    Parameters whose memory nobody else sees get other memory for that time, which saves two copies. Others, such as
+    parts of one flat vector, change in place, so that every view of them moves too.
+
+    Args:
+        params: the parameters, by name.
+        offsets: what to add, for some of the names.
+        in_place: change all of them in place, as compiled code needs, which knows where they lie.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], offsets: Mapping[str, Tensor], *, in_place: bool = False) -> None:
+        moves = list(offsets.values())
         self.params = [params[name] for name in offsets]
-        self.copies = [param.detach().clone() for param in self.params]
+        self._in_place = in_place or not all(map(_owns_its_memory, self.params))
         with torch.no_grad():
-            torch._foreach_add_(self.params, list(offsets.values()))
+            if self._in_place:
+                self.copies = [param.detach().clone() for param in self.params]
+                torch._foreach_add_(self.params, moves)
+            else:
+                self.copies = [param.data for param in self.params]
+                for param, moved in zip(self.params, torch._foreach_add(self.copies, moves)):
+                    param.data = moved
         torch.clear_autocast_cache()  # Autocast keeps the weights in half precision as they were at their first use.
 
     def restore(self) -> None:
         """Put the weights back."""
         with torch.no_grad():
-            torch._foreach_copy_(self.params, self.copies)
+            if self._in_place:
+                torch._foreach_copy_(self.params, self.copies)
+            else:
+                for param, values in zip(self.params, self.copies):
+                    param.data = values
         torch.clear_autocast_cache()
+
+
+_uses: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+_OWN = torch.empty(1)
+_ALONE = 0 if _uses is None else _uses(_OWN.untyped_storage()._cdata)
+"""How many hold the memory of a tensor that nobody else sees."""
+
+
+def _owns_its_memory(tensor: Tensor) -> bool:
+    """Whether it is certain that no other tensor shares a tensor's memory.
+
+    >>> weight = torch.ones(2, 2)
+    >>> _owns_its_memory(weight)
+    True
+    >>> view = weight.T
+    >>> _owns_its_memory(weight)
+    False
+    """
+    return (
+        _uses is not None
+        and type(tensor) in (Tensor, nn.Parameter)
+        and _uses(tensor.untyped_storage()._cdata) == _ALONE
+    )
 
 
 class Surroundings:

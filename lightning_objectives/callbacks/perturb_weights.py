@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from lightning_objectives._files.names import plainly_named
 from lightning_objectives._step.batch import tensors_of
 from lightning_objectives._step.callback import StepCallback
+from lightning_objectives._step.compiled import is_compiled
 from lightning_objectives._step.gradients import loss_scale
 from lightning_objectives._step.graph import holds
 from lightning_objectives._step.passes import (
@@ -87,6 +88,8 @@ class PerturbWeights(StepCallback):
         self._patch: Patch | None = None
         self._is_seen = False
         """Whether a fit has shown that its weights can be seen."""
+        self._is_compiled: bool | None = None
+        """Whether compiled code knows where the weights lie; None before the first step."""
         self._after: Surroundings | None = None
         """What the first pass has left, for the buffers to come back to."""
 
@@ -99,7 +102,7 @@ class PerturbWeights(StepCallback):
         """Begin anew for a fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._is_seen = False
+            self._is_seen, self._is_compiled = False, None
             # Not by a hook of this callback: a search for the learning rate trains without the callbacks.
             self._patch = Patch(pl_module, "backward", self._backward)
 
@@ -182,7 +185,9 @@ class PerturbWeights(StepCallback):
     ) -> Any:
         with torch.no_grad():
             offsets = self.perturbation.offsets(gradients, params, generator=self._generator(plan))
-        self._moved = MovedWeights(params, offsets)
+        if self._is_compiled is None:
+            self._is_compiled = any(map(is_compiled, plan.module.modules()))
+        self._moved = MovedWeights(params, offsets, in_place=self._is_compiled)
         try:
             return run()
         except BaseException:

@@ -137,6 +137,43 @@ def test_at_rate_0_nothing_is_touched():
     assert equal(idle, plain)
 
 
+class Late(StochasticDepth):
+    """Begins with the third step."""
+
+    def active(self, *, step):
+        return step >= 2
+
+
+def test_a_method_may_begin_late():
+    seen = []
+
+    class Watching(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen.append("forward" in vars(pl_module.branches[0]))
+
+    ours, _ = fit(ChangeLayers(Late(rate=0.5), layers="branches.?"), Watching(), net=Residual)
+    assert seen == 2 * [False] + 4 * [True]
+    assert not equal(ours, fit(net=Residual)[0])
+
+
+class Odd(LayerFreezing):
+    """Freezes in every second step."""
+
+    def frozen(self, place):
+        return round(6 * place.part_done()) % 2 == 1
+
+
+def test_layers_thaw_again():
+    seen = []
+
+    class Watching(L.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            seen.append((pl_module.stem[0].weight.requires_grad, pl_module.stem[1].training))
+
+    fit(ChangeLayers(Odd(), layers="stem"), Watching(), net=Residual)
+    assert seen == 3 * [(True, True), (False, False)]
+
+
 class Freezing(Residual):
     """Its stem is frozen from the 4th of 6 steps on, and its first branch at the 5th, by hand."""
 

@@ -141,6 +141,48 @@ def test_a_rho_of_zero_is_the_plain_training():
     assert ours.callback_metrics == theirs.callback_metrics
 
 
+class Tied(Deep):
+    """Keeps a view of a weight, and computes with the view."""
+
+    def __init__(self):
+        super().__init__(dropout=0.0)
+        self.views = (self.fc.weight.detach().T,)
+
+    def forward(self, x):
+        hidden = self.backbone(x)
+        return self.fc(hidden) + hidden @ self.views[0]
+
+
+def test_views_of_a_weight_move_with_it():
+    """The weights that the second pass computes with are the moved ones, also by way of a view."""
+    seen = []
+
+    class Watching(Tied):
+        def training_step(self, batch, batch_idx):
+            seen.append(torch.equal(self.views[0], self.fc.weight.T))
+            return super().training_step(batch, batch_idx)
+
+    fit(PerturbWeights(SAM(rho=0.5)), net=Watching, max_epochs=1)
+    assert seen == 6 * [True]
+
+
+def test_the_memory_of_the_weights_is_their_own_again():
+    class Places(Callback):
+        moved = ()
+
+        def on_before_backward(self, trainer, pl_module, loss):
+            self.moved = [parameter.data_ptr() for parameter in pl_module.parameters()]
+
+        def on_train_start(self, trainer, pl_module):
+            self.before = [parameter.data_ptr() for parameter in pl_module.parameters()]
+
+        def on_train_end(self, trainer, pl_module):
+            assert self.before == [parameter.data_ptr() for parameter in pl_module.parameters()]
+            assert not {*self.before} & {*self.moved}
+
+    fit(PerturbWeights(SAM(rho=0.5)), Places(), net=Deep)
+
+
 class Still(Perturbation):
     """Moves nothing, but takes both passes."""
 
