@@ -1,4 +1,4 @@
-"""What methods ask of a step: a second pass, a memory, a reference, hidden layers, several criteria.
+"""What methods ask of a step: a second pass, a memory, a reference, hidden and changed layers, several criteria.
 
 Beside each is the same step by hand, written into the module. Two criteria are two cross entropies on the same logits,
 so that the plain step of theirs has another loss; its passes through the network are those of the plain step.
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from benchmarks.speed._bench import Bench, Target
 from benchmarks.speed._fits import compare_fits
 from benchmarks.speed._nets import Classifier, images, seeded, small_cnn
-from lightning_objectives.callbacks import AddRegularizer, CombineTerms, Distill, Refer, ReweightSamples
+from lightning_objectives.callbacks import AddRegularizer, ChangeLayers, CombineTerms, Distill, Refer, ReweightSamples
 from lightning_objectives.combination import PCGrad, UncertaintyWeighting
 from lightning_objectives.data.with_index import Indexed
 from lightning_objectives.distillation import FitNets
 from lightning_objectives.regularizers import L2SP, EarlyLearningRegularization, RDrop
+from lightning_objectives.surgery import StochasticDepth
 from lightning_objectives.weighting import DRRho
 
 SAMPLES = 50_000
@@ -102,6 +103,17 @@ class Hinted(Classifier):
         return F.cross_entropy(network[5:](maps), target) + F.mse_loss(self.projection(maps), hints)
 
 
+class Dropping(Classifier):
+    """Stochastic depth of one layer by hand."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        inputs, target = batch
+        network: Any = self.network
+        maps = network[:5](inputs)
+        maps = maps * (maps.new_empty(len(maps), 1, 1, 1).bernoulli_(0.8) / 0.8)
+        return F.cross_entropy(network[5:](maps), target)
+
+
 class TwoTasks(Classifier):
     """Two criteria."""
 
@@ -145,6 +157,10 @@ def run(bench: Bench) -> None:
         "Distill(FitNets())": (
             lambda: [Distill(FitNets(), teacher=small_cnn(), layers="network.4", teacher_layers="4")],
             Hinted,
+        ),
+        "ChangeLayers(StochasticDepth())": (
+            lambda: [ChangeLayers(StochasticDepth(rate=0.2), layers="network.4")],
+            Dropping,
         ),
     }
     variants: dict[str, Callable[[], Sequence[Any]]] = {"the plain step": list}
