@@ -256,6 +256,7 @@ NUMBERS = {
     "bema_bias_weight",
     "warmup_factor",
     "wsd_factor",
+    "wsd_s_factor",
 }
 """Functions of plain numbers."""
 ELSEWHERE = {

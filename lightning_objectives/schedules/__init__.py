@@ -2,5 +2,13 @@
 
 from lightning_objectives.schedules.warmup_stable import WarmupStableSchedule, warmup_factor
 from lightning_objectives.schedules.wsd import WSDSchedule, wsd_factor
+from lightning_objectives.schedules.wsd_s import WSDSSchedule, wsd_s_factor
 
-__all__ = ["WSDSchedule", "WarmupStableSchedule", "warmup_factor", "wsd_factor"]
+__all__ = [
+    "WSDSSchedule",
+    "WSDSchedule",
+    "WarmupStableSchedule",
+    "warmup_factor",
+    "wsd_factor",
+    "wsd_s_factor",
+]
