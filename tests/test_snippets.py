@@ -2,10 +2,13 @@
 
 import copy
 import inspect
+import re
 import shlex
 import sys
+import textwrap
 import types
 from collections import OrderedDict
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -25,6 +28,7 @@ from lightning_objectives.testing.signals import example_signals, require_grad
 
 CARDS = [pytest.param(card, id=card.name) for card in cards()]
 CLASSES = 3
+ROOT = Path(__file__).parents[1]
 
 
 def backbone(width=4):
@@ -241,3 +245,17 @@ def test_on_the_command_line(card, names, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "my_project", project)
     cli.main(shlex.split(snippet(card, "Command line"))[1:])
     assert (tmp_path / "merged.ckpt").exists()
+
+
+GUIDES = sorted([*(ROOT / "docs" / "guides").glob("*.md"), ROOT / "docs" / "quickstart.md", ROOT / "docs" / "index.md"])
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_the_code_of_a_guide_runs(page, names, monkeypatch):
+    given = names(next(card for card in cards() if card.name == "PCGrad"))
+    given |= {"multi_task_model": given["model"], "model": Net(), "YourModule": Net, "nn": nn, "torch": torch}
+    files_for(next(card for card in cards() if card.room == "merging"))
+    monkeypatch.setitem(sys.modules, "snippet", module := types.ModuleType("snippet"))  # where a pickle looks for a class
+    vars(module).update(given)
+    for block in re.findall(r"^( *)```python\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+        exec(compile(textwrap.dedent(block[1]), str(page), "exec"), vars(module))
