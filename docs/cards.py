@@ -89,7 +89,8 @@ class Card:
     def parts(self) -> dict[str, str]:
         """The parts of the card by heading, as ``Cost``: of the class, or else of its functions."""
         found: dict[str, str] = {}
-        for thing in (self.cls, *self.functions()):
+        function = getattr(self.cls, "function", None)
+        for thing in dict.fromkeys([self.cls, *([function] if function else []), *self.functions()]):
             for head, text in sections(inspect.getdoc(thing) or "").items():
                 if head not in found or (head == "Paper" and "http" not in found[head]):  # "see `that_function`"
                     found[head] = prose(text)
@@ -162,21 +163,6 @@ def sections(docstring: str) -> dict[str, str]:
         elif head:
             found[head] += "\n" + line
     return found
-
-
-def without_sections(docstring: str) -> str:
-    """A docstring without the parts that stand on top of the page of its method.
-
-    >>> without_sections("It works.\\n\\nWhen to use: often,\\nor more.\\nCost: none.\\n\\nArgs:\\n    x: y")
-    'It works.\\n\\nArgs:\\n    x: y'
-    """
-    kept: list[str] = []
-    inside = False
-    for line in docstring.splitlines():
-        inside = bool(re.match(rf"({CARD}):", line)) or (inside and bool(line.strip()))
-        if not inside and (line.strip() or not kept or kept[-1].strip()):
-            kept.append(line)
-    return "\n".join(kept).rstrip()
 
 
 def first_sentence(text: str) -> str:

@@ -21,6 +21,8 @@ from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.signals import SIGNALS
 
 HERE = Path(__file__).parent
+WIDE = ("conformance.md", "performance.md", "performance_gpu.md", "third_party.md", "evidence/index.md")
+"""The pages with wide tables, which take the room of the table of contents too."""
 
 
 def write(out: Path) -> None:
@@ -37,6 +39,9 @@ def write(out: Path) -> None:
     (out / gallery.PAGE).write_text(gallery.page())
     for page in out.glob("*.md"):
         page.write_text(filled(page.read_text()))
+    for name in WIDE:
+        page = out / name
+        page.write_text(f"---\nhide: [toc]\n---\n\n{page.read_text()}")
 
 
 def filled(text: str) -> str:

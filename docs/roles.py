@@ -16,7 +16,29 @@ class Roles(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called for each module, class, function and attribute once it is loaded."""
         if obj.docstring:
-            obj.docstring.value = markdown(obj.docstring.value)
+            text = obj.docstring.value
+            if not (obj.is_module or obj.is_attribute):  # its parts stand on top of the method's page
+                text = without_card(text)
+            obj.docstring.value = markdown(text)
+
+
+def without_card(docstring: str) -> str:
+    """The docstring of a method without the parts of its card; any other docstring as it is.
+
+    >>> without_card("It works.\\n\\nWhen to use: often,\\nor more.\\nCost: none.\\n\\nPaper: A, https://b.\\n\\nArgs:\\n    x: y")
+    'It works.\\n\\nArgs:\\n    x: y'
+    >>> without_card("A callback.\\n\\nWhen to use: often.")
+    'A callback.\\n\\nWhen to use: often.'
+    """
+    if not re.search(r"^Paper:", docstring, re.MULTILINE):
+        return docstring
+    kept: list[str] = []
+    inside = False
+    for line in docstring.splitlines():
+        inside = bool(re.match(rf"({CARD}):", line)) or (inside and bool(line.strip()))
+        if not inside and (line.strip() or not kept or kept[-1].strip()):
+            kept.append(line)
+    return "\n".join(kept).rstrip()
 
 
 def markdown(docstring: str) -> str:

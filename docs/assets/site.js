@@ -1,3 +1,15 @@
+// The names of the columns for the cells of tables that a phone shows as cards.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const table of document.querySelectorAll("article table:not([class])")) {
+    const heads = [...table.querySelectorAll("thead th")].map((head) => head.textContent.trim());
+    for (const row of table.querySelectorAll("tbody tr")) {
+      [...row.cells].forEach((cell, place) => {
+        if (place && heads[place]) cell.dataset.label = heads[place];
+      });
+    }
+  }
+});
+
 // The filter of the gallery. It needs no server and no other script.
 document.addEventListener("DOMContentLoaded", () => {
   const family = document.getElementById("lo-family");
