@@ -147,10 +147,10 @@ def verdicts() -> dict[str, str]:
 
 
 def sections(docstring: str) -> dict[str, str]:
-    """The parts of a docstring with a heading of the card, by heading.
+    r"""The parts of a docstring with a heading of the card, by heading.
 
-    >>> sections("It works.\\n\\nWhen to use: often,\\nor more.\\nCost: none.\\n\\nArgs:\\n    x: y")
-    {'When to use': 'often,\\nor more.', 'Cost': 'none.'}
+    >>> sections("It works.\n\nWhen to use: often,\nor more.\nCost: none.\n\nArgs:\n    x: y")
+    {'When to use': 'often,\nor more.', 'Cost': 'none.'}
     """
     found: dict[str, str] = {}
     head = ""

@@ -37,7 +37,7 @@ def _filter() -> str:
     options = "".join(f'<option value="{family}">{family}</option>' for family in families)
     return (
         '<div class="lo-filter"><label>Family <select id="lo-family"><option value="">all</option>'
-        f'{options}</select></label> <label>Word <input id="lo-word" type="search" placeholder="noise, teacher ..."></label>'
+        f'{options}</select></label> <label>Word <input id="lo-word" type="search" placeholder="noise ..."></label>'
         ' <output id="lo-count"></output></div>'
     )
 

@@ -15,8 +15,8 @@ from types import ModuleType
 
 import lightning_objectives as package
 from docs import gallery, problems, step_picture
-from docs.method_page import above
 from docs.cards import Card, room_title
+from docs.method_page import above
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.signals import SIGNALS
 
@@ -46,7 +46,9 @@ def write(out: Path) -> None:
 
 def filled(text: str) -> str:
     """A hand-written page, with what is made for it: the table of problems and the picture of the step."""
-    text = text.replace("<!-- problems -->", f'<div class="lo-cards lo-problems" markdown>\n\n{problems.table()}\n\n</div>')
+    text = text.replace(
+        "<!-- problems -->", f'<div class="lo-cards lo-problems" markdown>\n\n{problems.table()}\n\n</div>'
+    )
     return text.replace("<!-- step -->", step_picture.inline())
 
 

@@ -41,7 +41,10 @@ def navigation(root: Path) -> list[Any]:
     """The navigation over the pages in a folder."""
     methods = root / "methods"
     known = [room for room in ROOMS if (methods / room).is_dir()]
-    rooms = [*known, *sorted(folder.name for folder in methods.iterdir() if folder.is_dir() and folder.name not in known)]
+    rooms = [
+        *known,
+        *sorted(folder.name for folder in methods.iterdir() if folder.is_dir() and folder.name not in known),
+    ]
     listed = [{room_title(room): _pages(methods / room, root)} for room in rooms]
     guides = [{title: f"guides/{name}.md"} for title, name in GUIDES]
     return [

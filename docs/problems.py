@@ -1,4 +1,4 @@
-"""The table "Which problem have you?": hand-made choices, with verdicts from the benchmarks and snippets from the kind."""
+"""The table "Which problem have you?": choices by hand, verdicts from the benchmarks, snippets from the kind."""
 
 import re
 import sys

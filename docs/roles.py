@@ -23,12 +23,12 @@ class Roles(griffe.Extension):
 
 
 def without_card(docstring: str) -> str:
-    """The docstring of a method without the parts of its card; any other docstring as it is.
+    r"""The docstring of a method without the parts of its card; any other docstring as it is.
 
-    >>> without_card("It works.\\n\\nWhen to use: often,\\nor more.\\nCost: none.\\n\\nPaper: A, https://b.\\n\\nArgs:\\n    x: y")
-    'It works.\\n\\nArgs:\\n    x: y'
-    >>> without_card("A callback.\\n\\nWhen to use: often.")
-    'A callback.\\n\\nWhen to use: often.'
+    >>> without_card("It works.\n\nWhen to use: often,\nor more.\n\nPaper: A, https://b.\n\nArgs:\n    x: y")
+    'It works.\n\nArgs:\n    x: y'
+    >>> without_card("A callback.\n\nWhen to use: often.")
+    'A callback.\n\nWhen to use: often.'
     """
     if not re.search(r"^Paper:", docstring, re.MULTILINE):
         return docstring

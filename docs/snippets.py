@@ -1,4 +1,4 @@
-"""Code that uses a method, made from its kind: as a callback, a mixin, plain PyTorch and YAML. A test runs all of it."""
+"""Code that uses a method, made from its kind: as a callback, a mixin, plain PyTorch, YAML. A test runs all of it."""
 
 import inspect
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from lightning_objectives.kinds import (
     Survey,
     Weighting,
 )
-from lightning_objectives.signals import SIGNALS, signals_of
+from lightning_objectives.signals import SIGNALS
 
 LAYERS = {"hidden": ("layers", "backbone.layer4"), "teacher_hidden": ("teacher_layers", "layer4")}
 """For signals of hidden layers: the setting that names the layers, and the layer in the snippets."""
@@ -127,7 +127,7 @@ def _hints(card: Card) -> list[str]:
     if {"index", "memory"} & {*asked}:
         lines += ["train_loader = DataLoader(lo.data.with_index(train_set), batch_size=32, shuffle=True)"]
     if "group" in asked:
-        lines += ["# `model` defines objective_group(batch), or each batch is a dict with the key \"group\"."]
+        lines += ['# `model` defines objective_group(batch), or each batch is a dict with the key "group".']
     if issubclass(card.cls, Distillation):
         lines += ["# `teacher` is a trained module of the same classes, or the name of a timm model."]
     if issubclass(card.cls, Combination):

@@ -15,13 +15,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from docs.cards import cards
-from docs.snippets import built, tabs
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_objectives as lo
+from docs.cards import cards
+from docs.snippets import built, tabs
 from lightning_objectives import cli
 from lightning_objectives.kinds import Combination
 from lightning_objectives.testing.signals import example_signals, require_grad
@@ -232,7 +232,9 @@ def files_for(card):
     state = nn.Linear(3, 2).state_dict()
     for step, name in enumerate(("base", "a", "b")):
         weights = {key: value + torch.rand_like(value) for key, value in state.items()}
-        torch.save({"state_dict": weights, "global_step": step, "pytorch-lightning_version": L.__version__}, f"{name}.ckpt")
+        torch.save(
+            {"state_dict": weights, "global_step": step, "pytorch-lightning_version": L.__version__}, f"{name}.ckpt"
+        )
         save_file({key: value + 2 for key, value in weights.items()}, f"{name}.importance.safetensors")
 
 
@@ -255,7 +257,9 @@ def test_the_code_of_a_guide_runs(page, names, monkeypatch):
     given = names(next(card for card in cards() if card.name == "PCGrad"))
     given |= {"multi_task_model": given["model"], "model": Net(), "YourModule": Net, "nn": nn, "torch": torch}
     files_for(next(card for card in cards() if card.room == "merging"))
-    monkeypatch.setitem(sys.modules, "snippet", module := types.ModuleType("snippet"))  # where a pickle looks for a class
+    monkeypatch.setitem(
+        sys.modules, "snippet", module := types.ModuleType("snippet")
+    )  # where a pickle looks for a class
     vars(module).update(given)
     for block in re.findall(r"^( *)```python\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
         exec(compile(textwrap.dedent(block[1]), str(page), "exec"), vars(module))
