@@ -6,6 +6,7 @@ from html import escape
 from math import log2
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +114,12 @@ PAIRS = (
 )
 """One pair for each library and kind of work; the tables of the page have them in other sizes too."""
 WIDTH, ROW, LEFT, MIDDLE, STEP = 800, 26, 250, 345, 55
+MEANING = (
+    "*What it means.* Of these {found} comparisons on a CPU, this package is at least 5 % faster in {faster}, and at least "
+    "5 % slower in {slower}. An update of an average, a metric or a fit is a small part of a training, so you will mostly "
+    "notice that they cost no more than what you use now. The list has one line for each library and kind of work; the "
+    "tables below have other sizes too."
+)
 STYLE = """
 .lo-peers { --lo-ink: #1f2328; --lo-good: #1b7f3b; --lo-bad: #b3261e }
 @media (prefers-color-scheme: dark) { .lo-peers { --lo-ink: #e6edf3; --lo-good: #4cc38a; --lo-bad: #ff8a80 } }
@@ -157,10 +164,7 @@ def beside_peers(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "## Beside other libraries\n",
         "![How much faster or slower this package is than other libraries at the same work](images/peers.svg)\n",
-        f"*What it means.* Of these {len(found)} comparisons on a CPU, this package is at least 5 % faster in {faster}, and "
-        f"at\nleast 5 % slower in {slower}. An update of an average, a metric or a fit is a small part of a training, so you "
-        "will\nmostly notice that they cost no more than what you use now. The list has one line for each library and kind "
-        "of\nwork; the tables below have other sizes too.\n",
+        fill(MEANING.format(found=len(found), faster=faster, slower=slower), 118) + "\n",
         "\n".join(lines) + "\n",
     ]
 

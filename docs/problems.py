@@ -44,9 +44,8 @@ def table(*, links: str = "") -> str:
     for problem in PROBLEMS:
         card = known[problem.first]
         others = ", ".join(_named(known[name], links) for name in problem.others)
-        lines.append(
-            f"| **{problem.need}** | {_named(card, links, alone=True)} | {card.verdict} | `{snippet(card)}` | {others} |"
-        )
+        cells = [f"**{problem.need}**", _named(card, links, alone=True), card.verdict, f"`{snippet(card)}`", others]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -69,6 +69,7 @@ def test_the_badges_are_true():
     assert f'license = "{license.replace("--", "-")}"' in project
 
 
+@pytest.mark.filterwarnings("ignore")  # what Lightning recommends to a first training: loggers, workers
 def test_the_first_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "readme"}
