@@ -7,6 +7,7 @@ public name without a page or a docstring is an error.
 import importlib
 import inspect
 import pkgutil
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,9 @@ def filled(text: str) -> str:
     text = text.replace(
         "<!-- problems -->", f'<div class="lo-cards lo-problems" markdown>\n\n{problems.table()}\n\n</div>'
     )
+    # A picture in a file follows the system's colours; in the page it follows the site's switch.
+    peers = re.sub(r"<style>.*?</style>", "", (HERE / "images" / "peers.svg").read_text(), flags=re.DOTALL).strip()
+    text = re.sub(r"!\[[^\]]*\]\(images/peers\.svg\)", lambda _: peers, text)
     return text.replace("<!-- step -->", step_picture.inline())
 
 

@@ -15,6 +15,8 @@ NAMES = {
     "again": "a function that runs the network once more",
 }
 """What the names in the snippets stand for."""
+SHORT = 60
+"""The letters of the longest cost that a badge holds."""
 WORDS = {
     "class imbalance": "imbalanced data, long tail, rare classes",
     "label noise": "noisy labels, wrong labels, mislabelled data",
@@ -60,7 +62,10 @@ def _badges(card: Card) -> str:
     family = badge(card.family, "family") if card.family.lower() != room_title(card.room).lower() else ""
     problems = [badge(f"for {problem}", "problem") for problem in getattr(card.cls, "problems", ())]
     verdict = badge(f"evidence: {card.verdict}", card.verdict)
-    return " ".join(filter(None, [verdict, room, family, *problems]))
+    cost = card.first("Cost").rstrip(".")
+    short = f"cost: {cost}" if 0 < len(cost) <= SHORT and not {*"`$[<"} & {*cost} else "cost: see below"
+    cost = f'<a class="lo-badge" href="#cost">{short}</a>' if cost else ""
+    return " ".join(filter(None, [verdict, cost, room, family, *problems]))
 
 
 def _tabs(card: Card) -> list[str]:

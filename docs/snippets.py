@@ -30,7 +30,7 @@ from lightning_objectives.signals import SIGNALS
 LAYERS = {"hidden": ("layers", "backbone.layer4"), "teacher_hidden": ("teacher_layers", "layer4")}
 """For signals of hidden layers: the setting that names the layers, and the layer in the snippets."""
 MERGE = {"last": 4, "every_n_epochs": 1}
-WIDTH = 88
+WIDTH = 72
 
 
 def tabs(card: Card) -> dict[str, tuple[str, str]]:
