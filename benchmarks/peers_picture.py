@@ -116,10 +116,9 @@ PAIRS = (
 WIDTH, ROW, LEFT, MIDDLE, STEP = 800, 26, 250, 345, 55
 MEANING = (
     "*What it means.* Of these {found} comparisons on a CPU, this package is at least 5 % faster in {faster}, and at "
-    "least 5 % slower in {slower}. An update of an average, a metric or a fit is a small part of a training, so you will "
-    "mostly "
-    "notice that they cost no more than what you use now. The list has one line for each library and kind of work; the "
-    "tables below have other sizes too."
+    "least 5 % slower in {slower}. An update of an average, a metric or a fit is a small part of a training, so you "
+    "will mostly notice that they cost no more than what you use now. The list has one line for each library and kind "
+    "of work; the tables below have other sizes too."
 )
 STYLE = """
 .lo-peers { --lo-ink: #1f2328; --lo-good: #1b7f3b; --lo-bad: #b3261e }

@@ -1,5 +1,6 @@
 """The upper part of a method's page: what it is for, how to use it, and what is known of it."""
 
+import re
 from textwrap import indent
 
 from docs import snippets
@@ -74,8 +75,8 @@ def _tabs(card: Card) -> list[str]:
     tabs = [
         f'=== "{name}"\n\n' + indent(f"```{language}\n{code}\n```", "    ") for name, (language, code) in found.items()
     ]
-    code = "\n".join(code for _, code in found.values())
-    names = [f"`{name}`: {what}" for name, what in NAMES.items() if name in code]
+    code = re.sub(r"#.*", "", "\n".join(code for _, code in found.values()))
+    names = [f"`{name}`: {what}" for name, what in NAMES.items() if re.search(rf"\b{name}\b", code)]
     hints = [f"In the snippets, {'; '.join(names)}."] if names else []
     if getattr(card.cls, "example", {}):
         hints.append("The numbers in the call are examples: choose your own.")

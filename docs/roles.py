@@ -6,6 +6,8 @@ from typing import Any
 
 import griffe
 
+from lightning_objectives.discovery import ROOMS
+
 CARD = "When to use|Cost|Interactions|Paper|Differs from the paper|Shapes of `update`"
 """The headings of a method's card, each of which begins a paragraph."""
 
@@ -17,21 +19,27 @@ class Roles(griffe.Extension):
         """Called for each module, class, function and attribute once it is loaded."""
         if obj.docstring:
             text = obj.docstring.value
-            if not (obj.is_module or obj.is_attribute):  # its parts stand on top of the method's page
+            if has_page(obj.path):  # its parts stand on top of the method's page
                 text = without_card(text)
             obj.docstring.value = markdown(text)
 
 
+def has_page(path: str) -> bool:
+    """Whether an object lies in the file of a method.
+
+    >>> has_page("lightning_objectives.losses.focal.FocalLoss"), has_page("lightning_objectives.callbacks.distill.Distill")
+    (True, False)
+    """
+    _, room, file, *_ = [*path.split("."), "_", "_"]
+    return room in ROOMS and not file.startswith("_")
+
+
 def without_card(docstring: str) -> str:
-    r"""The docstring of a method without the parts of its card; any other docstring as it is.
+    r"""A docstring without the parts of its card.
 
     >>> without_card("It works.\n\nWhen to use: often,\nor more.\n\nPaper: A, https://b.\n\nArgs:\n    x: y")
     'It works.\n\nArgs:\n    x: y'
-    >>> without_card("A callback.\n\nWhen to use: often.")
-    'A callback.\n\nWhen to use: often.'
     """
-    if not re.search(r"^Paper:", docstring, re.MULTILINE):
-        return docstring
     kept: list[str] = []
     inside = False
     for line in docstring.splitlines():

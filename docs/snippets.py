@@ -115,7 +115,7 @@ def callback(card: Card) -> str:
     lines += [f"trainer.fit(model, {loaders})"]
     if variable == "calibrate":
         what = "sets of classes, (N, C) bool" if issubclass(card.cls, SetPredictor) else "calibrated probabilities"
-        lines += [f"calibrate.calibrator(logits)  # {what}; fitted at the end of each validation"]
+        lines += ["", "# Fitted at the end of each validation:", f"calibrate.calibrator(logits)  # {what}"]
     if variable == "survey":
         lines += ["survey.result  # a dict of tensors"]
     return "\n".join(lines)
