@@ -27,7 +27,7 @@ class Roles(griffe.Extension):
 def has_page(path: str) -> bool:
     """Whether an object lies in the file of a method.
 
-    >>> has_page("lightning_objectives.losses.focal.FocalLoss"), has_page("lightning_objectives.callbacks.distill.Distill")
+    >>> has_page("lightning_objectives.losses.focal.FocalLoss"), has_page("lightning_objectives.callbacks.refer.Refer")
     (True, False)
     """
     _, room, file, *_ = [*path.split("."), "_", "_"]
