@@ -38,7 +38,7 @@ lint: $(READY) ## ruff and mypy.
 	$(BIN)/mypy
 
 docs: $(READY) ## Build the site into docs/site; a public name without a page is an error.
-	$(BIN)/python docs/gen.py build/docs
+	$(BIN)/python -m docs.gen build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 old-faults: $(READY) ## Plant the faults that the library once had, and tell which law or test finds each (40 minutes; NAMES="merge teacher").

@@ -9,20 +9,27 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from benchmarks.peers_picture import PICTURE, beside_peers, drawn
+
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
 GPU_RESULTS, GPU_PAGE = RESULTS / "gpu", ROOT / "docs" / "performance_gpu.md"
 HEAD = """# Performance
 
-What each part costs beside its peers and beside what the hardware allows. This page is made of the files in
-`benchmarks/results` alone, which hold every repeat: `make bench` measures anew, `make bench-peers` makes the
-environment of the peers first, `python -m benchmarks.speed ROW` measures one row and `python -m benchmarks.page` writes
-this page.
+What each part costs, compared with other libraries and with the time that the hardware needs at minimum.
+"""
+HOW = """## How it was measured
 
-Times travel badly, ratios well: the variants of a table ran in turn in one process, or in turn in processes of their
-own, and the ratios are those of their medians, to the variant named *limit*. "CPU" is the ratio of the processor time
-of all threads, which other work on the machine disturbs less; "GiB/s" are the bytes that a variant has to read and
-write at the least, by its time. What could not be run is blank.
+This page is made from the files in `benchmarks/results`, which hold every repeat. `make bench` measures again,
+`make bench-peers` installs the other libraries first, `python -m benchmarks.speed ROW` measures one row and
+`python -m benchmarks.page` writes this page.
+
+Your times will differ, but the ratios should be similar. The variants of a table ran in turn, in one process or each in
+a process of its own. A ratio is the median time of a variant divided by that of the variant named *limit*. "CPU" is the
+same ratio for the processor time of all threads, which other work on the machine disturbs less. "GiB/s" is the memory
+traffic that the operation needs at minimum, divided by the time it took. What could not be run is blank.
+"""
+TARGETS = """What we promised ourselves before we measured. A target that we miss stays here, and the row says why.
 """
 GPU_HEAD = """# Performance on a GPU
 
@@ -139,8 +146,7 @@ def page(results: Path) -> str:
     rows = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
     rows.sort(key=lambda row: (ORDER.index(row["row"]) if row["row"] in ORDER else len(ORDER), row["row"]))
     on_cpu = all(row["device"] == "cpu" for row in rows)
-    head = [HEAD, *_unmeasured(rows)] if on_cpu else [GPU_HEAD]
-    parts = [*head, "## Targets\n", _targets(rows)]
+    parts = [HEAD, *beside_peers(rows), HOW, *_unmeasured(rows)] if on_cpu else [GPU_HEAD]
     for row in rows:
         parts += [f"## {row['title']}\n", row["text"] + "\n", *[_table(row, table) for table in row["tables"]]]
         if busy(row):
@@ -155,6 +161,7 @@ def page(results: Path) -> str:
             told = "; ".join(f"{name} ({_code(why)})" for name, why in row["absent"].items())
             parts.append(f"Not run: {told}.\n")
         parts.append(_where(row))
+    parts += ["## Targets\n", TARGETS, _targets(rows)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -270,6 +277,8 @@ def main() -> None:
     pairs = [(RESULTS, PAGE), (GPU_RESULTS, GPU_PAGE)]
     for results, out in [tuple(map(Path, sys.argv[1:]))] if sys.argv[1:] else pairs:
         out.write_text(page(results))
+    if not sys.argv[1:]:
+        PICTURE.write_text(drawn(RESULTS))
 
 
 if __name__ == "__main__":

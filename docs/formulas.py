@@ -15,4 +15,11 @@ def on_page_content(html: str, **_: Any) -> str:
     >>> on_page_content('<p><span class="arithmatex">\\(x^2\\)</span></p>')[:60]
     '<p><math xmlns="http://www.w3.org/1998/Math/MathML" display='
     """
-    return FORMULA.sub(lambda m: convert(unescape(m[3]).strip(), display="block" if m[2] == "[" else "inline"), html)
+    return FORMULA.sub(_mathml, html)
+
+
+def _mathml(found: re.Match[str]) -> str:
+    formula = unescape(found[3]).strip()
+    if found[2] == "(":
+        return convert(formula, display="inline")
+    return f'<div class="lo-formula">{convert(formula, display="block")}</div>'  # scrolls if the screen is narrow

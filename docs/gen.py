@@ -1,12 +1,13 @@
 """Writes the sources of the site: the hand-written pages, and one page for each method and part of the package.
 
-Run it as ``python docs/gen.py OUT``. The generated pages consist of docstrings. A public name without a page or a
-docstring is an error.
+Run it as ``python -m docs.gen OUT``. The generated pages consist of docstrings, and of snippets that a test runs. A
+public name without a page or a docstring is an error.
 """
 
 import importlib
 import inspect
 import pkgutil
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,15 @@ from pathlib import Path
 from types import ModuleType
 
 import lightning_objectives as package
+from docs import gallery, problems, step_picture
+from docs.cards import Card, room_title
+from docs.method_page import above
 from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.signals import SIGNALS
 
 HERE = Path(__file__).parent
+WIDE = ("conformance.md", "performance.md", "performance_gpu.md", "third_party.md", "evidence/index.md")
+"""The pages with wide tables, which take the room of the table of contents too."""
 
 
 def write(out: Path) -> None:
@@ -26,47 +32,48 @@ def write(out: Path) -> None:
     if faults := [*without_page(generated), *without_docstring()]:
         raise SystemExit("\n".join(["docs:", *faults]))
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(HERE, out, ignore=shutil.ignore_patterns("*.py", "site", "__pycache__"))
+    shutil.copytree(HERE, out, ignore=shutil.ignore_patterns("*.py", "site", "__pycache__", "*.html"))
     for path, names in generated.items():
         page = out / path
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(
-            "\n\n".join([f"# {title(path)}", introduction(path), *(f"::: {name}" for name in names)]) + "\n"
-        )
+        page.write_text("\n\n".join([*beginning(path), *(f"::: {name}" for name in names)]) + "\n")
+    (out / gallery.PAGE).write_text(gallery.page())
+    for page in out.glob("*.md"):
+        page.write_text(filled(page.read_text()))
+    for name in WIDE:
+        page = out / name
+        page.write_text(f"---\nhide: [toc]\n---\n\n{page.read_text()}")
+
+
+def filled(text: str) -> str:
+    """A hand-written page, with what is made for it: the table of problems and the picture of the step."""
+    text = text.replace(
+        "<!-- problems -->", f'<div class="lo-cards lo-problems" markdown>\n\n{problems.table()}\n\n</div>'
+    )
+    # A picture in a file follows the system's colours; in the page it follows the site's switch.
+    peers = re.sub(r"<style>.*?</style>", "", (HERE / "images" / "peers.svg").read_text(), flags=re.DOTALL).strip()
+    text = re.sub(r"!\[[^\]]*\]\(images/peers\.svg\)", lambda _: peers, text)
+    return text.replace("<!-- step -->", step_picture.inline())
 
 
 def title(path: str) -> str:
     """The title of a page: the name of the room, or of the file."""
     page = Path(path)
-    return page.parent.name if page.stem == "index" else page.stem
+    return room_title(page.parent.name) if page.stem == "index" else page.stem
 
 
-def introduction(path: str) -> str:
-    """The beginning of a page: how to use the method, or the docstring of the room or the part."""
-    room, name = Path(path).parent.name, title(path)
+def beginning(path: str) -> list[str]:
+    """What stands above the docstrings of a page: how to use the method, or the docstring of the room or the part."""
+    room, name = Path(path).parent.name, Path(path).stem
+    if name == "index":
+        return [f"# {title(path)}", _docstring(room), *gallery.of_room(room, path)]
     if name == "kinds":
         rows = [f"| `{s.name}` | {s.shape} | {s.source} | {s.doc} |" for s in SIGNALS.values()]
         table = ["| Name | Shape | Comes from | What it is |", "| --- | --- | --- | --- |", *rows]
-        return "\n".join([_docstring(name), "", "## Signals", "", *table])
-    if Path(path).stem == "index" or room == "package":
-        return _docstring(name)
-    method = getattr(importlib.import_module(f"{package.__name__}.{room}"), name)
-    settings = ", ".join(f"{key}={value!r}" for key, value in getattr(method, "example", {}).items())
-    lines = [f"from {package.__name__}.{room} import {name}"]
-    if callback := getattr(method, "callback", ""):
-        lines += [
-            f"from {package.__name__}.callbacks import {callback}",
-            "",
-            f"Trainer(callbacks=[{callback}({name}({settings}))])",
-        ]
-    elif asks := getattr(method, "asks", ()):  # a merge that runs on files alone
-        given = "".join(f", {what}=..." for what in asks)
-        lines += [
-            f"from {package.__name__}.{room} import merge_checkpoints",
-            "",
-            f'merge_checkpoints(files, {name}({settings}), "merged.ckpt"{given})',
-        ]
-    return "\n".join(["```python", *lines, "```"])
+        return ["# kinds", _docstring(name), "## Signals", "\n".join(table)]
+    if room == "package":
+        return [f"# {name}", _docstring(name)]
+    return above(Card(room, getattr(importlib.import_module(f"{package.__name__}.{room}"), name)))
 
 
 def _docstring(part: str) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 import griffe
 
+from lightning_objectives.discovery import ROOMS
+
 CARD = "When to use|Cost|Interactions|Paper|Differs from the paper|Shapes of `update`"
 """The headings of a method's card, each of which begins a paragraph."""
 
@@ -16,7 +18,35 @@ class Roles(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called for each module, class, function and attribute once it is loaded."""
         if obj.docstring:
-            obj.docstring.value = markdown(obj.docstring.value)
+            text = obj.docstring.value
+            if has_page(obj.path):  # its parts stand on top of the method's page
+                text = without_card(text)
+            obj.docstring.value = markdown(text)
+
+
+def has_page(path: str) -> bool:
+    """Whether an object lies in the file of a method.
+
+    >>> has_page("lightning_objectives.losses.focal.FocalLoss"), has_page("lightning_objectives.callbacks.refer.Refer")
+    (True, False)
+    """
+    _, room, file, *_ = [*path.split("."), "_", "_"]
+    return room in ROOMS and not file.startswith("_")
+
+
+def without_card(docstring: str) -> str:
+    r"""A docstring without the parts of its card.
+
+    >>> without_card("It works.\n\nWhen to use: often,\nor more.\n\nPaper: A, https://b.\n\nArgs:\n    x: y")
+    'It works.\n\nArgs:\n    x: y'
+    """
+    kept: list[str] = []
+    inside = False
+    for line in docstring.splitlines():
+        inside = bool(re.match(rf"({CARD}):", line)) or (inside and bool(line.strip()))
+        if not inside and (line.strip() or not kept or kept[-1].strip()):
+            kept.append(line)
+    return "\n".join(kept).rstrip()
 
 
 def markdown(docstring: str) -> str:

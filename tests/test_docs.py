@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from docs import problems, step_picture
+from docs.cards import cards
+from lightning_objectives import callbacks
 from lightning_objectives.discovery import methods
 from lightning_objectives.testing import assert_laws
 
@@ -44,6 +47,38 @@ def test_links_and_paths_on_a_page_exist(page):
     paths = re.findall(r"`((?:lightning_objectives|tests|docs|benchmarks)/[\w/]+\.(?:py|txt|md))`", text)
     for path in links + paths:
         assert (ROOT / path).exists(), f"{page} speaks of {path}"
+
+
+def test_the_badges_are_true():
+    text, project = (ROOT / "README.md").read_text(), (ROOT / "pyproject.toml").read_text()
+    (python,) = re.findall(r"badge/python-([\d.]+)%2B", text)
+    (license,) = re.findall(r"badge/license-([\w.-]+)-blue", text)
+    assert f'requires-python = ">={python}"' in project
+    assert f'license = "{license.replace("--", "-")}"' in project
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning recommends to a first training: loggers, workers
+def test_the_first_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "readme"}
+    exec(compile(blocks("README.md")[0], "README.md", "exec"), names)
+    assert set(names["Net"]().state_dict()) == {"net.weight", "net.bias"}
+
+
+def test_the_table_of_problems_is_up_to_date():
+    text = (ROOT / "README.md").read_text()
+    assert text == problems.in_readme(text), "run `python -m docs.problems`"
+
+
+def test_hand_made_tables_name_methods_that_exist():
+    known = {card.name for card in cards()}
+    named = {name for problem in problems.PROBLEMS for name in (problem.first, *problem.others)}
+    assert named <= known, f"docs/problems.py names {named - known}"
+    assert {name for _, names, _ in step_picture.STAGES for name in names} <= set(callbacks.__all__)
+
+
+def test_the_picture_of_the_step_is_up_to_date():
+    assert step_picture.PICTURE.read_text() == step_picture.picture(), "run `python -m docs.step_picture`"
 
 
 def test_the_code_of_plain_loops_runs(tmp_path, monkeypatch):
