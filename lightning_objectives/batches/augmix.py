@@ -85,8 +85,8 @@ class AugMix(BatchTransform):
         self.depth = depth
         self.alpha = alpha
         self.all_ops = all_ops
-        self.mean = mean
-        self.std = std
+        self.mean = None if mean is None else tuple(mean)
+        self.std = None if std is None else tuple(std)
 
     def forward(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, H, W) images -> (N, C, H, W) images, (N, 1) index, (N, 1) weight."""

@@ -68,8 +68,8 @@ class RandAugment(BatchTransform):
         check_statistics(mean, std)
         self.num_ops = num_ops
         self.magnitude = magnitude
-        self.mean = mean
-        self.std = std
+        self.mean = None if mean is None else tuple(mean)
+        self.std = None if std is None else tuple(std)
 
     def active(self, *, step: int) -> bool:
         """Return False without operations."""

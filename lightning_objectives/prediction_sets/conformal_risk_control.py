@@ -113,7 +113,7 @@ class ConformalRiskControl(SetPredictor):
         if not 0 < decay <= 1:
             raise ValueError(f"decay={decay} must be in (0, 1]; 1 counts all rows alike.")
         self.alpha = alpha
-        self.costs = costs
+        self.costs = None if costs is None else tuple(costs)
         self.decay = decay
         self.register_buffer("threshold", torch.full((), -torch.inf, dtype=torch.float64))
 

@@ -112,7 +112,7 @@ class WSDSSchedule(LRScheduler):
             raise ValueError(f"shape={shape!r} must be 'inverse', 'linear', 'cosine' or '1-sqrt'.")
         if not 0 < final_ratio <= 1:
             raise ValueError(f"final_ratio={final_ratio} must be in (0, 1].")
-        self.ends = ends
+        self.ends = tuple(ends)
         self.warmup_steps = warmup_steps
         self.decay = decay
         self.shape: Shape = shape
