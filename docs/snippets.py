@@ -64,7 +64,8 @@ def options(card: Card) -> dict[str, str]:
     asked = signals(card)
     given |= {LAYERS[name][0]: f'"{LAYERS[name][1]}"' for name in LAYERS if name in asked}
     if issubclass(card.cls, Surgery) and not card.cls.changes:
-        given["layers"] = '"backbone.layer*"'
+        # What a method changes may be the end of a branch alone, as the last BatchNorm of a residual block.
+        given["layers"] = '"backbone.layer*.*.bn2"' if card.cls.defines("call") else '"backbone.layer*"'
     if issubclass(card.cls, Combination):
         given["criteria"] = "True"
     if issubclass(card.cls, Merge):

@@ -31,9 +31,20 @@ CLASSES = 3
 ROOT = Path(__file__).parents[1]
 
 
+class Block(nn.Module):
+    """A residual block, as torchvision and timm have it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return (x + self.bn2(self.conv2(x))).relu()
+
+
 def backbone(width=4):
     """Convolutions with BatchNorm and dropout, as the layers that the snippets name."""
-    layer = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.1))
+    layer = nn.Sequential(Block(width), nn.Dropout(0.1))
     parts = {"conv": nn.Conv2d(3, width, 1), "layer1": layer, "layer4": copy.deepcopy(layer)}
     return nn.Sequential(OrderedDict(**parts, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
 
