@@ -32,7 +32,7 @@ def by_image(
         inputs: (N, C, H, W) images: whole numbers of 8 bits, or floats that are pixels of [0, 1], normalized by
             ``mean`` and ``std`` if these are given.
         generator: where the draws come from; the global stream stays as it is.
-        mean: of the normalization, one for each channel.
+        mean: of the normalization, one for each channel or one for all.
         std: of the normalization.
 
     Raises:
@@ -48,7 +48,7 @@ def by_image(
     pixels = inputs.detach().float()
     if mean is not None and std is not None:
         center, scale = (torch.tensor(value, device=inputs.device)[:, None, None] for value in (mean, std))
-        if len(center) != inputs.shape[1]:
+        if len(center) not in (1, inputs.shape[1]):
             raise ValueError(f"mean={mean} has {len(center)} channels, but the images have {inputs.shape[1]}.")
         pixels = pixels * scale + center
     _check_range(pixels)

@@ -29,7 +29,8 @@ class AugMix(BatchTransform):
         alpha: of the distributions, > 0.
         all_ops: whether color operations take part too, which overlap with the corruptions of ImageNet-C. The authors'
             code leaves them out, torchvision takes them.
-        mean: of the normalization of the images, one number for each channel; None for pixels in [0, 1] or of 8 bits.
+        mean: of the normalization of the images, a number for each channel or one for all; None for pixels in [0, 1] or
+            of 8 bits.
         std: of the normalization.
 
     Raises:
@@ -56,7 +57,7 @@ class AugMix(BatchTransform):
     """
 
     family = "robustness"
-    example: ClassVar[dict[str, Any]] = {"mean": (0.5, 0.5, 0.5), "std": (0.1, 0.1, 0.1)}
+    example: ClassVar[dict[str, Any]] = {"mean": (0.5,), "std": (0.1,)}
     waits = "torchvision's operations ask the device for values, such as the histogram of an image"
 
     def __init__(

@@ -23,7 +23,8 @@ class RandAugment(BatchTransform):
     Args:
         num_ops: the number of operations on each image; 0 changes nothing.
         magnitude: from 0 to 30, in parts of each operation's range.
-        mean: of the normalization of the images, one number for each channel; None for pixels in [0, 1] or of 8 bits.
+        mean: of the normalization of the images, a number for each channel or one for all; None for pixels in [0, 1] or
+            of 8 bits.
         std: of the normalization.
 
     Raises:
@@ -49,7 +50,7 @@ class RandAugment(BatchTransform):
     """
 
     family = "augmentation"
-    example: ClassVar[dict[str, Any]] = {"mean": (0.5, 0.5, 0.5), "std": (0.1, 0.1, 0.1)}
+    example: ClassVar[dict[str, Any]] = {"mean": (0.5,), "std": (0.1,)}
     waits = "torchvision's operations ask the device for values, such as the histogram of an image"
 
     def __init__(

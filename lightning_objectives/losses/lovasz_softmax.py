@@ -32,7 +32,8 @@ def lovasz_loss(
 
     Args:
         logits: (N, C, ...); C of 1 is a binary problem. Computed in float32 or better.
-        target: (N, ...) int classes; with one logit also (N, 1, ...) float of 0 and 1.
+        target: (N, ...) int classes, or (N, C, ...) float shares, of which a position is that part of a region; with
+            one logit they must be 0 or 1.
         mask: (N, ...) bool, the positions that count; None for all.
         absent: also count classes that an image does not have; their loss is the largest probability they get.
         whole_batch: take the batch as one image, and give each of its images that loss.
@@ -41,7 +42,7 @@ def lovasz_loss(
         (N,) losses; 0 for an image in which no position counts.
 
     Raises:
-        ValueError: shapes that do not fit, or targets that are shares of classes.
+        ValueError: shapes that do not fit.
 
     Example:
         >>> p = torch.tensor([[[0.9, 0.6, 0.2], [0.1, 0.4, 0.8]]])  # two classes at three positions
@@ -51,14 +52,10 @@ def lovasz_loss(
     Paper: Berman, Rannen Triki and Blaschko, The Lovász-Softmax Loss, CVPR 2018, equations 8 to 12,
     https://arxiv.org/abs/1705.08790. The equations' numbers were not checked at the source.
 
-    Differs from the authors' code: by default each image by itself, for the softmax too. kornia counts absent classes.
+    Differs from the authors' code: by default each image by itself, for the softmax too. The paper has no shares of
+    classes. kornia counts absent classes.
     """
     check_places(logits, target, mask)
-    if target.is_floating_point() and logits.shape[1] > 1:
-        raise ValueError(
-            f"target of the shape {tuple(target.shape)} holds shares of classes, but a region holds a position or does "
-            "not: pass (N, ...) classes, such as target.argmax(1)."
-        )
     logits, inside = wide(logits), shares_of(logits, target, mask)
     several = logits.shape[1] > 1
     errors = (inside - logits.softmax(1)).abs() if several else (1 - logits * (2 * inside - 1)).relu()

@@ -59,7 +59,7 @@ def test_half_precision_comes_back():
         (PIXELS * 255, {}, "convert them by images / 255"),
         (PIXELS.long(), {}, r"must be of torch\.uint8"),
         (PIXELS[:, :2], {}, "of 1 or 3 channels"),
-        (PIXELS, {"mean": (0.5,), "std": (0.5,)}, "has 1 channels, but the images have 3"),
+        (PIXELS, {"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "has 2 channels, but the images have 3"),
     ],
 )
 def test_pixels_that_are_unknown_are_refused(images, settings, message):

@@ -83,7 +83,15 @@ def test_ties_make_no_difference():
     torch.testing.assert_close(lovasz_loss(logits, target), turned)
 
 
-def test_shares_of_classes_are_refused():
-    with pytest.raises(ValueError, match="holds shares of classes"):
-        lovasz_loss(torch.zeros(1, 2, 3), torch.full((1, 2, 3), 0.5))
+def test_shares_of_classes_by_hand_and_at_the_least():
+    """Class 0 of t = (0.8, 0.4) and p = (0.5, 0.5): errors 0.3 and 0.1, and the region has the size 1.2.
+
+    The first position takes 1 - 0.4 / 1.4 of the union, the second the rest: 0.3 · 0.714286 + 0.1 · 0.285714. Class 1
+    has 0.2 and 0.6: the first takes 1 - 0.6 / 1.6.
+    """
+    target = torch.tensor([[[0.8, 0.4], [0.2, 0.6]]])
+    loss = lovasz_loss(torch.zeros(1, 2, 2), target)
+    expected = (0.3 * 0.714286 + 0.1 * 0.285714 + 0.3 * 0.625 + 0.1 * 0.375) / 2
+    torch.testing.assert_close(loss, torch.tensor([expected]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(lovasz_loss(target.log(), target), torch.zeros(1), rtol=0, atol=1e-6)
     assert LovaszSoftmaxLoss().problems == ("classes", "binary")
