@@ -54,14 +54,36 @@ class Frozen:
         self.network = network.requires_grad_(False)
         self.translation = None if translate is None else _affine(*translate)
         self._features: Tensor | None = None
+        self._head_output: Any = None
+        self._guess = ""
+        """The path of a head that nobody has named, until the first answer proves that it gives the logits."""
         if tap:
-            resolve(network, head)[1].register_forward_pre_hook(self._keep)
+            path, module = resolve(network, head)
+            module.register_forward_hook(self._keep)
+            self._guess = path if head is None else ""
         self.taps = [] if layers is None else find_taps(network, layers, option="teacher_layers")
         for tapped in self.taps:
             tapped.layer.register_forward_hook(partial(_note, tapped))
 
-    def _keep(self, head: nn.Module, args: tuple[Any, ...]) -> None:
-        self._features = args[0]
+    def _keep(self, head: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._features, self._head_output = args[0], output
+
+    def _prove(self, logits: Tensor) -> None:
+        """Prove that the head that was found gives the logits, and not one of several networks alone.
+
+        Raises:
+            ValueError: it does not.
+        """
+        path, self._guess, output = self._guess, "", self._head_output
+        same = (
+            isinstance(output, Tensor) and output.numel() == logits.numel() and output.flatten().equal(logits.flatten())
+        )
+        if path and not same:
+            raise ValueError(
+                f"The method asks for the features of the teacher, the input of its head. {path!r} looks like the "
+                f"head, but its output is not what {type(self.network).__name__} returns: it may be one network of "
+                "several, or its output is changed afterwards. Name the head whose input to take with teacher_head=."
+            )
 
     def __call__(self, *args: Any, dtype: torch.dtype, **kwargs: Any) -> Answer:
         """Call the network; ``dtype`` is that of the user's module. The first tensor is its inputs.
@@ -91,10 +113,12 @@ class Frozen:
         try:
             with torch.inference_mode():
                 logits = logits_of(self._called(call, inputs))
+                if self._guess:
+                    self._prove(logits)
             features = self._features
             hidden = tuple(_plain(tap.read()) for tap in self.taps)
         finally:
-            self._features = None
+            self._features = self._head_output = None
             for tap in self.taps:
                 tap.outputs.clear()
         return Answer(_plain(logits), None if features is None else _plain(features), hidden)

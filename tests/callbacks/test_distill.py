@@ -411,6 +411,28 @@ def test_features_of_the_teacher_as_a_method_asks():
     assert not equal(fit(Distill(Relation(), teacher=teacher()))[0], fit()[0])
 
 
+class Pair(nn.Module):
+    """Two networks in one module: the last head is that of one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = teacher(), teacher()
+        nn.init.ones_(self.first[3].weight)
+
+    def forward(self, x):
+        return (self.first(x) + self.second(x)) / 2
+
+
+def test_the_features_of_one_network_of_two_must_be_named():
+    class Nearness(Distillation):
+        def forward(self, logits, features, teacher_features):
+            return (features.norm(dim=1) - teacher_features.norm(dim=1)).square()
+
+    with pytest.raises(ValueError, match=r"'second\.3' looks like the head, but its output is not what Pair returns"):
+        fit(Distill(Nearness(), teacher=Pair()))
+    fit(Distill(Nearness(), teacher=Pair(), teacher_head="second.3"))
+
+
 def test_two_teachers():
     other = teacher()
     nn.init.ones_(other[3].weight)
