@@ -46,7 +46,7 @@ def feature_affinity(features: Tensor, *, affinity: Affinity = "rbf", neighbors:
     _check_affinity(affinity, neighbors)
     directions = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
     if affinity == "linear":
-        return directions @ directions.T
+        return _product(directions, directions.T)
     # Products of matrices would give a sample a distance to itself, which the width of the kernel does not forgive.
     distances = torch.cdist(directions, directions, compute_mode="donot_use_mm_for_euclid_dist")
     count = len(features)
@@ -116,7 +116,7 @@ def lame_logits(
     adapted, energy = log_prior, log_prior.new_full((), float("inf"))
     settled = torch.zeros_like(energy, dtype=torch.bool)
     for iteration in range(iterations):
-        pull = strength * (weights @ adapted.exp())
+        pull = strength * _product(weights, adapted.exp())
         proposed = (log_prior + pull).log_softmax(1)
         shares = proposed.exp()
         now = (torch.where(shares > 0, shares * (proposed - log_prior), 0.0) - shares * pull).sum()
@@ -127,6 +127,12 @@ def lame_logits(
         if settled.device.type == "cpu" and bool(settled):
             break
     return adapted.to(logits.dtype)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """The product of two matrices at full precision, also under autocast."""
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right
 
 
 def _check_affinity(affinity: str, neighbors: int) -> None:

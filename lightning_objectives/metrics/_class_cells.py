@@ -60,4 +60,6 @@ class ClassCells(SumMetric):
     def compute(self) -> Tensor:
         """The calibration error of all rows that count, () float32."""
         self._check_rows()
+        if not self._sum("rows").dim():  # before the first batch
+            return torch.full((), torch.nan, device=self.device)
         return mean_gap(self.merged(Bins(*(self._sum(name) for name in Bins._fields)))).to(self.device)

@@ -6,11 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_objectives.metrics._rows import TOLERANCE, ClassificationRows, classification_rows
 
 WITHOUT_FLOAT64 = ("mps",)
 """Types of device without float64. Sums are float32 there, which are right up to about 10 million rows."""
+
+_DTYPES = (
+    torch.bool,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)
+_DIMS = 4
+"""The most dimensions of a state."""
 
 
 class Sums(Metric):
@@ -51,6 +66,29 @@ class Sums(Metric):
         state: Tensor = getattr(self, name + self._suffix)
         return state
 
+    def _joined(self, name: str) -> Tensor:
+        """The rows of all batches, kept in a list until ranks are merged; (0,) before the first batch."""
+        state: list[Tensor] | Tensor = getattr(self, name + self._suffix)
+        return dim_zero_cat(state) if len(state) else torch.zeros(0, device=self.device)
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
+    ) -> None:
+        # Ranks can exchange only tensors of equal type and number of dimensions. The first batch shows how many classes
+        # or features there are, so a rank without a batch first takes the form of its states from the others.
+        names = list(self._reductions)
+        forms = torch.tensor([_form(getattr(self, name)) for name in names], device=self.device)
+        gathered = dist_sync_fn(forms, group=process_group or self.process_group)
+        for name, (dtype, dims, *sizes) in zip(names, torch.stack(list(gathered)).amax(0).tolist()):
+            state = getattr(self, name)
+            if isinstance(state, list):
+                if not state and dims:
+                    empty = torch.zeros(0, *sizes[1:dims], dtype=_DTYPES[dtype], device=self.device)
+                    setattr(self, name, [empty])
+            elif not state.dim():
+                setattr(self, name, state.expand(sizes[:dims]))
+        super()._sync_dist(dist_sync_fn, process_group)
+
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw the metric's value, or the value or series ``val``, as torchmetrics does; returns figure and axes."""
         return self._plot(val, ax)
@@ -65,6 +103,15 @@ class Sums(Metric):
             return tensor.to(device, torch.float32 if narrow else tensor.dtype)
 
         return super()._apply(move, exclude_state)
+
+
+def _form(state: Tensor | list[Tensor]) -> list[int]:
+    """The type, the number of dimensions and the sizes of a state; all zero for a list that is empty."""
+    if isinstance(state, list):
+        if not state:
+            return [0] * (2 + _DIMS)
+        state = state[0]
+    return [_DTYPES.index(state.dtype), state.dim(), *state.shape, *[0] * (_DIMS - state.dim())]
 
 
 class SumMetric(Sums):

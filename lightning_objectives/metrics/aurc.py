@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
 from lightning_objectives.metrics._rows import check_pairs, probabilities
 from lightning_objectives.metrics._sums import SumMetric
@@ -138,6 +137,6 @@ class AURC(SumMetric):
     def compute(self) -> Tensor:
         """The area, or the excess, of all rows that count, () float32."""
         self._check_rows()
-        scores, errors = (dim_zero_cat(getattr(self, name + self._suffix)) for name in ("scores", "errors"))
+        scores, errors = (self._joined(name) for name in ("scores", "errors"))
         counted = errors >= 0
         return _area(scores[counted], errors[counted], excess=self.excess)

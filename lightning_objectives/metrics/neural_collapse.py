@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.utilities import dim_zero_cat
 
 from lightning_objectives.metrics._sums import Sums
 from lightning_objectives.shapes import check_classes, check_shapes, forms
@@ -139,8 +138,8 @@ class NeuralCollapse(Sums):
         self.ignore_index = ignore_index
         for name in ("features", "predicted", "target"):
             self.add_state(name + self._suffix, [], dist_reduce_fx="cat")
-        # All ranks have the same weight, so the maximum is that weight to the bit.
-        self.add_state("weight" + self._suffix, torch.zeros(()), dist_reduce_fx="max")
+        # All ranks have the same weight, so the maximum is that weight to the bit, also beside a rank without a batch.
+        self.add_state("weight" + self._suffix, torch.tensor(-torch.inf), dist_reduce_fx="max")
 
     def update(self, features: Tensor, logits: Tensor, head: nn.Module, target: Tensor) -> None:
         """Add the rows of a batch."""
@@ -159,9 +158,9 @@ class NeuralCollapse(Sums):
 
     def compute(self) -> dict[str, Tensor]:
         """The five values over all rows that count, () float32 each."""
-        h, predicted, y = (
-            dim_zero_cat(getattr(self, name + self._suffix)).cpu() for name in ("features", "predicted", "target")
-        )
+        h, predicted, y = (self._joined(name).cpu() for name in ("features", "predicted", "target"))
+        if not len(h):
+            return {name: torch.full((), torch.nan, device=self.device) for name in _NAMES}
         kept = torch.ones_like(y, dtype=torch.bool) if self.ignore_index is None else y != self.ignore_index
         values = _collapse(h[kept].double(), predicted[kept], y[kept], self._sum("weight").cpu().double())
         return {name: value.to(self.device) for name, value in values.items()}

@@ -5,7 +5,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
-from torchmetrics.utilities import dim_zero_cat
 
 from lightning_objectives.metrics._sums import WITHOUT_FLOAT64, Sums
 from lightning_objectives.shapes import check_classes, check_shapes, forms
@@ -160,7 +159,7 @@ class OODDetection(Sums):
 
     def compute(self) -> dict[str, Tensor]:
         """``ood_auroc`` and ``ood_fpr95``, () float32 each."""
-        scores, loader = (_joined(getattr(self, name + self._suffix)) for name in ("scores", "loader"))
+        scores, loader = (self._joined(name) for name in ("scores", "loader"))
         inside, outside = scores[loader == self.id_loader], scores[loader == self.ood_loader]
         self._check_scores(inside, outside)
         scores = torch.cat([inside, outside])
@@ -186,8 +185,3 @@ class OODDetection(Sums):
                 "All energies are 0, so the logits are log-probabilities, which have lost their energies. Use "
                 "score='max_probability', or compare logits by cross_entropy in the evaluation step."
             )
-
-
-def _joined(state: list[Tensor] | Tensor) -> Tensor:
-    """A state as one tensor: a list before ranks are merged, and a tensor after; empty without an update."""
-    return dim_zero_cat(state) if len(state) else torch.zeros(0)

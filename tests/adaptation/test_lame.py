@@ -91,6 +91,16 @@ def test_without_strength_it_is_the_softmax():
     assert not LAME(strength=0.0).active(step=0)
 
 
+@pytest.mark.parametrize("affinity", ["knn", "linear", "rbf"])
+def test_autocast_does_not_round(affinity):
+    """The test step of a mixed precision runs in autocast, which would compute products in bfloat16."""
+    logits, features = (values.float() for values in drawn())
+    plain = feature_affinity(features, affinity=affinity), lame_logits(logits, features, affinity=affinity)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = feature_affinity(features, affinity=affinity), lame_logits(logits, features, affinity=affinity)
+    torch.testing.assert_close(rounded, plain, rtol=0, atol=0)
+
+
 def test_one_sample_and_none():
     logits, features = drawn(rows=1)
     assert lame_logits(logits, features).isfinite().all()

@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 import pickle
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -19,6 +20,8 @@ CLASSES = [
     for room, cls in methods()
     if room == "metrics" and list(inspect.signature(cls.update).parameters)[1:] == ["preds", "target"]
 ]
+EVERY = [cls for room, cls in methods() if room == "metrics"]
+"""Also those that ask for features, the head or the loader."""
 each = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 
 
@@ -35,6 +38,22 @@ def value(metric, *batches):
     for batch in batches:
         metric.update(*batch)
     return metric.compute()
+
+
+def batch_of(cls):
+    """What a metric's update names, for 60 rows."""
+    logits, target = data()
+    generator = torch.Generator().manual_seed(1)
+    shown = {
+        "features": torch.randn(60, 5, generator=generator),
+        "head": torch.nn.Linear(5, 7),
+        "loader": torch.arange(60) % 2,
+        "logits": logits,
+        "preds": logits,
+        "target": target,
+    }
+    torch.nn.init.constant_(shown["head"].weight, -0.5)
+    return [shown[name] for name in inspect.signature(cls.update).parameters if name != "self"]
 
 
 def states(metric):
@@ -185,6 +204,17 @@ def test_nan_gives_nan_and_no_rows_too(cls, soft):
     logits[3, 2] = torch.nan
     assert value(cls(), (logits, target)).isnan()
     assert value(cls(), (torch.full_like(logits, torch.nan), target)).isnan()
+
+
+@pytest.mark.parametrize("cls", EVERY, ids=lambda cls: cls.__name__)
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric .* was called before")
+def test_before_the_first_batch_the_value_is_nan(cls):
+    if cls.__name__ == "OODDetection":
+        with pytest.raises(ValueError, match="pass two loaders"):
+            cls().compute()
+        return
+    found = cls().compute()
+    assert all(number.isnan() for number in (found.values() if isinstance(found, dict) else [found]))
 
 
 @each
@@ -404,4 +434,27 @@ def _rank(rank, store):
             assert torch.equal(state, local[name]), "the ranks' own states come back"
         if hasattr(metric, "bins"):
             assert metric.bins().rows.sum() == 60
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(60)
+def test_a_rank_without_a_batch_changes_nothing(tmp_path):
+    torch.multiprocessing.spawn(_rank_without_a_batch, args=(str(tmp_path / "store"),), nprocs=2)
+
+
+def _rank_without_a_batch(rank, store):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before")
+    for cls in EVERY:
+        for first in (0, 1):  # the rank that has all batches
+            metric, alone, new = cls(), cls(), cls()
+            alone.sync_on_compute = alone._to_sync = False
+            if rank == first:
+                metric.update(*batch_of(cls))
+            torch.testing.assert_close(metric.compute(), value(alone, batch_of(cls)), msg=cls.__name__)
+            if rank != first:  # its own states come back
+                for name, state in metric.metric_state.items():
+                    assert state == [] if isinstance(state, list) else state.shape == getattr(new, name).shape
     torch.distributed.destroy_process_group()
