@@ -90,8 +90,8 @@ class BEMA(Rule):
     and this fades only with :math:`\alpha_t`: after a long way use a greater ``bias_power`` (0.4). A network with
     BatchNorm needs ``AverageWeights(..., buffers="recalibrate")``, because the statistics of the raw weights do not fit
     weights that lie beyond them (``make demo`` shows both). In a short fine-tuning that may not be enough: look at the
-    validation, and take a ``bias_power`` of 0.8 if the average is worse than the raw weights. The corrected weights are computed for the step at which
-    you read them, and not stored.
+    validation, and take a ``bias_power`` of 0.8 if the average is worse than the raw weights. The corrected weights are
+    computed for the step at which you read them, and not stored.
 
     Example:
         >>> bema, weights = BEMA(ema_power=1.0, bias_power=1.0, lag=1), [torch.tensor([0.0])]
