@@ -406,6 +406,14 @@ class Normalized(Even):
         return self(batch[0])
 
 
+class Layered(Normalized):
+    """With dropout too, for methods that change these layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone.append(nn.Dropout(0.5))
+
+
 class Strided(Case):
     """Batch k of all processes together is batch k of one: 32 samples."""
 
@@ -440,11 +448,12 @@ def joined(count, rank):
     """What each method leaves after batches of all processes together."""
     strategy = {"devices": count, "strategy": lambda: DDPStrategy(timeout=PATIENCE)} if count > 1 else {}
     found = {}
-    for row in filter(fits_even, every_method()):
+    for row in filter(fits, every_method()):
         case = Strided(count, rank, Normalized)
         if row.changes_tests(case):
             found[str(row)] = predicted(row, case, strategy)
             continue
-        run = Ranked(row, Strided(count, rank)).fit(max_epochs=2, use_distributed_sampler=False, **strategy)
+        module = Even if fits_even(row) else Layered
+        run = Ranked(row, Strided(count, rank, module)).fit(max_epochs=2, use_distributed_sampler=False, **strategy)
         found[str(row)] = {name: value for name, value in held(run).items() if isinstance(value, torch.Tensor)}
     return found

@@ -6,7 +6,7 @@ import processes_run
 import pytest
 import torch
 from processes import finished
-from processes_conditions import fits, fits_even
+from processes_conditions import fits
 
 from lightning_objectives.testing.conformance import Case, every_method, exemplars
 
@@ -30,7 +30,7 @@ def test_one_process_of_32_is_two_of_16_and_four_of_8(tmp_path, record_property)
     finished(RUNS, "joined", tmp_path)
     ends = {count: [torch.load(tmp_path / f"{count}-{rank}.pt") for rank in range(count)] for count in (1, 2, 4)}
     (alone,) = ends[1]
-    for row in filter(fits_even, every_method()):
+    for row in filter(fits, every_method()):
         why = "; ".join(method.by_process for c in row.make(Case()) for method in c.methods() if method.by_process)
         for count in (2, 4):
             far = [
