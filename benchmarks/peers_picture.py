@@ -21,7 +21,7 @@ class Pair(NamedTuple):
     ours: str
     peer: str
     work: str
-    library: str
+    other: str
 
 
 _UPDATE, _FIT, _MERGE = (
@@ -160,7 +160,7 @@ def beside_peers(rows: list[dict[str, Any]]) -> list[str]:
     slower = sum(peer / ours < 0.95 for _, ours, peer in found)
     lines = ["| Work | Other library | Theirs | Ours | Ours is |", "| --- | --- | ---: | ---: | --- |"]
     for pair, ours, peer in found:
-        lines.append(f"| {pair.work} | {pair.library} | {_time(peer)} | {_time(ours)} | {words(peer / ours)} |")
+        lines.append(f"| {pair.work} | {pair.other} | {_time(peer)} | {_time(ours)} | {words(peer / ours)} |")
     return [
         "## Beside other libraries\n",
         "![How much faster or slower this package is than other libraries at the same work](images/peers.svg)\n",
@@ -181,7 +181,7 @@ def drawn(results: Path) -> str:
         place = MIDDLE + length + 6 if length >= 0 else MIDDLE + 6
         parts.append(
             f'<text x="{LEFT + 8}" y="{top + 14}" text-anchor="end" fill="var(--lo-ink)">{escape(pair.work)}</text>'
-            f'<text x="{place:g}" y="{top + 14}" fill="var(--lo-ink)">{words(ratio)} ({escape(pair.library)})</text>'
+            f'<text x="{place:g}" y="{top + 14}" fill="var(--lo-ink)">{words(ratio)} ({escape(pair.other)})</text>'
             f'<rect x="{left:g}" y="{top + 2}" width="{max(abs(length), 1):g}" height="16" fill="var(--lo-{colour})"/>'
         )
     height = 40 + len(found) * ROW

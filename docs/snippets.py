@@ -163,9 +163,9 @@ def own_mixins() -> dict[type[Any], tuple[str, str]]:
     for name in mixins.__all__:
         mixin_class = getattr(mixins, name)
         for hook, function in vars(mixin_class).items():
-            if hook.startswith("configure_") and mixin_class is not mixins.ObjectivesMixin:
+            if hook.startswith("configure_") and hook != "configure_objectives":
                 returned = inspect.signature(function).return_annotation
-                if inspect.isclass(returned) and hook != "configure_objectives":
+                if inspect.isclass(returned):
                     method = function(None)
                     if hasattr(method, "settings"):
                         found[type(method)] = (name, hook)
@@ -316,12 +316,11 @@ def _merge(card: Card) -> list[str]:
 
 def _fitted(card: Card) -> list[str]:
     result = "sets" if issubclass(card.cls, SetPredictor) else "probabilities"
-    call = ", ".join(name for name in ("logits",))
     return [
         *_imports(),
         f"method = {built(card)}",
         "method.fit(val_logits, val_target)  # (N, C), (N,) int; not the samples that the network was trained on",
-        f"{result} = method({call})  # (N, C)",
+        f"{result} = method(logits)  # (N, C)",
     ]
 
 

@@ -219,7 +219,11 @@ def test_methods_for_a_problem(words, expected, others, capsys):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--for", "multitsk"], "'multitsk'. Did you mean 'multi-task'? Known: "), (["--for"], "needs a problem")],
+    [
+        (["--for", "multitsk"], "'multitsk'. Did you mean 'multi-task'? Known: "),
+        (["--for"], "needs a problem"),
+        (["--format"], "not '--format'"),
+    ],
 )
 def test_methods_for_nothing(words, message, capsys):
     with pytest.raises(SystemExit) as stop:

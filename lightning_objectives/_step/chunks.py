@@ -71,7 +71,10 @@ def value_beside(methods: Iterable[Callable[..., Any]], call: Call, plan: Any) -
     losses: Tensor = _InChunks.apply(call.input, method, run, None)
     if not call.is_reduced:
         return losses
-    return losses.sum() / call.divisor if call.divides else losses.sum()
+    if not call.divides:
+        return losses.sum()
+    # The call's own divisor would count its elements, and compute them as a whole for it.
+    return losses.sum() / (losses.numel() if call.parts is None else call.divisor)
 
 
 def acts_by_rows(method: Any) -> bool:

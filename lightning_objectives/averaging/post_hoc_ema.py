@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,15 +208,17 @@ def _write(snapshots: Sequence[_Snapshot], profile: PostHocProfile, out: Path) -
     latest = open_source(snapshots[-1].path)
     newest = {name: tensor.float() for name, tensor in snapshots[-1].tensors(latest).items()}
     total = {name: tensor.clone() for name, tensor in newest.items()}
-    for snapshot, share in zip(snapshots, profile.coefficients):
-        tensors = snapshot.tensors(open_source(snapshot.path))
-        if tensors.keys() != newest.keys() or any(tensors[name].shape != newest[name].shape for name in newest):
-            raise ValueError(
-                f"{snapshot.path} has averages of other weights than {snapshots[-1].path}: give files of one training."
-            )
-        # Differences, so that what is equal in all snapshots stays equal to the bit.
-        for name, tensor in tensors.items() if share else ():
-            total[name].add_(tensor.float().sub_(newest[name]), alpha=share)
+    for path, group in groupby(zip(snapshots, profile.coefficients), key=lambda pair: pair[0].path):
+        source = latest if path == snapshots[-1].path else open_source(path)
+        for snapshot, share in group:
+            tensors = snapshot.tensors(source)
+            if tensors.keys() != newest.keys() or any(tensors[name].shape != newest[name].shape for name in newest):
+                raise ValueError(
+                    f"{path} has averages of other weights than {snapshots[-1].path}: give files of one training."
+                )
+            # Differences, so that what is equal in all snapshots stays equal to the bit.
+            for name, tensor in tensors.items():
+                total[name].add_(tensor.float().sub_(newest[name]), alpha=share)
     weights = {name: tensor.to(latest.form(name)[0]) for name, tensor in total.items()}
     odd = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
     if odd is not None:

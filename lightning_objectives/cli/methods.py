@@ -24,10 +24,10 @@ def show_methods(args: list[str]) -> None:
     from lightning_objectives.discovery import methods  # here, because it loads torch
 
     known = list(methods())
-    if len(args) > 1 and args[1].startswith("--for"):
-        words = " ".join([args[1].removeprefix("--for").removeprefix("="), *args[2:]]).strip()
-        known = _fitting(known, words)
-    if len(args) == 1 or args[1].startswith("--for"):
+    by_problem = len(args) > 1 and args[1].partition("=")[0] == "--for"
+    if by_problem:
+        known = _fitting(known, " ".join([args[1].partition("=")[2], *args[2:]]).strip())
+    if len(args) == 1 or by_problem:
         print("\n\n".join(_room(room, [cls for _, cls in group]) for room, group in groupby(known, lambda m: m[0])))
         return
     cards = [_card(room, cls) for room, cls in known if cls.__name__ == args[1]]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_objectives._files.names import plainly_named
+from lightning_objectives._step.compiled import is_compiled
 from lightning_objectives._step.passes import MovedWeights, Surroundings, versions
 from lightning_objectives._trainer.ranks import averaged_over_ranks
 from lightning_objectives.kinds import Perturbation
@@ -62,8 +63,9 @@ def perturbed_backward(
         return loss.detach()
     params = {name: p for name, p in plainly_named(network.named_parameters()) if p.requires_grad}
     device = next(iter(params.values())).device if params else torch.device("cpu")
+    in_place = any(map(is_compiled, network.modules()))
     if not perturbation.uses_gradients:
-        return _at_moved_weights(perturbation, params, {}, closure, run_backward, generator)
+        return _at_moved_weights(perturbation, params, {}, closure, run_backward, generator, in_place)
     before, counts = Surroundings([network], device), versions(params.values())
     loss = _checked(closure())
     if versions(params.values()) != counts:
@@ -77,7 +79,7 @@ def perturbed_backward(
     after = Surroundings([network], device)
     before.restore()
     try:
-        _at_moved_weights(perturbation, params, gradients, closure, run_backward, generator)
+        _at_moved_weights(perturbation, params, gradients, closure, run_backward, generator, in_place)
     finally:
         after.restore()
     return loss.detach()
@@ -119,9 +121,11 @@ def _at_moved_weights(
     closure: Callable[[], Tensor],
     run_backward: Callable[[Tensor], object],
     generator: torch.Generator | None,
+    in_place: bool,
 ) -> Tensor:
     with torch.no_grad():
-        moved = MovedWeights(params, perturbation.offsets(gradients, params, generator=generator))
+        offsets = perturbation.offsets(gradients, params, generator=generator)
+        moved = MovedWeights(params, offsets, in_place=in_place)
     try:
         loss = _checked(closure())
         run_backward(loss)

@@ -32,8 +32,8 @@ def lovasz_loss(
 
     Args:
         logits: (N, C, ...); C of 1 is a binary problem. Computed in float32 or better.
-        target: (N, ...) int classes, or (N, C, ...) float shares, of which a position is that part of a region; with
-            one logit they must be 0 or 1.
+        target: (N, ...) int classes, or (N, C, ...) float shares: each position belongs to a class's region by
+            that part. With one logit they must be 0 or 1.
         mask: (N, ...) bool, the positions that count; None for all.
         absent: also count classes that an image does not have; their loss is the largest probability they get.
         whole_batch: take the batch as one image, and give each of its images that loss.

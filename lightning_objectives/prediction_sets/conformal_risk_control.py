@@ -53,6 +53,7 @@ def risk_threshold(scores: Tensor, costs: Tensor, weights: Tensor, *, alpha: flo
     ranked = scores[order].double()
     missed = (weights.double() * costs.double())[order].cumsum(0)
     # Just above the i-th score, i rows are missed, with all that are equal to it.
+    # A hair more, so that a cost that is equal to the bound is allowed, whatever the rounding of alpha.
     allowed = alpha * (weights.double().sum() + 1) * (1 + 1e-12) - 1
     if allowed < 0:
         return ranked.new_full((), -torch.inf)

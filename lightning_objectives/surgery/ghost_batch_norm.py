@@ -23,8 +23,8 @@ class GhostBatchNorm(Surgery):
     Raises:
         ValueError: a size below 2; in the training, a layer that is no BatchNorm, or synchronizes it over processes.
 
-    When to use: if a larger batch trains faster and generalizes worse. The paper uses parts of 128 with batches of
-    4096, together with a larger learning rate and as many updates as with small batches.
+    When to use: if a larger batch trains faster and generalizes worse. The paper does so together with a larger
+    learning rate, and with as many updates as small batches get.
     Cost: a call of each layer for each part, and one copy of its output.
     Interactions: the more parts, the faster the running statistics forget: with the momentum m and k parts they keep
     :math:`(1 - m)^k` of their old value in each step.

@@ -32,8 +32,7 @@ class StochasticDepth(Surgery):
         ValueError: a rate outside [0, 1], an unknown ``part`` or ``mode``; in the training, a layer that returns no
             tensor, an output whose ``sample_dim`` does not count the samples, or a block that changes the shape.
 
-    When to use: to train networks of many residual blocks for long: 0.1 to 0.4 for vision transformers and ConvNeXt in
-    timm's recipes; the paper drops half of the last block's batches.
+    When to use: to train networks of many residual blocks for long. The paper drops half of the last block's batches.
     Cost: one multiplication for each layer. The branches are computed and then dropped, so no time is saved.
     Interactions: with DDP each process draws its own. Do not name layers whose output is not added to something: the
     network would lose it.

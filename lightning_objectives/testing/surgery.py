@@ -104,7 +104,7 @@ def preparing_twice_is_preparing_once(method: Surgery) -> None:
 
 
 def freezing_depends_on_the_place_alone(method: Surgery) -> None:
-    """The same place gives the same answer, True or False, and it is True or False."""
+    """``frozen`` answers True or False, and the same for the same place."""
     if not method.defines("frozen"):
         return
     for number in range(3):

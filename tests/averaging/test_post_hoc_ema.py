@@ -1,5 +1,7 @@
 """Averages of any width from snapshots of two: an average that was kept all the time is the number."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,16 @@ def test_a_width_after_the_fact_is_the_average_that_was_kept(width, name, within
     for key, value in kept.weights(name).items():
         torch.testing.assert_close(weights[key], value, rtol=0, atol=within)
         assert (raw[key] - value).abs().max() > 10 * within  # it is no trivial average
+
+
+def test_each_file_is_opened_once_to_look_and_once_to_add_up(training, tmp_path, monkeypatch):
+    opened = []
+    module = import_module("lightning_objectives.averaging.post_hoc_ema")
+    real = module.open_source
+    monkeypatch.setattr(module, "open_source", lambda path: opened.append(path) or real(path))
+    files = sorted(training[0].glob("step=*.ckpt"))
+    post_hoc_ema(files, tmp_path / "out.ckpt", sigma_rel=0.1, max_error=0.1)
+    assert sorted(opened) == sorted(2 * files)
 
 
 def test_too_few_snapshots_are_refused_and_nothing_is_written(training, tmp_path, capsys):

@@ -114,6 +114,19 @@ def test_it_is_the_callback_to_the_bit(method):
     assert not torch.equal(ours.fc.weight, built().fc.weight)
 
 
+def test_compiled_code_finds_the_weights_where_they_were():
+    net = nn.Linear(6, 3, bias=False)
+    net.compile(backend="eager")
+    places = []
+
+    def closure():
+        places.append(net.weight.data_ptr())
+        return net(torch.ones(2, 6)).square().mean()
+
+    lo.perturbed_backward(lo.SAM(rho=0.5), net, closure)
+    assert places == [places[0]] * 2
+
+
 def test_without_strength_it_is_a_plain_backward():
     ours, plain = built(), built()
     torch.manual_seed(1)

@@ -43,7 +43,7 @@ def test_equals_a_slow_loop(classes, absent):
 
 
 def test_by_hand():
-    """Errors 0.4, 0.2, 0.1 at the positions 1, 2, 0, of which class 0 has 0 and 1.
+    """The errors are 0.4, 0.2, 0.1 at the positions 1, 2, 0; the positions 0 and 1 are those of class 0.
 
     Class 0 loses 1/2 of its union with the first, 2/3 with the second and all with the third:
     0.4 / 2 + 0.2 / 6 + 0.1 / 3 = 0.266667. Class 1 has the second alone: 0.4 / 2 + 0.2 / 2 = 0.3, and then the union

@@ -12,13 +12,13 @@ def frozen(method, done, count=10):
     ("done", "expected"), [(0.0, 0), (0.5, 0), (0.55, 0), (0.5625, 1), (0.75, 4), (0.8125, 5), (0.99, 7), (1.0, 8)]
 )
 def test_how_many_layers_are_frozen(done, expected):
-    """composer's floor(0.8 (t - 0.5) / 0.5 (L - 1)) of L = 11 layers, of which the last is never frozen."""
+    """Composer freezes floor(0.8 (t - 0.5) / 0.5 (L - 1)) of L = 11 layers, and never the last."""
     answers = frozen(LayerFreezing(start=0.5, level=0.8), done)
     assert answers == [True] * expected + [False] * (10 - expected)
 
 
 def test_rounding_loses_no_layer():
-    """0.3 · 10 is 3.0000000000000004 or 2.9999999999999996, as one computes it."""
+    """29 of 100 layers, as a float, are 28.999999999999996 layers."""
     for count in range(1, 200):
         for layers in range(count + 1):
             assert sum(frozen(LayerFreezing(start=0.0), layers / count, count)) == layers
