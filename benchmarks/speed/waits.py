@@ -1,8 +1,10 @@
-"""How often a training step waits for the GPU, under each callback.
+"""How often a training step waits for the GPU, under each callback and each method, and what the GPU computes.
 
 PyTorch reports each call for which the CPU waits for the device (`torch.cuda.set_sync_debug_mode`). Counted are those
-from the library's own lines, from the second step on. What Lightning itself waits for (batches that it moves, values
-that it logs) is not counted. On the CPU there is nothing to wait for.
+from the library's own lines, from the third step on: the first two may wait, to find out where a batch's samples lie.
+What Lightning itself waits for (batches that it moves, values that it logs) is not counted. Every training is repeated
+on the CPU, without dropout: the last column is the largest difference of a weight afterwards. On the CPU there is
+nothing to wait for.
 """
 
 import sys
@@ -12,40 +14,54 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import lightning_objectives
 from benchmarks.speed._bench import Bench
 from benchmarks.speed._fits import quiet
-from lightning_objectives.testing.conformance import Case, exemplars
+from lightning_objectives.testing.conformance import Case, PlugIn, every_method, exemplars
 
 PACKAGE = lightning_objectives.__path__[0]
+FREE = 2
+"""The steps whose waits do not count."""
 
 
 class Waits(L.Callback):
-    """Lets PyTorch report its waits from the second step on."""
+    """Lets PyTorch report its waits after the first steps, and not where an epoch ends."""
 
     def __init__(self) -> None:
         self.steps = 0
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx:
+        if batch_idx >= FREE:
             self.steps += 1
             torch.cuda.set_sync_debug_mode("warn")
 
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
 
-def waits_of(case: Case, callbacks: list[Any]) -> tuple[Counter[str], int]:
-    """The waits by the library's line that caused them, and the number of steps in which they were counted."""
+
+def fit(case: Case, plug_in: PlugIn, device: str) -> tuple[Counter[str], int, dict[str, Tensor]]:
+    """The waits by the library's line that caused them, the steps in which they were counted, and the weights."""
     lines: Counter[str] = Counter()
-    watch = Waits()
-    trainer = case.trainer(watch, *callbacks, max_epochs=1, accelerator="gpu", log_every_n_steps=1000)
+    watch, callbacks = Waits(), plug_in.make(case)
+    trainer = case.trainer(*[watch] * (device == "cuda"), *callbacks, max_epochs=1, accelerator=device)
+    loader = DataLoader(case.loader_for(callbacks).dataset, batch_size=4, drop_last=True)
+    L.seed_everything(0, verbose=False)
+    module = case.module()
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0  # the devices draw other masks
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: lines.update(_line() if "synchroniz" in str(message) else ())
         try:
-            trainer.fit(case.module(), case.loader_for(callbacks))
+            trainer.fit(module, loader)
         finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return lines, watch.steps
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    return lines, watch.steps, {name: value.cpu() for name, value in module.state_dict().items()}
 
 
 def _line() -> list[str]:
@@ -59,16 +75,28 @@ def _line() -> list[str]:
     return []
 
 
+def _largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def row_of(case: Case, plug_in: PlugIn, device: str) -> list[Any]:
+    """The line of one plug-in; with the error where it cannot be trained on this module."""
+    if device == "cpu":
+        return [str(plug_in), None, "", None]
+    try:
+        lines, steps, weights = fit(case, plug_in, "cuda")
+        difference = _largest_difference(weights, fit(case, plug_in, "cpu")[2])
+    except Exception as error:  # the other rows are to be measured, and the page is to show it
+        return [str(plug_in), None, f"not tried: {error}".splitlines()[0], None]
+    where = "; ".join(f"{line} ({count / steps:g} a step)" for line, count in lines.items())
+    return [str(plug_in), sum(lines.values()) / steps, where, difference]
+
+
 def run(bench: Bench) -> None:
     quiet()
-    case, rows = Case(), []
+    case = Case()
     if bench.device == "cpu":
         bench.note("Not measured: the CPU waits for nothing. Run this row with `--device cuda`.")
-    for plug_in in exemplars():
-        if bench.device == "cpu":
-            rows.append([str(plug_in), None, ""])
-            continue
-        lines, steps = waits_of(case, plug_in.make(case))
-        where = "; ".join(f"{line} ({count / steps:g} a step)" for line, count in lines.items())
-        rows.append([str(plug_in), sum(lines.values()) / steps, where])
-    bench.figures("waits for the device", ["", "a step", "where"], rows)
+    for name, plug_ins in (("each callback", exemplars()), ("each method", every_method())):
+        rows = [row_of(case, plug_in, bench.device) for plug_in in plug_ins]
+        bench.figures(name, ["", "waits a step", "where", "difference to the CPU"], rows)
