@@ -46,11 +46,11 @@ class Remembering(Classifier):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        self.memory = torch.zeros(SAMPLES, 10)
+        self.register_buffer("memory", torch.zeros(SAMPLES, 10))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         inputs, target = batch
-        index = torch.arange(len(target))
+        index = torch.arange(len(target), device=target.device)
         logits = self.network(inputs)
         p = logits.softmax(1).clamp(1e-4, 1 - 1e-4)
         kept = 0.7 * self.memory[index] + 0.3 * p.detach() / p.detach().sum(1, keepdim=True)
@@ -61,9 +61,8 @@ class Remembering(Classifier):
 class Pulled(Classifier):
     """L2-SP by hand."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network)
-        self.start = [parameter.detach().clone() for parameter in network.parameters()]
+    def on_fit_start(self) -> None:
+        self.start = [parameter.detach().clone() for parameter in self.network.parameters()]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         pulls = [(w - s).square().sum() for w, s in zip(self.network.parameters(), self.start)]

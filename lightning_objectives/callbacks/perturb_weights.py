@@ -1,6 +1,6 @@
 """Takes the gradient of a training step at moved weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -122,12 +122,12 @@ class PerturbWeights(StepCallback):
     def perturbed(self, run: Callable[[], Any], plan: Plan) -> Any:
         """Run the step where the weights are moved to, and return its output with the gradient of there."""
         self._restore()
-        trained = plainly_named(plan.module.named_parameters())
-        params = {name: param for name, param in trained if param.requires_grad}
+        everything = dict(plainly_named(plan.module.named_parameters()))
+        params = {name: param for name, param in everything.items() if param.requires_grad}
         if not self.perturbation.uses_gradients:
             return self._at_moved_weights(run, params, {}, plan)
         before = self._surroundings(plan)
-        output = self._first_pass(run, plan)
+        output = self._first_pass(run, plan, everything.values())
         loss = loss_in(output)
         if loss is None or not loss.requires_grad:
             return output
@@ -147,10 +147,10 @@ class PerturbWeights(StepCallback):
             )
         return with_loss(output, with_gradient_of(loss, second))
 
-    def _first_pass(self, run: Callable[[], Any], plan: Plan) -> Any:
+    def _first_pass(self, run: Callable[[], Any], plan: Plan, params: Iterable[Tensor]) -> Any:
         tensors = {
             "its batch": list(tensors_of(plan.batch)),
-            "parameters": [param for param in plan.module.parameters() if not is_lazy(param)],
+            "parameters": [param for param in params if not is_lazy(param)],
         }
         ways_out = {
             "its batch": "Let it change a copy, as in x = x + noise.",
@@ -177,7 +177,7 @@ class PerturbWeights(StepCallback):
             found = torch.autograd.grad(loss * scale, list(params.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(params, found) if gradient is not None}
         if isinstance(scale, Tensor):
-            gradients = {name: gradient / scale for name, gradient in gradients.items()}
+            gradients = dict(zip(gradients, torch._foreach_div(list(gradients.values()), scale)))
         return averaged_over_ranks(gradients, params) if self.across_ranks else gradients
 
     def _at_moved_weights(

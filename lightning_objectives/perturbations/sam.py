@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Perturbation
-from lightning_objectives.perturbations._norms import total_norm
+from lightning_objectives.perturbations._norms import scaled, total_norm
 from lightning_objectives.shapes import check_tensors
 
 
@@ -40,7 +40,7 @@ def sam_offsets(
         return {}
     check_tensors([params[name] for name in gradients], gradients=list(gradients.values()))
     scale = rho / (total_norm(gradients.values()) + 1e-12)
-    return {name: (gradient * scale.to(gradient.device)).to(gradient.dtype) for name, gradient in gradients.items()}
+    return dict(zip(gradients, scaled(list(gradients.values()), scale)))
 
 
 def _check(rho: float) -> None:
