@@ -33,9 +33,9 @@ TARGETS = """What we promised ourselves before we measured. A target that we mis
 """
 GPU_HEAD = """# Performance on a GPU
 
-Some rows of [Performance](performance.md), measured once with `--device cuda` on one machine, to see what holds
-there. The targets were set for the CPU and are judged here all the same. On a GPU most of these operations are so short
-that starting their kernels costs more than the work, so a ratio to one large operation says little about them.
+Some rows of [Performance](performance.md), measured with `--device cuda`. Under each stands its card. The targets were
+set for the CPU and are judged here all the same. On a GPU most of these operations are so short that starting their
+kernels costs more than the work, so a ratio to one large operation says little about them.
 The tests do not run on a GPU.
 """
 ORDER = (

@@ -3,8 +3,9 @@
 PyTorch reports each call for which the CPU waits for the device (`torch.cuda.set_sync_debug_mode`). Counted are those
 from the library's own lines, from the third step on: the first two may wait, to find out where a batch's samples lie.
 What Lightning itself waits for (batches that it moves, values that it logs) is not counted. Every training is repeated
-on the CPU, without dropout: the last column is the largest difference of a weight afterwards. On the CPU there is
-nothing to wait for.
+on the CPU, without dropout: the last column is the largest difference of a weight afterwards. Methods that draw on the
+device draw other numbers there; in steep trainings (CentreLoss, GradNormStabilizer, MutualInformationDistillation) a
+change of the first weights by a millionth makes as large a difference on the CPU alone.
 """
 
 import sys
@@ -25,6 +26,8 @@ from lightning_objectives.testing.conformance import Case, PlugIn, every_method,
 PACKAGE = lightning_objectives.__path__[0]
 FREE = 2
 """The steps whose waits do not count."""
+CLOSE = 1e-4
+"""How near to the CPU's the weights must be to be called the same."""
 
 
 class Waits(L.Callback):
@@ -99,4 +102,13 @@ def run(bench: Bench) -> None:
         bench.note("Not measured: the CPU waits for nothing. Run this row with `--device cuda`.")
     for name, plug_ins in (("each callback", exemplars()), ("each method", every_method())):
         rows = [row_of(case, plug_in, bench.device) for plug_in in plug_ins]
-        bench.figures(name, ["", "waits a step", "where", "difference to the CPU"], rows)
+        shown = [row for row in rows if not is_as_expected(row)]
+        told = f"{name.capitalize()}: {len(rows)} tried. {len(rows) - len(shown)} wait for nothing and give"
+        bench.note(f"{told} the CPU's weights to {CLOSE:g}.")
+        bench.figures(f"{name}: the others", ["", "waits a step", "where", "difference to the CPU"], shown)
+
+
+def is_as_expected(row: list[Any]) -> bool:
+    """Whether a plug-in waits for nothing and gives the weights that it gives on the CPU."""
+    _, waits, _, difference = row
+    return waits == 0 and difference <= CLOSE

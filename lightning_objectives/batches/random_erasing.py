@@ -47,7 +47,9 @@ def erase_boxes(inputs: Tensor, boxes: Tensor, *, value: float | Tensor = 0.0) -
     rows, columns = (torch.arange(size, device=inputs.device) for size in inputs.shape[-2:])
     erased = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
     erased = erased.view(len(inputs), *[1] * (inputs.dim() - 3), *erased.shape[1:])
-    return torch.where(erased, torch.as_tensor(value, dtype=inputs.dtype), inputs)
+    if isinstance(value, Tensor):
+        return torch.where(erased, value.to(inputs.dtype), inputs)
+    return inputs.masked_fill(erased, value if inputs.is_floating_point() else int(value))
 
 
 def draw_boxes(

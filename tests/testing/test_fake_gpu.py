@@ -20,7 +20,6 @@ CASES = {
     "a product of two devices": lambda x, y, i: x @ y,
     "a concatenation of two devices": lambda x, y, i: torch.cat([x, y]),
     "where of two devices": lambda x, y, i: torch.where(x > 0, x, y),
-    "where with a number of the host": lambda x, y, i: torch.where(x > 0, x, torch.tensor(0.0)),
     "item": lambda x, y, i: x.sum().item(),
     "item of the host": lambda x, y, i: 1.0 * len(y),
     "bool": lambda x, y, i: bool((x > 0).all()),
@@ -106,6 +105,7 @@ def test_a_blocking_copy_waits():
     assert waits(lambda x: torch.tensor([1.0], device="cuda")) == ["tensor() of data"]
     assert waits(lambda x: x.detach().copy_(torch.ones(4))) == ["copy() between the devices"]
     assert waits(lambda x: x[torch.tensor([0, 1])]) == ["an index from the CPU"]
+    assert waits(lambda x: torch.where(x > 1, torch.as_tensor(0.0), x)) == ["a number from the CPU in where()"]
     assert waits(lambda x: x.tolist()) == ["tolist()"]
     assert waits(lambda x: torch.cuda.current_stream().synchronize()) == ["synchronize()"]
     for work in (
@@ -115,6 +115,9 @@ def test_a_blocking_copy_waits():
         lambda x: torch.full((3,), 0.5, device="cuda"),
         lambda x: copy.deepcopy(x.detach()),
         lambda x: torch.ones(3).sum().item(),
+        lambda x: torch.where(x > 1, 0.0, x),
+        lambda x: torch.where(x > 1, x.new_zeros(()), x),
+        lambda x: torch.as_tensor(2.0) * x,
         lambda x: x.detach().__setitem__(x > 1, 0.0),
         lambda x: torch.rand(3, generator=torch.Generator()).tolist(),
     ):

@@ -71,6 +71,8 @@ class Operations(_Mode):  # type: ignore[misc]  # of torch
             elif self.known.place(args[0]) == "gpu" and any(self.known.place(index) == "cpu" for index in indices):
                 self.known.wait("an index from the CPU")
             tensors, places = _without(indices, tensors, places)
+        if packet is _aten.where and any(p == "cpu" and tensor.dim() == 0 for tensor, p in zip(tensors, places)):
+            self.known.wait("a number from the CPU in where()")  # Other operations take it along without a copy.
         if packet in _WAITS:
             self.known.wait({"local_scalar_dense": "item()"}.get(name, f"{name}()"))
         if "gpu" in places and any(p == "cpu" and tensor.dim() > 0 for tensor, p in zip(tensors, places)):
