@@ -489,14 +489,15 @@ class Calibrator(Fitted):
 
 
 class SetPredictor(Fitted):
-    """Turns logits into sets of classes after training: ``fit(logits, target, generator)``, ``forward(logits, ...)``.
+    """Turns logits into sets of classes after training: ``fit(logits, target, generator=None)``, then ``forward``.
 
-    ``forward`` returns (N, C) bool: the classes in the set of each row. Of rows that were drawn as those of the fit, a
-    share of at least ``1 - alpha`` has the target in the set. Both may take a ``generator``; without one, draws come
-    from the global stream. Laws: at least ``(n + 1)(1 - alpha)`` of n fitted rows have the target in their set, with
-    the draws of the fit; a larger ``alpha`` gives subsets; a permutation of the classes permutes the sets; fewer than
-    ``1 / alpha - 1`` rows, or none, give sets of all classes; all draws come from ``generator``; a saved and loaded
-    state gives the same sets.
+    ``forward(logits, generator=None)`` returns (N, C) bool: the classes in the set of each row. Of rows that were drawn
+    as those of the fit, a share of at least ``1 - alpha`` has the target in the set. Both take a ``generator``, whether
+    they draw or not; without one, draws come from the global stream.
+
+    Laws: at least ``(n + 1)(1 - alpha)`` of n fitted rows have the target in their set, with the draws of the fit; a
+    larger ``alpha`` gives subsets; a permutation of the classes permutes the sets; fewer than ``1 / alpha - 1`` rows, or
+    none, give sets of all classes; all draws come from ``generator``; a saved and loaded state gives the same sets.
     """
 
     room = "prediction_sets"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import problems, step_picture
+from docs import method_table, problems, step_picture
 from docs.cards import cards
 from lightning_objectives import callbacks
 from lightning_objectives.discovery import methods
@@ -101,6 +101,7 @@ def test_the_template_keeps_the_laws(tmp_path, monkeypatch):
 
 def test_the_readme_names_every_method():
     text = (ROOT / "README.md").read_text()
+    assert text == method_table.in_readme(text), "run `python -m docs.method_table`"
     assert not [cls.__name__ for _, cls in methods() if f"`{cls.__name__}`" not in text]
 
 

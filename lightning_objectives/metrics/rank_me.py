@@ -94,7 +94,7 @@ class RankMe(Sums):
         if known and known[0] != features.shape[1]:
             raise ValueError(
                 f"features of the shape {tuple(features.shape)} have {features.shape[1]} columns, but those before had "
-                f"{known[0]}. Use one RankMe for each."
+                f"{known[0]}. Use one {type(self).__name__} for each."
             )
         wide = torch.float32 if features.device.type in WITHOUT_FLOAT64 else torch.float64
         z = features.detach().to(wide)
