@@ -496,8 +496,8 @@ class SetPredictor(Fitted):
     they draw or not; without one, draws come from the global stream.
 
     Laws: at least ``(n + 1)(1 - alpha)`` of n fitted rows have the target in their set, with the draws of the fit; a
-    larger ``alpha`` gives subsets; a permutation of the classes permutes the sets; fewer than ``1 / alpha - 1`` rows, or
-    none, give sets of all classes; all draws come from ``generator``; a saved and loaded state gives the same sets.
+    larger ``alpha`` gives subsets; a permutation of the classes permutes the sets; fewer than ``1 / alpha - 1`` rows,
+    or none, give sets of all classes; all draws come from ``generator``; a saved and loaded state gives the same sets.
     """
 
     room = "prediction_sets"
