@@ -2,6 +2,7 @@
 
 from lightning_objectives.weighting.constrained_learning import ConstrainedLearning
 from lightning_objectives.weighting.cvar import CVaR, cvar_weights
+from lightning_objectives.weighting.difficulty_curriculum import DifficultyCurriculum
 from lightning_objectives.weighting.dr_rho import DRRho, excess_loss_weights
 from lightning_objectives.weighting.feasible_learning import FeasibleLearning, ascended_multipliers
 from lightning_objectives.weighting.focal_weights import FocalWeights, focal_weights
@@ -17,6 +18,7 @@ __all__ = [
     "CVaR",
     "ConstrainedLearning",
     "DRRho",
+    "DifficultyCurriculum",
     "FeasibleLearning",
     "FocalWeights",
     "GroupDRO",
