@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_objectives.kinds import Weighting
 from lightning_objectives.shapes import check_shapes
+from lightning_objectives.weighting._positions import numbers_at
 
 
 class DifficultyCurriculum(Weighting):
@@ -76,11 +77,5 @@ class DifficultyCurriculum(Weighting):
     def forward(self, index: Tensor, epoch: int | Tensor) -> Tensor:
         """(N,) positions -> (N,) weights."""
         check_shapes(index=index)
-        try:
-            easiness = self._easiness[index.long()]
-        except IndexError as error:  # Only the CPU raises it; to ask a GPU would make every step wait.
-            raise ValueError(
-                f"index holds the position {int(index.max())}, but easiness has {len(self._easiness)} numbers: give "
-                "one for each sample of the training set."
-            ) from error
+        easiness = numbers_at(index, self._easiness, name="easiness")
         return easiness + min(int(epoch) / self.epochs, 1.0) * (1 - easiness)
