@@ -267,6 +267,7 @@ ELSEWHERE = {
     "spectral_penalty",
     "attention_distance",
     "ascended_multipliers",
+    "divergence_from_centroids",
     "early_learning_penalty",
     "past_cross_entropy",
     "early_learning_targets",
