@@ -56,6 +56,7 @@ ARGUMENTS = {
     "greedy_soup_coefficients": lambda: ([1, 2], lambda coefficients: 0.0),
     "magnitude_drop_rates": lambda: (table(2, 3),),
     "mixed_statistics": lambda: (table(4, 3), torch.zeros(3), torch.ones(3)),
+    "naive_bayes_weights": lambda: (table(3, 4), torch.ones(3), torch.full((4,), 9.0)),
     "negative_log_likelihood": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "polyak_weight": lambda: (10,),
     "progressive_size": lambda: (30, 32, 0.5),

@@ -305,6 +305,8 @@ ELSEWHERE = {
     "class_counts",
     "class_sums",
     "fisher_sums",
+    "naive_bayes_sums",
+    "naive_bayes_weights",
     "dkd",
     "dist_loss",
     "rkd_loss",
