@@ -63,6 +63,7 @@ ARGUMENTS = {
     "power_ema_decay": lambda: (10,),
     "raps_scores": lambda: (table(4, 3).softmax(1), torch.full((4,), 0.5)),
     "sam_offsets": lambda: ({"weight": table(2, 3)}, {"weight": table(2, 3)}),
+    "selected_weights": lambda: (table(4, 3),),
     "slerp_merge": lambda: ([table(2, 3), table(2, 3)],),
     "task_arithmetic_merge": lambda: ([table(2, 3), table(2, 3)],),
     "spline_recalibration": lambda: (torch.rand(4), torch.ones(4)),

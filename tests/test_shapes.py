@@ -283,6 +283,7 @@ ELSEWHERE = {
     "adversarial_direction",
     "virtual_adversarial_loss",
     "sam_offsets",
+    "selected_weights",
     "asam_offsets",
     "dare_merge",
     "della_merge",
