@@ -337,6 +337,8 @@ class GradientTransform(Method):
     """
 
     room, callback = "gradients", "TransformGradients"
+    keeps_still: ClassVar[bool] = False
+    """Whether weights with a gradient of 0 must stay as they are; if so, the callback refuses weight decay."""
 
     def init(self, params: Sequence[Tensor]) -> dict[str, Any]:
         """The state before the first step; empty if the method remembers nothing."""

@@ -28,8 +28,9 @@ class TransformGradients(StatefulCallback):
 
     Raises:
         ValueError: at the start of the training, if there are several optimizers, if the optimizer evaluates its
-            closure many times per step or unscales the gradients itself, if the strategy shards the gradients, or if
-            the checkpoint is of a module with other parameters.
+            closure many times per step or unscales the gradients itself, if it has weight decay and a method keeps
+            weights as they are, if the strategy shards the gradients, or if the checkpoint is of a module with other
+            parameters.
 
     Checkpoints: the states of the methods lie in this callback's state, and resuming goes on from them to the bit.
 
@@ -101,8 +102,15 @@ class TransformGradients(StatefulCallback):
                 f"{self.refuses['several_optimizers']}."
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        still = next((transform for transform in self.transforms if transform.keeps_still), None)
         for optimizer in (getattr(o, "optimizer", o) for o in trainer.optimizers):
             name = type(optimizer).__name__
+            decays = [group["weight_decay"] for group in optimizer.param_groups if group.get("weight_decay")]
+            if still is not None and decays:
+                raise ValueError(
+                    f"{still} keeps weights as they are by a gradient of 0, but {name} has weight_decay={decays[0]}, "
+                    "which would shrink them all the same. Use weight_decay=0."
+                )
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ValueError(
                     f"TransformGradients cannot work with {name}: {self.refuses['lbfgs']}. Use an optimizer that "

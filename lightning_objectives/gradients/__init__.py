@@ -5,15 +5,18 @@ from lightning_objectives.gradients.adaptive_spike_clip import AdaptiveSpikeClip
 from lightning_objectives.gradients.componentwise_grad_clip import ComponentwiseGradClip, clip_to_norm
 from lightning_objectives.gradients.grad_norm_stabilizer import GradNormStabilizer
 from lightning_objectives.gradients.orthogonal_gradient import OrthogonalGradient, orthogonal_gradient
+from lightning_objectives.gradients.parameter_selection import GradientParameterSelection, selected_weights
 
 __all__ = [
     "AdaptiveGradientClipping",
     "AdaptiveSpikeClip",
     "ComponentwiseGradClip",
     "GradNormStabilizer",
+    "GradientParameterSelection",
     "OrthogonalGradient",
     "clip_spikes",
     "clip_to_norm",
     "clip_to_weights",
     "orthogonal_gradient",
+    "selected_weights",
 ]

@@ -2,6 +2,10 @@
 
 from lightning_objectives.regularizers.attention_entropy import AttentionEntropy, attention_concentration
 from lightning_objectives.regularizers.centre_loss import CentreLoss
+from lightning_objectives.regularizers.conditional_mutual_information import (
+    ConditionalMutualInformation,
+    divergence_from_centroids,
+)
 from lightning_objectives.regularizers.confidence_penalty import ConfidencePenalty, confidence_penalty
 from lightning_objectives.regularizers.distance_covariance import DistanceCovariance, distance_covariance
 from lightning_objectives.regularizers.early_learning import (
@@ -32,6 +36,7 @@ __all__ = [
     "VAT",
     "AttentionEntropy",
     "CentreLoss",
+    "ConditionalMutualInformation",
     "ConfidencePenalty",
     "DistanceCovariance",
     "EarlyLearningRegularization",
@@ -50,6 +55,7 @@ __all__ = [
     "attention_concentration",
     "confidence_penalty",
     "distance_covariance",
+    "divergence_from_centroids",
     "early_learning_penalty",
     "early_learning_targets",
     "gaussian_shape",

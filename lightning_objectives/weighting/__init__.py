@@ -2,11 +2,14 @@
 
 from lightning_objectives.weighting.constrained_learning import ConstrainedLearning
 from lightning_objectives.weighting.cvar import CVaR, cvar_weights
+from lightning_objectives.weighting.difficulty_curriculum import DifficultyCurriculum
+from lightning_objectives.weighting.doubly_robust import DoublyRobustReweighting
 from lightning_objectives.weighting.dr_rho import DRRho, excess_loss_weights
 from lightning_objectives.weighting.feasible_learning import FeasibleLearning, ascended_multipliers
 from lightning_objectives.weighting.focal_weights import FocalWeights, focal_weights
 from lightning_objectives.weighting.group_dro import GroupDRO
 from lightning_objectives.weighting.jtt import JTT
+from lightning_objectives.weighting.learnability import LearnabilitySelection
 from lightning_objectives.weighting.loss_based import LossBasedReweighting, loss_based_weights
 from lightning_objectives.weighting.self_paced import SelfPaced, self_paced_weights
 from lightning_objectives.weighting.small_loss import SmallLossSelection, small_loss_weights
@@ -17,9 +20,12 @@ __all__ = [
     "CVaR",
     "ConstrainedLearning",
     "DRRho",
+    "DifficultyCurriculum",
+    "DoublyRobustReweighting",
     "FeasibleLearning",
     "FocalWeights",
     "GroupDRO",
+    "LearnabilitySelection",
     "LossBasedReweighting",
     "SelfPaced",
     "SmallLossSelection",
