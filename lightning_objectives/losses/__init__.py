@@ -34,6 +34,7 @@ from lightning_objectives.losses.plackett_luce_distillation import (
     plackett_luce_distillation_loss,
 )
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
+from lightning_objectives.losses.preference_oriented_sft import PreferenceOrientedSFTLoss, preference_oriented_sft_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
 from lightning_objectives.losses.progressive_self_kd import ProgressiveSelfKD, progressive_self_kd_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
@@ -73,6 +74,7 @@ __all__ = [
     "PassAtNLoss",
     "PlackettLuceDistillationLoss",
     "PolyLoss",
+    "PreferenceOrientedSFTLoss",
     "ProbabilityPowerLoss",
     "ProgressiveSelfKD",
     "SelfAdjustingDiceLoss",
@@ -111,6 +113,7 @@ __all__ = [
     "pass_at_n_loss",
     "plackett_luce_distillation_loss",
     "poly_loss",
+    "preference_oriented_sft_loss",
     "probability_power_loss",
     "progressive_self_kd_loss",
     "score_gaps",
