@@ -45,6 +45,7 @@ ARGUMENTS = {
     "brier_score": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "classwise_calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
+    "purified_weights": lambda: (table(4, 3).softmax(1),),
     "clip_to_norm": lambda: (table(4, 3),),
     "dare_merge": lambda: ([table(2, 3), table(2, 3)],),
     "della_merge": lambda: ([table(2, 3), table(2, 3)],),

@@ -36,6 +36,11 @@ from lightning_objectives.losses.plackett_luce_distillation import (
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
 from lightning_objectives.losses.preference_oriented_sft import PreferenceOrientedSFTLoss, preference_oriented_sft_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
+from lightning_objectives.losses.progressive_purification import (
+    ProgressivePurification,
+    candidate_weights,
+    purified_weights,
+)
 from lightning_objectives.losses.progressive_self_kd import ProgressiveSelfKD, progressive_self_kd_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
@@ -76,6 +81,7 @@ __all__ = [
     "PolyLoss",
     "PreferenceOrientedSFTLoss",
     "ProbabilityPowerLoss",
+    "ProgressivePurification",
     "ProgressiveSelfKD",
     "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
@@ -91,6 +97,7 @@ __all__ = [
     "asymmetric_loss",
     "balanced_softmax_loss",
     "bi_tempered_loss",
+    "candidate_weights",
     "class_balanced_loss",
     "class_balanced_weights",
     "comp_sum_loss",
@@ -116,6 +123,7 @@ __all__ = [
     "preference_oriented_sft_loss",
     "probability_power_loss",
     "progressive_self_kd_loss",
+    "purified_weights",
     "score_gaps",
     "self_adjusting_dice_loss",
     "sigmoid_focal_loss",
