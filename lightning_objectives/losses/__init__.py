@@ -20,6 +20,7 @@ from lightning_objectives.losses.generalized_cross_entropy import (
     GeneralizedCrossEntropyLoss,
     generalized_cross_entropy_loss,
 )
+from lightning_objectives.losses.integrated_gain import IntegratedGainLoss, integrated_gain_loss
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
@@ -69,6 +70,7 @@ __all__ = [
     "FixedPredictorRejection",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
+    "IntegratedGainLoss",
     "LDAMLoss",
     "LDRLoss",
     "LabelSmoothingLoss",
@@ -111,6 +113,7 @@ __all__ = [
     "f_divergence_sft_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
+    "integrated_gain_loss",
     "label_smoothing_loss",
     "ldam_loss",
     "ldr_loss",
