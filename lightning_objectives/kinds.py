@@ -88,9 +88,10 @@ class Method:
     network, such as a projection; called once in each fit, before its first step. ``features`` and ``classes`` are the
     sizes of the head, the others the numbers of channels of the layers that the user names. The parts lie in the
     method, are saved with it, and are no part of the user's module."""
-    coupled: ClassVar[str] = ""
+    coupled: str = ""
     """Why a row's value depends on the other rows too; empty if it does not. Losses, distances and added terms on many
-    large rows are computed in chunks of rows, if the rows are not coupled."""
+    large rows are computed in chunks of rows, if the rows are not coupled. A method whose settings decide it sets it in
+    its constructor."""
     waits: ClassVar[str] = ""
     """Why the method must wait for the device in every step, as ``item()`` and a boolean index do; empty if it never
     waits."""
@@ -174,7 +175,8 @@ class Loss(Method, nn.Module):
     forward: Callable[..., Tensor]
     unit: ClassVar[Literal["row", "sample"]] = "row"
     """``"sample"`` for a loss of whole samples, such as the overlap of an image's regions: it gets
-    ``logits (N, C, ...)``, ``target (N, ...)`` or ``(N, C, ...)``, and ``mask (N, ...)``: which positions count."""
+    ``logits (N, C, ...)``, ``target (N, ...)`` or ``(N, C, ...)``, and ``mask (N, ...)``: which positions count. So do
+    ``reference_logits (N, C, ...)``. A row is then a sample with all of its positions."""
 
 
 class Weighting(Method, nn.Module):

@@ -45,6 +45,8 @@ ARGUMENTS = {
     "brier_score": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "classwise_calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
+    "purified_weights": lambda: (table(4, 3).softmax(1),),
+    "soft_score_labels": lambda: (torch.rand(4), torch.rand(4)),
     "clip_to_norm": lambda: (table(4, 3),),
     "dare_merge": lambda: ([table(2, 3), table(2, 3)],),
     "della_merge": lambda: ([table(2, 3), table(2, 3)],),
@@ -74,6 +76,7 @@ ARGUMENTS = {
 }
 """The other arguments of functions that take no signals."""
 KEYWORDS = {
+    "soft_score_labels": {"levels": 5},
     "dare_merge": {"base": torch.zeros(2, 3)},
     "della_merge": {"base": torch.zeros(2, 3)},
     "fisher_merge": {"importance": [torch.ones(2, 3), torch.ones(2, 3)]},

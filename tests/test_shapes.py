@@ -262,6 +262,9 @@ NUMBERS = {
 ELSEWHERE = {
     "risk_threshold",
     "progressive_self_kd_loss",
+    "candidate_weights",
+    "soft_score_labels",
+    "purified_weights",
     "post_hoc_ema",
     "attention_concentration",
     "spectral_penalty",

@@ -1,5 +1,7 @@
 """Computes what acts row by row on large (N, C) logits in chunks of rows, so that no matrix of their size is made.
 
+A loss of whole samples is computed in chunks of samples: its rows are the samples, with all of their positions.
+
 Values and gradients of a chunk are computed together, in the forward pass, while its numbers are in the cache. What
 stays for the backward pass is one matrix: the gradient.
 """
@@ -59,7 +61,7 @@ def value_beside(methods: Iterable[Callable[..., Any]], call: Call, plan: Any) -
     """
     method = next((method for method in methods if acts_by_rows(method) and "logits" in signals_of(method)), None)
     is_cross_entropy = isinstance(call, TorchCall) and call.criterion.function is F.cross_entropy
-    if method is None or not is_cross_entropy or plan.is_partly_compiled or not _is_worth_it(call.input):
+    if method is None or not is_cross_entropy or plan.is_partly_compiled or not _is_worth_it(method, call.input):
         return call.value()
     plan.chunks_criterion = True
     options: dict[str, Any] = call.options  # type: ignore[attr-defined]  # of torch's
@@ -82,15 +84,16 @@ def acts_by_rows(method: Any) -> bool:
     return isinstance(method, Method) and isinstance(method, nn.Module) and not method.coupled
 
 
-def _is_worth_it(logits: Tensor) -> bool:
-    return logits.dim() == 2 and logits.numel() >= LARGE and logits.requires_grad and torch.is_grad_enabled()
+def _is_worth_it(method: Any, logits: Tensor) -> bool:
+    by_row = logits.dim() == 2 or getattr(method, "unit", "row") == "sample"
+    return by_row and logits.numel() >= LARGE and logits.requires_grad and torch.is_grad_enabled()
 
 
 def _splits(method: Any, logits: Tensor, rows: Mapping[str, Tensor], others: Mapping[str, Any]) -> bool:
     """Whether the method is one that computes each row from itself, without draws and without a memory."""
     return (
         acts_by_rows(method)
-        and _is_worth_it(logits)
+        and _is_worth_it(method, logits)
         and others.keys().isdisjoint({"generator", "again", "memory", *BY_ROW})
         and not any(value.requires_grad for name, value in rows.items() if name != "logits")
         and all(name.startswith("auxiliary_head.") for name, _ in method.named_parameters())  # It made the logits.
@@ -103,7 +106,7 @@ class _InChunks(torch.autograd.Function):
         ctx: Any, logits: Tensor, method: Any, run: Callable[[Any, Tensor], Tensor], kept: Tensor | None
     ) -> Tensor:
         count = len(logits) if kept is None else len(kept)
-        size = max(1, CHUNK.get(logits.device.type, _OTHERWISE) // max(1, logits.shape[1]))
+        size = max(1, CHUNK.get(logits.device.type, _OTHERWISE) // max(1, logits[0].numel()))
         gradient = torch.empty_like(logits) if kept is None else torch.zeros_like(logits)
         values = []
         for start in range(0, count, size):
@@ -133,4 +136,4 @@ class _InChunks(torch.autograd.Function):
         # A graph that is kept may be gone through again.
         is_last = not torch._C._autograd._get_current_graph_task_keep_graph()
         multiply = gradient.mul_ if is_last else gradient.mul
-        return multiply(factors[:, None]), None, None, None
+        return multiply(factors.view(-1, *[1] * (gradient.dim() - 1))), None, None, None

@@ -124,7 +124,7 @@ class ReplaceLoss(StepCallback):
                 f"{whole}, but {compares}, in which their positions lie in rows of their own. Let your step pass "
                 "logits of the shape (N, C, ...) to its criterion."
             )
-        others = {n: self.signal(n, step) for n in self.signals if n not in ("logits", "target", "mask")}
+        asked = {n: self.signal(n, step) for n in self.signals if n not in ("logits", "target", "mask")}
 
         def losses_of(call: Call) -> Tensor:
             logits, target, valid = call.input, call.target, call.valid
@@ -134,8 +134,11 @@ class ReplaceLoss(StepCallback):
             shape = (len(logits), *logits.shape[2:])
             mask = torch.ones(shape, dtype=torch.bool, device=logits.device) if valid is None else valid.reshape(shape)
             own = {"logits": logits, "target": target, "mask": mask}
-            losses: Tensor = self.loss(**{name: own[name] for name in own if name in self.signals}, **others)
-            return losses
+            if "reference_logits" in asked:  # They come as rows, one for each position.
+                own["reference_logits"] = asked["reference_logits"].reshape(*shape, -1).movedim(-1, 1)
+            own |= {name: value for name, value in asked.items() if name in BY_ROW and name not in own}
+            rows = {name: self.adapted(name, own[name], call) for name in own if name in self.signals}
+            return by_rows(self.loss, rows, {name: value for name, value in asked.items() if name not in own})
 
         return OfSamples(call, losses_of)
 

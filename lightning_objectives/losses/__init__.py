@@ -13,12 +13,14 @@ from lightning_objectives.losses.cos_face import CosFaceLoss, cos_face_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
 from lightning_objectives.losses.dice import DiceLoss, dice_loss
 from lightning_objectives.losses.dynamic_fine_tuning import DynamicFineTuningLoss, dynamic_fine_tuning_loss
+from lightning_objectives.losses.f_divergence_sft import FDivergenceSFTLoss, f_divergence_sft_loss
 from lightning_objectives.losses.fixed_predictor_rejection import FixedPredictorRejection
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
 from lightning_objectives.losses.generalized_cross_entropy import (
     GeneralizedCrossEntropyLoss,
     generalized_cross_entropy_loss,
 )
+from lightning_objectives.losses.integrated_gain import IntegratedGainLoss, integrated_gain_loss
 from lightning_objectives.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from lightning_objectives.losses.ldam import LDAMLoss, ldam_loss
 from lightning_objectives.losses.ldr import LDRLoss, ldr_loss, score_gaps
@@ -33,10 +35,17 @@ from lightning_objectives.losses.plackett_luce_distillation import (
     plackett_luce_distillation_loss,
 )
 from lightning_objectives.losses.poly import PolyLoss, poly_loss
+from lightning_objectives.losses.preference_oriented_sft import PreferenceOrientedSFTLoss, preference_oriented_sft_loss
 from lightning_objectives.losses.probability_power import ProbabilityPowerLoss, probability_power_loss
+from lightning_objectives.losses.progressive_purification import (
+    ProgressivePurification,
+    candidate_weights,
+    purified_weights,
+)
 from lightning_objectives.losses.progressive_self_kd import ProgressiveSelfKD, progressive_self_kd_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
+from lightning_objectives.losses.soft_score_label import SoftScoreLabelLoss, soft_score_label_loss, soft_score_labels
 from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
 from lightning_objectives.losses.stable_max import StableMaxLoss, stable_max_loss
 from lightning_objectives.losses.symmetric_cross_entropy import SymmetricCrossEntropyLoss, symmetric_cross_entropy_loss
@@ -57,9 +66,11 @@ __all__ = [
     "DecoupledSoftmaxLoss",
     "DiceLoss",
     "DynamicFineTuningLoss",
+    "FDivergenceSFTLoss",
     "FixedPredictorRejection",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
+    "IntegratedGainLoss",
     "LDAMLoss",
     "LDRLoss",
     "LabelSmoothingLoss",
@@ -71,10 +82,13 @@ __all__ = [
     "PassAtNLoss",
     "PlackettLuceDistillationLoss",
     "PolyLoss",
+    "PreferenceOrientedSFTLoss",
     "ProbabilityPowerLoss",
+    "ProgressivePurification",
     "ProgressiveSelfKD",
     "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
+    "SoftScoreLabelLoss",
     "SoftTopKLoss",
     "StableMaxLoss",
     "SymmetricCrossEntropyLoss",
@@ -87,6 +101,7 @@ __all__ = [
     "asymmetric_loss",
     "balanced_softmax_loss",
     "bi_tempered_loss",
+    "candidate_weights",
     "class_balanced_loss",
     "class_balanced_weights",
     "comp_sum_loss",
@@ -95,8 +110,10 @@ __all__ = [
     "decoupled_softmax_loss",
     "dice_loss",
     "dynamic_fine_tuning_loss",
+    "f_divergence_sft_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
+    "integrated_gain_loss",
     "label_smoothing_loss",
     "ldam_loss",
     "ldr_loss",
@@ -108,11 +125,15 @@ __all__ = [
     "pass_at_n_loss",
     "plackett_luce_distillation_loss",
     "poly_loss",
+    "preference_oriented_sft_loss",
     "probability_power_loss",
     "progressive_self_kd_loss",
+    "purified_weights",
     "score_gaps",
     "self_adjusting_dice_loss",
     "sigmoid_focal_loss",
+    "soft_score_label_loss",
+    "soft_score_labels",
     "soft_top_k_loss",
     "stable_max_loss",
     "symmetric_cross_entropy_loss",

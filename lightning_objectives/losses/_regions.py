@@ -14,6 +14,8 @@ _FORMS = {
     "target": forms("(N, ...) int or (N, C, ...) float"),
     "mask": forms("(N, ...) bool"),
 }
+WHOLE_BATCH = "the regions are those of the whole batch"
+"""Why the samples of a batch are coupled, if they are."""
 
 
 class Regions(NamedTuple):

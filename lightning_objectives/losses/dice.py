@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lightning_objectives.kinds import Loss
-from lightning_objectives.losses._regions import by_sample, quotient, regions
+from lightning_objectives.losses._regions import WHOLE_BATCH, by_sample, quotient, regions
 
 
 def dice_loss(
@@ -97,6 +97,7 @@ class DiceLoss(Loss):
         self.smooth = smooth
         self.squared = squared
         self.whole_batch = whole_batch
+        self.coupled = WHOLE_BATCH if whole_batch else ""
 
     def forward(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """(N, C, ...) logits, (N, ...) classes or (N, C, ...) shares, and (N, ...) what counts -> (N,) losses."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Loss
-from lightning_objectives.losses._regions import check_places, shares_of
+from lightning_objectives.losses._regions import WHOLE_BATCH, check_places, shares_of
 from lightning_objectives.losses._targets import wide
 
 
@@ -108,6 +108,7 @@ class LovaszSoftmaxLoss(Loss):
         super().__init__()
         self.absent = absent
         self.whole_batch = whole_batch
+        self.coupled = WHOLE_BATCH if whole_batch else ""
 
     def forward(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """(N, C, ...) logits, (N, ...) classes and (N, ...) what counts -> (N,) losses."""

@@ -14,7 +14,7 @@ from lightning_objectives.combination import GradientAlignment
 from lightning_objectives.discovery import methods
 from lightning_objectives.distillation import DualHead, VanillaKD
 from lightning_objectives.kinds import Distillation, Loss, Regularizer
-from lightning_objectives.losses import FocalLoss, LDRLoss, MannWhitneyLoss
+from lightning_objectives.losses import DiceLoss, FocalLoss, LDRLoss, LovaszSoftmaxLoss, MannWhitneyLoss
 from lightning_objectives.regularizers import LogPartitionPenalty
 from lightning_objectives.signals import signals_of
 from lightning_objectives.testing import build, example_signals
@@ -59,6 +59,32 @@ def test_every_method_gives_the_values_and_gradients_of_the_whole(cls, kept, siz
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
     assert max(sizes[:-1]) == 2
     assert sizes[-1] == len(factors)
+
+
+SAMPLES = [cls for cls in BY_ROWS if getattr(cls, "unit", "row") == "sample"]
+
+
+@pytest.mark.parametrize("cls", SAMPLES, ids=lambda cls: cls.__name__)
+def test_losses_of_whole_samples_give_the_values_and_gradients_of_the_whole(cls, sizes, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", {"cpu": 2 * 3 * 5 + 1})  # Two samples of three classes at five positions.
+    generator, factors, results = torch.Generator().manual_seed(0), torch.rand(7, dtype=torch.float64), []
+    logits, reference = (torch.randn(7, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask, target = torch.rand(7, 5, generator=generator) < 0.7, torch.randint(3, (7, 5), generator=generator)
+    rows = {"logits": logits.requires_grad_(), "target": target, "mask": mask, "reference_logits": reference}
+    rows = {name: rows[name] for name in signals_of(build(cls)) if name in rows}
+    for large in (0, 10**9):
+        chunks.LARGE = large
+        values = by_rows(noting(build(cls), sizes), rows, {})
+        results.append((values.detach(), *torch.autograd.grad((values * factors).sum(), logits)))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
+    assert sizes == [2, 2, 2, 1, 7]
+
+
+@pytest.mark.parametrize("cls", [DiceLoss, LovaszSoftmaxLoss], ids=lambda cls: cls.__name__)
+def test_the_regions_of_a_whole_batch_are_left_whole(cls, sizes):
+    loss = noting(cls(whole_batch=True), sizes)
+    by_rows(loss, {"logits": torch.randn(5, 3, 4).requires_grad_(), "target": torch.zeros(5, 4).long()}, {})
+    assert sizes == [5]
 
 
 def test_the_graph_may_be_used_twice_if_it_is_kept(sizes):

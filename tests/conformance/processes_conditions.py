@@ -352,8 +352,11 @@ def ddp_spawn(trial, directory):
     trial.require(not other, f"spawned, it must be the training under ddp, but {other} differ.")
 
 
-ALONE = {"FixedPredictorRejection": "its network gets no gradient, so DDP needs find_unused_parameters"}
-"""Methods that plain DDP refuses, and why."""
+ALONE = {
+    "FixedPredictorRejection": "its network gets no gradient, so DDP needs find_unused_parameters",
+    "ProgressivePurification": "it changes nothing where each sample has one class; memory is tried with other methods",
+}
+"""Methods that these trainings under plain DDP do not fit, and why."""
 
 
 def fits(row):
