@@ -14,7 +14,8 @@ from lightning_objectives._files.source import Source, first_names
 from lightning_objectives.kinds import Merge, MergePiece
 
 _PIECE = 2**17
-"""How many elements a merge by elements gets at once: few enough for the cache, and enough for two threads or more."""
+"""How many elements a merge by elements or by rows gets at once, of rows about as many: few enough for the cache, and
+enough for two threads or more."""
 
 Evaluate = Callable[[dict[str, Tensor]], float]
 """Gives the score of a state dict; greater is better."""
@@ -105,7 +106,7 @@ class NetworkMerge:
             return merged_or_newest(name, self.sources, self._used, buffers=self._buffers, copied=self.copied)
         dtype, shape = self.newest.form(name)
         merged = torch.empty(shape, dtype=dtype)
-        parts = torch.split(merged.view(-1), _PIECE) if self.method.by_element else [merged]
+        parts = self._parts(merged)
         digest = sha256(repr((self._seed, name)).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
         finite = True
@@ -162,13 +163,21 @@ class NetworkMerge:
 
     def _pieces(self, name: str) -> Iterator[MergePiece]:
         columns: list[Sequence[Tensor]] = [[source.tensor(name)] for source in self.files]
-        if self.method.by_element:
-            columns = [torch.split(tensor.contiguous().view(-1), _PIECE) for (tensor,) in columns]
+        columns = [self._parts(tensor) for (tensor,) in columns]
         count = len(self.sources)
         for tensors in zip(*columns):
             rest = list(tensors[count:])
             base = wide(rest.pop(0)) if self._base is not None else None
             yield MergePiece(_Widened(tensors[:count]), base, None if self._importance is None else _Widened(rest))
+
+    def _parts(self, tensor: Tensor) -> Sequence[Tensor]:
+        """What the method gets of a tensor at once."""
+        if self.method.by_element:
+            return torch.split(tensor.contiguous().view(-1), _PIECE)
+        if self.method.by_row and tensor.numel():
+            length = tensor.shape[-1] if tensor.dim() else 1
+            return torch.split(tensor.contiguous().view(-1, length), max(1, _PIECE // length))
+        return [tensor]
 
     def _trial(self, shares: Sequence[float]) -> dict[str, Tensor]:
         """The merge by these shares, as its file would hold it."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Merge
-from lightning_objectives.merging._changes import base_and_weights, needed
+from lightning_objectives.merging._changes import checked_base, needed
 
 
 def model_stock_merge(weights: Sequence[Tensor], *, base: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def model_stock_merge(weights: Sequence[Tensor], *, base: Tensor) -> Tensor:
     Not checked at the source: the mean over pairs of more than two networks. The paper's code is not public; mergekit
     takes the mean of the cosines too.
     """
-    base, weights = base_and_weights(base, weights)
+    base = checked_base(base, weights)
     count, changed = len(weights), 0
     mean = torch.zeros_like(base)
     directions = torch.zeros_like(base, dtype=torch.promote_types(base.dtype, torch.float64))
