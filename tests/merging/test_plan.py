@@ -71,6 +71,13 @@ def test_the_time_is_the_size_by_the_rate(planned, monkeypatch):
     assert "about 0.5 s to read 235 KiB once and merge it, at 469 KiB a second, measured now" in found
 
 
+def test_a_first_pass_takes_as_long_again(planned, monkeypatch):
+    """360000 bytes of w in half a second: 360624 bytes of three files, twice, take 1.0017 s."""
+    times = iter([10.0, 10.5])
+    monkeypatch.setattr(plan, "perf_counter", lambda: next(times))
+    assert "about 1 s to read 352 KiB twice" in planned(TIES(), base="base.safetensors")
+
+
 def test_a_base_and_a_first_pass(planned):
     """TIES measures the network first: three files are read twice."""
     found = planned(TIES(), base="base.safetensors")
