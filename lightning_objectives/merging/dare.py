@@ -52,7 +52,8 @@ def dare_merge(
     2024, https://arxiv.org/abs/2311.03099.
 
     Differs from the paper: its code has no seed, and takes any ``drop`` up to 1, which leaves the base. mergekit does
-    not divide by :math:`1 - p`: it keeps the sum of the magnitudes of each tensor as it was.
+    not divide by :math:`1 - p`, as the paper does: it keeps the sum of the magnitudes of each tensor as it was, so that
+    the expected change of a large one is smaller than its own, and that of a small one greater.
     """
     _check(drop, scale)
     base = checked_base(base, weights)

@@ -38,8 +38,11 @@ def magnitude_drop_rates(change: Tensor, *, drop: float = 0.3, window: float = 0
     Paper: Deep et al., DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling, 2024,
     https://arxiv.org/abs/2406.11617.
 
-    Not checked at the source: the formula of the ranks. The paper's abstract says that smaller changes are dropped more
-    often.
+    Differs from the paper's code: the code divides the ranks by n - 1, so that the probabilities spread over the whole
+    window and their mean is :math:`p`; a row of one gives 0 / 0 there. The difference is at most
+    :math:`\varepsilon / n`.
+
+    Not checked at the source: that the paper's text divides by n, as PaddleNLP's code does.
     """
     _check(drop, window)
     length = change.shape[-1] if change.dim() else 1
@@ -87,8 +90,9 @@ def della_merge(
     Paper: Deep et al., DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling, 2024,
     https://arxiv.org/abs/2406.11617.
 
-    Differs from mergekit: its epsilon is half of this window, and it multiplies all kept changes of a tensor by one
-    factor, so that the expected change of a large one is greater than its own.
+    Checked against the paper's code, which divides each change by its own :math:`1 - p_i` too. Differs from mergekit:
+    its epsilon is half of this window, and it multiplies all kept changes of a tensor by one factor, so that the
+    expected change of a large one is greater than its own, and that of a small one smaller.
     """
     _check(drop, window)
     _check_scale(scale)

@@ -42,7 +42,9 @@ def model_stock_merge(weights: Sequence[Tensor], *, base: Tensor) -> Tensor:
 
     Differs from the paper: :math:`t` stays in [0, 1], so that changes that point away from each other leave the base;
     the formula alone would give less than 0, or divide by 0. A network that has not changed a tensor is at a right
-    angle to the others there.
+    angle to the others there. mergekit does not hold :math:`t` within [0, 1], so that two changes with a cosine of -0.8
+    give :math:`t = -8`. It divides by 1e-6 at least, so that it takes parallel changes of a norm far below 1e-3 for
+    orthogonal ones.
 
     Not checked at the source: the mean over pairs of more than two networks. The paper's code is not public; mergekit
     takes the mean of the cosines too.
