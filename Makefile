@@ -7,7 +7,7 @@ BENCH = OMP_NUM_THREADS=2 $(if $(wildcard .venv-peers/bin/python),.venv-peers,.v
 # Two workers on two cores: without this each would start a thread per core. What one process compiled the others read.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-all test-compat test-thirdparty conformance lint docs mutants old-faults bench bench-peers bench-quality clean
+.PHONY: help demo test test-all test-compat test-thirdparty test-peers conformance lint docs mutants old-faults bench bench-peers bench-quality clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ old-faults: $(READY) ## Plant the faults that the library once had, and tell whi
 
 mutants: $(READY) ## Plant small faults and report those that no test sees (20 minutes; FILES="metrics _files/merge.py" COUNT=40 AGAIN=1).
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m mutants $(if $(COUNT),--count $(COUNT)) $(if $(AGAIN),--again) $(FILES)
+
+test-peers: $(READY) ## Agreement with other libraries, number by number, in the environment of `make bench-peers`.
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest tests/peers
 
 bench: $(READY) ## What each part costs beside its peers: benchmarks/results, docs/performance.md (about half an hour; ROWS="seam swap").
 	$(BENCH) -m benchmarks.speed $(ROWS)

@@ -416,6 +416,8 @@ class Merge(Method):
     """How many files the merge takes, if it takes no other number of them; it refuses others itself."""
     by_element: ClassVar[bool] = False
     """Whether ``tensor`` computes each element from the same element alone, so that a call may pass a part of them."""
+    by_row: ClassVar[bool] = False
+    """Whether it computes each row, of the last dimension, from the same row alone, so that a call may pass some."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -72,6 +72,7 @@ ARGUMENTS = {
     "ties_merge": lambda: ([table(2, 3), table(2, 3)],),
     "tempered_softmax": lambda: (table(4, 3),),
     "top_k_accuracy": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
+    "weighted_average_coefficients": lambda: ([1, 2, 3],),
     "wsm_coefficients": lambda: ([1, 2, 3],),
 }
 """The other arguments of functions that take no signals."""

@@ -48,7 +48,7 @@ from lightning_objectives.gradients import (
 )
 from lightning_objectives.heads import multi_sample_dropout
 from lightning_objectives.losses import adaptive_ldr_loss, adaptive_temperatures, ldr_loss, score_gaps, tempered_softmax
-from lightning_objectives.merging import uniform_soup_coefficients, wsm_coefficients
+from lightning_objectives.merging import uniform_soup_coefficients, weighted_average_coefficients, wsm_coefficients
 from lightning_objectives.metrics import (
     brier_score,
     calibration_error,
@@ -237,6 +237,7 @@ WRONG = {
         "variances of other channels": (table(4, 2), table(2), table(1)),
     },
     uniform_soup_coefficients: {"none": ([],), "parts of steps": ([0.5, 1.5],), "equal": ([1, 1],)},
+    weighted_average_coefficients: {"none": ([],), "parts of steps": ([0.5, 1.5],), "equal": ([1, 1],)},
     wsm_coefficients: {"none": ([],), "parts of steps": ([0.5, 1.5],), "equal": ([1, 1],)},
 }
 """Each public function that takes tensors or lists, with arguments that it refuses."""

@@ -36,6 +36,8 @@ _CLASSES |= {("pathlib", name): PurePath for name in ("PosixPath", "WindowsPath"
 class DistributedFolder(Source):
     """A folder whose tensors lie in pieces, which are put together when you read the tensor."""
 
+    mapped = False
+
     def open(self) -> None:
         """Read which tensors there are, and where their pieces lie."""
         entries = _entries(self.path)

@@ -11,11 +11,12 @@ import torch
 
 from lightning_objectives._files.linear_merge import copies_sentence
 from lightning_objectives._files.network_merge import Evaluate, NetworkMerge
+from lightning_objectives._files.plan import merge_plan
 from lightning_objectives._files.progress import Progress
 from lightning_objectives._files.reading import in_order, open_source
 from lightning_objectives._files.source import Source, first_names
 from lightning_objectives._files.training_state import entries_beside_weights
-from lightning_objectives._files.writing import refuse_inputs, write_like
+from lightning_objectives._files.writing import check_target, refuse_inputs, write_like
 from lightning_objectives.kinds import Merge
 
 _LARGE = 2**18
@@ -35,6 +36,7 @@ def merge_checkpoints(
     evaluate: Evaluate | None = None,
     seed: int = 0,
     force: bool = False,
+    dry_run: bool = False,
     verbose: bool = False,
 ) -> Path:
     r"""Write the merge of checkpoint files, which may be larger than the memory.
@@ -73,7 +75,9 @@ def merge_checkpoints(
         seed: of all that the method draws. A tensor's draws depend on its name and this number alone.
         force: also write over a file that is an input. Any other file at ``out`` is replaced in any case, as
             ``torch.save`` does; the command ``merge`` asks for ``--force`` there too.
-        verbose: print file, step and coefficient of each first, and show a progress bar.
+        dry_run: check everything that can be told without reading the tensors, and write nothing.
+        verbose: print a plan first (file, step and coefficient of each; what is merged, copied and left out; how much
+            memory and time it will take), and show a progress bar.
 
     Returns:
         the path of the written file.
@@ -135,14 +139,17 @@ def merge_checkpoints(
             prefetch=prefetch,
             visible=verbose,
         )
-        newest = merge.newest
-        beside, left_out = entries_beside_weights(newest)
+        check_target(out, merge.newest)
         if verbose:
-            for place, (source, step) in enumerate(zip(sources, steps)):
-                share = f"  coefficient {merge.shares[place]:.4f}" if merge.shares else ""
-                print(f"{source.path}  step {step}{share}")
-            if left_out:
-                print(f"left out, because it belongs to one training: {', '.join(left_out)}")
+            print(merge_plan(merge, steps, out, entries_beside_weights(merge.newest)[1]), flush=True)
+        if dry_run:
+            return out
+        merge.prepare()
+        newest = merge.newest
+        beside, _ = entries_beside_weights(newest)
+        if verbose and evaluate is not None and merge.shares is not None:
+            for source, share in zip(sources, merge.shares):
+                print(f"  {source.path}  coefficient {share:.4f}")
         metadata = {"step": steps[-1], "steps": steps, "coefficients": merge.shares, "method": method, "base": base}
         with Progress(visible=verbose) as progress:
             write_like(

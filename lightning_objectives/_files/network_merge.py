@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_objectives._files.linear_merge import check_finite, merged_or_newest, surely_finite, wide
+from lightning_objectives._files.linear_merge import check_finite, merged_or_newest, merged_tensor, surely_finite, wide
 from lightning_objectives._files.progress import Progress
 from lightning_objectives._files.reading import check_match
 from lightning_objectives._files.source import Source, first_names
 from lightning_objectives.kinds import Merge, MergePiece
 
 _PIECE = 2**17
-"""How many elements a merge by elements gets at once: few enough for the cache, and enough for two threads or more."""
+"""How many elements a merge by elements or by rows gets at once, of rows about as many: few enough for the cache, and
+enough for two threads or more."""
 
 Evaluate = Callable[[dict[str, Tensor]], float]
 """Gives the score of a state dict; greater is better."""
@@ -22,6 +23,8 @@ Evaluate = Callable[[dict[str, Tensor]], float]
 
 class NetworkMerge:
     """Merges one tensor after the other; iterate over it to see all pieces of those that are not merged linearly.
+
+    :meth:`prepare` it before you ask for tensors.
 
     Args:
         method: the merge.
@@ -60,27 +63,32 @@ class NetworkMerge:
         self.copied: list[str] = []
         """The buffers that are the newest file's, because they have no finite merge."""
         self.shares: list[float] | None = None
-        """Of all files, if the merge is linear."""
+        """Of all files, if the merge is linear; None until a search has found them."""
         self._buffers = buffers
-        self._base = base
-        self._importance = importance
+        self.base = base
+        self.importance = importance
         self._seed = seed
         self._prefetch = prefetch
         self._visible = visible
         self._used = [1 / len(sources)] * len(sources)
         self._statistics: Any = None
+        self._evaluate = evaluate
+        self._steps = steps
         if base is not None:
             check_match(base, sources[-1])
         if importance is not None:
             self._check_importance(importance)
-        if not method.linear:
-            self._statistics = method.statistics(self)
-        elif evaluate is None:
+        if method.linear and evaluate is None:
             self.shares = self._used = method.coefficients(steps).tolist()
             self._check_shares()
-        else:
-            score = evaluate
-            self.shares = method.search(lambda shares: score(self._trial(shares.tolist())), steps).tolist()
+
+    def prepare(self) -> None:
+        """Compute what the merge must know of all tensors first: its statistics, or the shares that it searches."""
+        score = self._evaluate
+        if not self.method.linear:
+            self._statistics = self.method.statistics(self)
+        elif score is not None:
+            self.shares = self.method.search(lambda shares: score(self._trial(shares.tolist())), self._steps).tolist()
             self._check_shares()
             # A file without a share may be damaged or of a failed training, so it is not read again.
             self.sources, self._used = _with_a_share(self.sources, self.shares)
@@ -93,7 +101,7 @@ class NetworkMerge:
     @property
     def files(self) -> list[Source]:
         """All files that are read."""
-        return [*self.sources, *([self._base] if self._base is not None else []), *(self._importance or [])]
+        return [*self.sources, *([self.base] if self.base is not None else []), *(self.importance or [])]
 
     def tensor(self, name: str) -> Tensor:
         """Merge one tensor, in the newest's type.
@@ -101,11 +109,11 @@ class NetworkMerge:
         Raises:
             ValueError: the merge would not be finite, and the tensor is no buffer.
         """
-        if self._is_linear(name):
+        if self.is_linear(name):
             return merged_or_newest(name, self.sources, self._used, buffers=self._buffers, copied=self.copied)
         dtype, shape = self.newest.form(name)
         merged = torch.empty(shape, dtype=dtype)
-        parts = torch.split(merged.view(-1), _PIECE) if self.method.by_element else [merged]
+        parts = self._parts(merged)
         digest = sha256(repr((self._seed, name)).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
         finite = True
@@ -122,11 +130,30 @@ class NetworkMerge:
                 finite = False
                 part.copy_(torch.where(_shared_infinities(piece), piece.weights[-1], result))
         if not finite:
-            check_finite(name, merged, [*self.sources, *([self._base] if self._base is not None else [])])
+            check_finite(name, merged, [*self.sources, *([self.base] if self.base is not None else [])])
         return merged
+
+    def try_out(self, name: str, elements: int) -> int:
+        """Merge about so many elements of a tensor as if it were the whole network, and return the bytes that it read.
+
+        Raises:
+            ValueError: the method refuses the tensor, or its merge is not finite.
+        """
+        if self.is_linear(name):
+            merged_tensor(name, self.sources, self._used)
+            return sum(source.tensor(name).nbytes for source in self.sources)
+        size = 0
+        for piece in self._pieces(name):
+            generator = torch.Generator().manual_seed(self._seed)
+            self.method.tensor(piece.weights, base=piece.base, importance=piece.importance, generator=generator)
+            size += piece.weights[-1].numel()
+            if size >= elements:
+                break
+        return size * self.newest.form(name)[0].itemsize * len(self.files)
 
     def merged(self) -> dict[str, Tensor]:
         """The whole merge in memory, by plain name."""
+        self.prepare()
         return {name: self.tensor(name).clone() for name in self.newest.keys}
 
     def __iter__(self) -> Iterator[MergePiece]:
@@ -136,7 +163,7 @@ class NetworkMerge:
         """
         first: dict[tuple[object, ...], str] = {}
         for name in self.newest.keys:
-            if not self._is_linear(name):
+            if not self.is_linear(name):
                 first.setdefault(self.storage_key(name), name)
         sizes = {name: torch.Size(self.newest.form(name)[1]).numel() for name in first.values()}
         with Progress(visible=self._visible) as progress:
@@ -156,19 +183,28 @@ class NetworkMerge:
         """Equal for names that are tied in every file."""
         return tuple(source.storage_key(name) for source in self.files)
 
-    def _is_linear(self, name: str) -> bool:
+    def is_linear(self, name: str) -> bool:
+        """Whether a tensor is merged by shares, or copied because it holds whole numbers."""
         dtype = self.newest.form(name)[0]
         return self.method.linear or name in self._buffers or not (dtype.is_floating_point or dtype.is_complex)
 
     def _pieces(self, name: str) -> Iterator[MergePiece]:
         columns: list[Sequence[Tensor]] = [[source.tensor(name)] for source in self.files]
-        if self.method.by_element:
-            columns = [torch.split(tensor.contiguous().view(-1), _PIECE) for (tensor,) in columns]
+        columns = [self._parts(tensor) for (tensor,) in columns]
         count = len(self.sources)
         for tensors in zip(*columns):
             rest = list(tensors[count:])
-            base = wide(rest.pop(0)) if self._base is not None else None
-            yield MergePiece(_Widened(tensors[:count]), base, None if self._importance is None else _Widened(rest))
+            base = wide(rest.pop(0)) if self.base is not None else None
+            yield MergePiece(_Widened(tensors[:count]), base, None if self.importance is None else _Widened(rest))
+
+    def _parts(self, tensor: Tensor) -> Sequence[Tensor]:
+        """What the method gets of a tensor at once."""
+        if self.method.by_element:
+            return torch.split(tensor.contiguous().view(-1), _PIECE)
+        if self.method.by_row and tensor.numel():
+            length = tensor.shape[-1] if tensor.dim() else 1
+            return torch.split(tensor.contiguous().view(-1, length), max(1, _PIECE // length))
+        return [tensor]
 
     def _trial(self, shares: Sequence[float]) -> dict[str, Tensor]:
         """The merge by these shares, as its file would hold it."""
@@ -193,7 +229,7 @@ class NetworkMerge:
                 "file, in the same order."
             )
         for source in importance:
-            merged = [name for name in self.newest.keys if not self._is_linear(name)]
+            merged = [name for name in self.newest.keys if not self.is_linear(name)]
             missing = [name for name in merged if name not in source.keys]
             if missing:
                 raise ValueError(

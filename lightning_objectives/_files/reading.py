@@ -1,9 +1,10 @@
 """Opens checkpoints of every format, and brings those of one network into order."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from lightning_objectives._files.folders import DISTRIBUTED, weights_in
 from lightning_objectives._files.safetensors_file import SafetensorsFile
@@ -13,6 +14,7 @@ from lightning_objectives._files.torch_file import TorchFile
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+T = TypeVar("T")
 INDEX = ".index.json"
 """How the name of an index of several files ends."""
 
@@ -67,14 +69,37 @@ def in_order(
         ValueError: there is no file, two have the same step, one has no known step, or their tensors do not match.
     """
     with ThreadPoolExecutor() as pool:  # Python's lock is free while checksums are computed
-        sources = list(pool.map(partial(open_source, part=part), paths))
+        opened = [pool.submit(open_source, path, part) for path in paths]
+    sources = all_of(file.result for file in opened)
     if not sources:
         raise ValueError("There are no files to merge: give at least one.")
     if not as_listed:
         sources = _by_step(sources)
-    for source in sources[:-1]:
-        check_match(source, sources[-1])
+    all_of(partial(check_match, source, sources[-1]) for source in sources[:-1])
     return sources, list(range(len(sources))) if as_listed else [source.step or 0 for source in sources]
+
+
+def all_of(checks: Iterable[Callable[[], T]]) -> list[T]:
+    """What each function returns; whatever is wrong is told at once, and not the first alone.
+
+    Raises:
+        ValueError: with each refusal on a line of its own.
+
+    >>> all_of([lambda: 1, lambda: int("x"), lambda: int("y")])
+    Traceback (most recent call last):
+        ...
+    ValueError: invalid literal for int() with base 10: 'x'
+    invalid literal for int() with base 10: 'y'
+    """
+    found, refused = [], []
+    for check in checks:
+        try:
+            found.append(check())
+        except ValueError as error:
+            refused.append(error)
+    if refused:
+        raise ValueError("\n".join(map(str, refused))) from refused[0]
+    return found
 
 
 def _by_step(sources: list[Source]) -> list[Source]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from mmap import PAGESIZE
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class Source(ABC):
     Raises:
         ValueError: the file cannot be read as weights; the message says why.
     """
+
+    mapped: ClassVar[bool] = True
+    """Whether tensors lie in the file's own memory, and not in that of the process."""
 
     def __init__(self, path: str | Path, part: str | None = None) -> None:
         self.path = Path(path)

@@ -151,7 +151,7 @@ def write_like(
     Raises:
         ValueError: the suffix is unknown, or ``template`` cannot become such a file. Nothing is written then.
     """
-    _check_target(out, template)
+    check_target(out, template)
     progress = progress or Progress(visible=False)
     plain = out.suffix == ".safetensors"
     progress.begin(sum(_size(*template.form(name)) for name in template.keys), stages=2 if plain else 3)
@@ -187,7 +187,12 @@ def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * torch.Size(shape).numel()
 
 
-def _check_target(out: Path, template: Source) -> None:
+def check_target(out: Path, template: Source) -> None:
+    """Refuse what :func:`write_like` cannot write.
+
+    Raises:
+        ValueError: the suffix is unknown, or ``template`` cannot become such a file.
+    """
     if out.is_dir():
         raise ValueError(f"{out} is a directory: give the path of the file to write.")
     if out.suffix not in SUFFIXES:

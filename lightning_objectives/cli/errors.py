@@ -1,9 +1,19 @@
 """Ends the program with a message that says what is wrong and what there is instead."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import NoReturn
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Suggest the closest of the known words, if one is close.
+
+    >>> did_you_mean("densty", ["density", "scale"]), did_you_mean("x", ["density"])
+    (" Did you mean 'density'?", '')
+    """
+    close = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def stop(message: str, word: str = "", known: Collection[str] = ()) -> NoReturn:
@@ -17,8 +27,7 @@ def stop(message: str, word: str = "", known: Collection[str] = ()) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    close = get_close_matches(word, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(word, known)
     names = f" Known: {', '.join(known)}." if known else ""
     print(f"lightning-objectives: {message}{hint}{names}", file=sys.stderr)
     raise SystemExit(2)

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_objectives.cli.errors import did_you_mean
+from lightning_objectives.cli.recipe import Recipe, read_recipe
 from lightning_objectives.cli.typed import imported, type_name, typed
 
 
 def merge(args: list[str]) -> None:
-    """Merge checkpoint files into one, even if they do not fit into memory."""
+    """Merge checkpoint files into one, even if they do not fit into memory; a plan is printed first."""
     # Here, because they load torch.
     from lightning_objectives._files.merge import merge_checkpoints
     from lightning_objectives.discovery import methods
@@ -19,21 +21,30 @@ def merge(args: list[str]) -> None:
     default = next(name for name, cls in merges.items() if cls.uses_steps())
     parser = argparse.ArgumentParser("lightning-objectives merge", description=inspect.getdoc(merge))
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="a checkpoint: .ckpt, .pt, .safetensors, .index.json, or a folder"
+        "files", nargs="*", metavar="FILE", help="a checkpoint: .ckpt, .pt, .safetensors, .index.json, or a folder"
     )
-    _add_output(parser, "the file to write: .ckpt, .pt or .safetensors")
+    parser.add_argument("-o", "--out", help="the file to write: .ckpt, .pt or .safetensors")
+    parser.add_argument("--force", action="store_true", default=None, help=_FORCE)
+    parser.add_argument(
+        "--dry-run", action="store_true", default=None, help="print the plan: check everything, and write nothing"
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="a YAML file with any of these options by name, the method's under settings, and weights: one share for "
+        "each file; what you also say here counts more",
+    )
     parser.add_argument(
         "--order",
         choices=["step", "given"],
         help="sort the files by their training step, or take them as listed, oldest first (default: step, if the "
         "method uses the steps)",
     )
-    parser.add_argument("--method", choices=list(merges), default=default, help="default: %(default)s")
+    parser.add_argument("--method", choices=list(merges), help=f"default: {default}")
     parser.add_argument("--part", help="the entry of each checkpoint to merge, such as state_dict_ema")
     parser.add_argument(
         "--buffer",
         action="append",
-        default=[],
         dest="buffers",
         metavar="NAME",
         help="a buffer, not a parameter, or a pattern such as '*.running_mean': if its merge is not finite, copy the "
@@ -52,7 +63,8 @@ def merge(args: list[str]) -> None:
         help="package.module.function, which takes a state dict and returns its score, greater is better "
         f"({_askers(merges, 'evaluate')})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of all draws (default: 0)")
+    named = [name for name in vars(parser.parse_args([])) if name != "recipe"]
     settings: dict[str, list[str]] = {}
     for cls in merges.values():
         for setting in inspect.signature(cls).parameters.values():
@@ -60,13 +72,36 @@ def merge(args: list[str]) -> None:
             settings.setdefault(setting.name, []).append(f"{kind} for {cls.__name__} (default: {setting.default})")
     for name, owners in settings.items():
         parser.add_argument(f"--{name.replace('_', '-')}", help="; ".join(owners).replace("%", "%%"))
-    options = vars(parser.parse_args(args[1:]))
-    words = {name: options[name] for name in settings if options[name] is not None}
-    taken = ("order", "part", "buffers", "base", "importance", "seed", "force")
-    _run(parser, options["out"], options["force"], lambda: merge_checkpoints(
-        options["files"], _method(merges[options["method"]], words), options["out"], verbose=True,
-        evaluate=options["evaluate"] and imported(options["evaluate"]), **{name: options[name] for name in taken},
-    ))  # fmt: skip
+    said = {name: value for name, value in vars(parser.parse_args(args[1:])).items() if value not in (None, [])}
+    words = {name: said.pop(name) for name in settings if name in said}
+    path = said.pop("recipe", None)
+    try:
+        recipe = read_recipe(path, named, settings) if path is not None else Recipe({}, {})
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    options = {**recipe.options, **said}
+    missing = [name for name in ("files", "out") if name not in options]
+    if missing:
+        parser.error(f"{' and '.join(missing)} must be given: {_MISSING}")
+    method = options.pop("method", default)
+    if method not in merges:
+        hint = did_you_mean(method, merges)
+        parser.error(f"{path}: method: {method!r} is no merge.{hint} Merges: {', '.join(merges)}.")
+    files, out, force = options.pop("files"), options.pop("out"), options.pop("force", False)
+    dry_run = options.get("dry_run", False)
+
+    def write() -> object:
+        built = _method(merges[method], {**recipe.settings, **words})
+        if "evaluate" in options:
+            options["evaluate"] = imported(options["evaluate"])
+        written = merge_checkpoints(files, built, out, force=force, verbose=True, **options)
+        return "nothing (--dry-run)" if dry_run else written
+
+    _run(parser, out, force or dry_run, write)
+
+
+_FORCE = "replace a file that is there, even if it is an input"
+_MISSING = "say -o OUT and the FILEs here, or out: and files: in a recipe (--recipe FILE)."
 
 
 def _askers(merges: Mapping[str, Any], what: str) -> str:
@@ -120,14 +155,15 @@ def ema(args: list[str]) -> None:
 
 def _add_output(parser: argparse.ArgumentParser, usage: str) -> None:
     parser.add_argument("-o", "--out", required=True, help=usage)
-    parser.add_argument("--force", action="store_true", help="replace a file that is there, even if it is an input")
+    parser.add_argument("--force", action="store_true", help=_FORCE)
 
 
 def _method(cls: type[Any], words: Mapping[str, str]) -> Any:
     parameters = inspect.signature(cls).parameters
     unknown = words.keys() - parameters.keys()
     if unknown:
-        raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}.")
+        hint = did_you_mean(min(unknown), parameters)
+        raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}.{hint}")
     settings = {}
     for name, text in words.items():
         try:

@@ -11,6 +11,7 @@ from lightning_objectives.merging.slerp import SLERP, slerp_merge
 from lightning_objectives.merging.task_arithmetic import TaskArithmetic, task_arithmetic_merge
 from lightning_objectives.merging.ties import TIES, ties_merge
 from lightning_objectives.merging.uniform_soup import UniformSoup, uniform_soup_coefficients
+from lightning_objectives.merging.weighted_average import WeightedAverage, weighted_average_coefficients
 from lightning_objectives.merging.wsm import WSM, wsm_coefficients
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ModelStock",
     "TaskArithmetic",
     "UniformSoup",
+    "WeightedAverage",
     "dare_merge",
     "della_merge",
     "export_checkpoint",
@@ -36,5 +38,6 @@ __all__ = [
     "task_arithmetic_merge",
     "ties_merge",
     "uniform_soup_coefficients",
+    "weighted_average_coefficients",
     "wsm_coefficients",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Merge
-from lightning_objectives.merging._changes import base_and_weights, dropped, needed, with_changes
+from lightning_objectives.merging._changes import checked_base, dropped, needed, with_changes
 
 
 def dare_merge(
@@ -52,11 +52,12 @@ def dare_merge(
     2024, https://arxiv.org/abs/2311.03099.
 
     Differs from the paper: its code has no seed, and takes any ``drop`` up to 1, which leaves the base. mergekit does
-    not divide by :math:`1 - p`: it keeps the sum of the magnitudes of each tensor as it was.
+    not divide by :math:`1 - p`, as the paper does: it keeps the sum of the magnitudes of each tensor as it was, so that
+    the expected change of a large one is smaller than its own, and that of a small one greater.
     """
     _check(drop, scale)
-    base, weights = base_and_weights(base, weights)
-    opposites = [dropped(base - weight, drop, generator) for weight in weights]
+    base = checked_base(base, weights)
+    opposites = (dropped(base - weight, drop, generator) for weight in weights)
     return with_changes(base, opposites, scale=scale, elect_signs=elect_signs)
 
 
@@ -85,7 +86,7 @@ class DARE(Merge):
 
     When to use: if large networks were fine-tuned from the same base, with small changes: about 0.005 at the most,
     where most of them are redundant. With larger changes lower ``drop``, or use :class:`TIES`, which keeps the largest.
-    Cost: one pass over the files and the base, with a copy of one tensor for each file.
+    Cost: one pass over the files and the base, a small part of a tensor at a time.
     Interactions: it needs the base. Another ``seed`` gives another merge, and so does another order of the files. Name
     floating buffers, such as BatchNorm's statistics, with ``buffers=``: otherwise their changes are dropped too. Heads
     of different classes cannot be merged.
@@ -100,7 +101,11 @@ class DARE(Merge):
 
     linear = False
     asks = ("base",)
-    unkept_laws: ClassVar = {"the_order_of_the_files_means_nothing": "each file has draws of its own, by its place"}
+    by_element = True
+    unkept_laws: ClassVar = {
+        "the_order_of_the_files_means_nothing": "each file has draws of its own, by its place",
+        "parts_of_a_tensor_make_no_difference": "each part has draws of its own",
+    }
 
     def __init__(self, *, drop: float = 0.9, scale: float = 1.0, elect_signs: bool = False) -> None:
         _check(drop, scale)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Merge
-from lightning_objectives.merging._changes import base_and_weights, dropped, needed, with_changes
+from lightning_objectives.merging._changes import checked_base, dropped, needed, with_changes
 
 
 def magnitude_drop_rates(change: Tensor, *, drop: float = 0.3, window: float = 0.14) -> Tensor:
@@ -38,14 +38,17 @@ def magnitude_drop_rates(change: Tensor, *, drop: float = 0.3, window: float = 0
     Paper: Deep et al., DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling, 2024,
     https://arxiv.org/abs/2406.11617.
 
-    Not checked at the source: the formula of the ranks. The paper's abstract says that smaller changes are dropped more
-    often.
+    Differs from the paper's code: the code divides the ranks by n - 1, so that the probabilities spread over the whole
+    window and their mean is :math:`p`; a row of one gives 0 / 0 there. The difference is at most
+    :math:`\varepsilon / n`.
+
+    Not checked at the source: that the paper's text divides by n, as PaddleNLP's code does.
     """
     _check(drop, window)
-    rows = change.abs().reshape(change.shape or (1,))
-    order = rows.argsort(dim=-1, descending=True, stable=True)
-    ranks = order.argsort(dim=-1).reshape(change.shape)  # the place of each in the order
-    return ranks.float() * (window / max(1, rows.shape[-1])) + (drop - window / 2)
+    length = change.shape[-1] if change.dim() else 1
+    rates = torch.arange(length, device=change.device) * (window / max(1, length)) + (drop - window / 2)
+    order = change.abs().reshape(change.shape or (1,)).argsort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(order, dtype=rates.dtype).scatter(-1, order, rates.expand_as(order)).view(change.shape)
 
 
 def della_merge(
@@ -87,14 +90,15 @@ def della_merge(
     Paper: Deep et al., DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling, 2024,
     https://arxiv.org/abs/2406.11617.
 
-    Differs from mergekit: its epsilon is half of this window, and it multiplies all kept changes of a tensor by one
-    factor, so that the expected change of a large one is greater than its own.
+    Checked against the paper's code, which divides each change by its own :math:`1 - p_i` too. Differs from mergekit:
+    its epsilon is half of this window, and it multiplies all kept changes of a tensor by one factor, so that the
+    expected change of a large one is greater than its own, and that of a small one smaller.
     """
     _check(drop, window)
     _check_scale(scale)
-    base, weights = base_and_weights(base, weights)
-    opposites = [base - weight for weight in weights]
-    kept = [dropped(o, magnitude_drop_rates(o, drop=drop, window=window), generator) for o in opposites]
+    base = checked_base(base, weights)
+    opposites = (base - weight for weight in weights)
+    kept = (dropped(o, magnitude_drop_rates(o, drop=drop, window=window), generator) for o in opposites)
     return with_changes(base, kept, scale=scale, elect_signs=elect_signs)
 
 
@@ -133,7 +137,7 @@ class DELLA(Merge):
 
     When to use: in place of :class:`DARE`, if the changes of the networks are of different sizes, so that the largest
     of them should stay more often.
-    Cost: one pass over the files and the base, two sorts of each row, and a copy of one tensor for each file.
+    Cost: one pass over the files and the base, and a sort of each row of each file, some rows at a time.
     Interactions: it needs the base. Another ``seed`` gives another merge, and so does another order of the files. Name
     floating buffers, such as BatchNorm's statistics, with ``buffers=``: otherwise their changes are dropped too. Heads
     of different classes cannot be merged.
@@ -148,7 +152,11 @@ class DELLA(Merge):
 
     linear = False
     asks = ("base",)
-    unkept_laws: ClassVar = {"the_order_of_the_files_means_nothing": "each file has draws of its own, by its place"}
+    by_row = True
+    unkept_laws: ClassVar = {
+        "the_order_of_the_files_means_nothing": "each file has draws of its own, by its place",
+        "parts_of_a_tensor_make_no_difference": "each part has draws of its own",
+    }
 
     def __init__(
         self, *, drop: float = 0.3, window: float = 0.14, scale: float = 1.0, elect_signs: bool = True

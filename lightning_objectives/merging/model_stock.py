@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Merge
-from lightning_objectives.merging._changes import base_and_weights, needed
+from lightning_objectives.merging._changes import checked_base, needed
 
 
 def model_stock_merge(weights: Sequence[Tensor], *, base: Tensor) -> Tensor:
@@ -42,12 +42,14 @@ def model_stock_merge(weights: Sequence[Tensor], *, base: Tensor) -> Tensor:
 
     Differs from the paper: :math:`t` stays in [0, 1], so that changes that point away from each other leave the base;
     the formula alone would give less than 0, or divide by 0. A network that has not changed a tensor is at a right
-    angle to the others there.
+    angle to the others there. mergekit does not hold :math:`t` within [0, 1], so that two changes with a cosine of -0.8
+    give :math:`t = -8`. It divides by 1e-6 at least, so that it takes parallel changes of a norm far below 1e-3 for
+    orthogonal ones.
 
     Not checked at the source: the mean over pairs of more than two networks. The paper's code is not public; mergekit
     takes the mean of the cosines too.
     """
-    base, weights = base_and_weights(base, weights)
+    base = checked_base(base, weights)
     count, changed = len(weights), 0
     mean = torch.zeros_like(base)
     directions = torch.zeros_like(base, dtype=torch.promote_types(base.dtype, torch.float64))

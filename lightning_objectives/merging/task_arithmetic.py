@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_objectives.kinds import Merge
-from lightning_objectives.merging._changes import base_and_weights, needed
+from lightning_objectives.merging._changes import checked_base, needed
 
 
 def task_arithmetic_merge(weights: Sequence[Tensor], *, base: Tensor, scale: float = 1.0) -> Tensor:
@@ -37,10 +38,8 @@ def task_arithmetic_merge(weights: Sequence[Tensor], *, base: Tensor, scale: flo
     Paper: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, section 2, https://arxiv.org/abs/2212.04089.
     """
     _check(scale)
-    base, weights = base_and_weights(base, weights)
-    pull = base - weights[0]
-    for weight in weights[1:]:
-        pull = pull + (base - weight)
+    base = checked_base(base, weights)
+    pull = reduce(torch.add, (base - weight for weight in weights))
     # A sum would turn a base of -0 into +0.
     return base.where(pull == 0, base - scale * pull)
 

@@ -163,14 +163,14 @@ def a_linear_merge_is_linear(merge: Merge) -> None:
 
 
 def parts_of_a_tensor_make_no_difference(merge: Merge) -> None:
-    """A merge by elements gives the same if it gets a part of a tensor at a time."""
-    if not merge.by_element:
+    """A merge by elements, or by rows, gives the same if it gets a part of a tensor at a time."""
+    if not (merge.by_element or merge.by_row):
         return
     whole = _piece(merge, slice(None))
     parts = [_piece(merge, slice(0, 3)), _piece(merge, slice(3, 7))]
     found = torch.cat([_tensor(merge, part, merge.statistics(parts)) for part in parts])
     same = close(found, _tensor(merge, whole, merge.statistics([whole])), 1e-6)
-    require(same, merge, "parts of the tensors must give the same, because the class says `by_element`.")
+    require(same, merge, "parts of the tensors must give the same, because the class says `by_element` or `by_row`.")
 
 
 def nothing_is_written_to(merge: Merge) -> None:

@@ -78,6 +78,25 @@ def test_the_pieces_of_a_tensor_have_draws_of_their_own(tmp_path, monkeypatch):
     assert len(set(found.tolist())) == 7
 
 
+def test_a_merge_by_rows_gets_whole_rows(tmp_path, monkeypatch):
+    seen = []
+
+    class ByRow(Median):
+        by_row = True
+
+        def tensor(self, weights, **rest):
+            seen.append(tuple(weights[0].shape))
+            return weights[0] - weights[0].mean(-1, keepdim=True)
+
+    monkeypatch.setattr(network_merge, "_PIECE", 7)
+    state = {"a": torch.rand(2, 3, 3), "b": torch.rand(9), "c": torch.rand(()), "d": torch.rand(0, 4)}
+    found = merged(tmp_path, ByRow(), [state])
+    assert seen == [(2, 3), (2, 3), (2, 3), (1, 9), (1, 1), (0, 4)]
+    torch.testing.assert_close(found["a"], state["a"] - state["a"].mean(-1, keepdim=True))
+    torch.testing.assert_close(found["b"], state["b"] - state["b"].mean())
+    assert found["c"] == 0
+
+
 def test_another_shape_is_refused(tmp_path):
     class Sum(Median):
         def tensor(self, weights, **rest):

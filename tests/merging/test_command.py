@@ -35,6 +35,8 @@ def test_merge(tmp_path, capsys):
         "step=10.pt step 10 coefficient 0.3333",
         "step=15.pt step 15 coefficient 0.5556",
     ]
+    assert "merged: 1 tensor, 4 B" in printed.out
+    assert "copied from the newest file and not merged (whole numbers, or no tensors): ['n']" in printed.out
     assert printed.out.endswith("wrote out.pt\n")
     assert "100%" in printed.err, "a bar"
 
@@ -107,6 +109,7 @@ def test_a_search_by_a_function_of_the_current_folder(tmp_path):
         (["--method=TIES", "--density=x"], "argument --density: invalid float value: 'x'"),
         (["--method=TIES", "--density=None"], "argument --density: invalid float value: 'None'"),
         (["--method=TIES", "--shape=linear"], "TIES has no setting shape"),
+        (["--method=TIES", "--share=0.5"], "TIES has no setting share."),
         (["--method=GreedySoup", "--strict=maybe"], "argument --strict: invalid bool value: 'maybe'"),
         (["--method=GreedySoup", "--evaluate=math.nothing"], "'math.nothing' cannot be imported"),
         (["--method=GreedySoup", "--evaluate=nothing"], "'nothing' cannot be imported"),

@@ -16,6 +16,18 @@ from lightning_objectives.merging import (
 )
 
 
+@pytest.mark.parametrize("n", [2, 5, 40])
+def test_the_probabilities_of_the_authors_code_are_near(n):
+    """It spreads them from p - window / 2 to p + window / 2, by n - 1 in place of n: at most window / n apart."""
+    change = torch.rand(3, n)
+    rates = magnitude_drop_rates(change, drop=0.4, window=0.2)
+    for row, of_row in zip(change.tolist(), rates.tolist()):
+        order = sorted(row)
+        for value, rate in zip(row, of_row):
+            keep = (0.6 - 0.1) + order.index(value) / (n - 1) * 0.2
+            assert 0 <= (1 - keep) - rate + 1e-6 <= 0.2 / n + 2e-6
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
