@@ -41,9 +41,9 @@ def slerp_merge(weights: Sequence[Tensor], *, share: float = 0.5) -> Tensor:
     Paper: Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985, https://doi.org/10.1145/325334.325242.
 
     Differs from the paper: the vectors have any length. The two norms are not interpolated apart from the directions,
-    and the cosine from which on the interpolation is linear is 0.9995: both as mergekit does it. Beside a tensor of norm
-    0, which has no direction, mergekit takes a right angle, and gives :math:`\sin(45°)` of the other at half the way;
-    here it is the half.
+    and the cosine from which on the interpolation is linear is 0.9995: both as mergekit does it. Beside a tensor of
+    norm 0, which has no direction, mergekit takes a right angle, and gives :math:`\sin(45°)` of the other at half the
+    way; here it is the half.
     """
     _check(share)
     if len(weights) != 2:

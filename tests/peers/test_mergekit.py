@@ -1,4 +1,4 @@
-"""Each merge beside mergekit's, tensor by tensor. Where they differ, a test says how, and the docstring who is right."""
+"""Each merge beside mergekit's, tensor by tensor. A test says how they differ, and the docstring who is right."""
 
 import math
 
