@@ -300,6 +300,8 @@ ELSEWHERE = {
     "adaptive_calibration_error",
     "aurc",
     "neural_collapse",
+    "frechet_mean_logits",
+    "mixed_logits",
     "classwise_calibration_error",
     "class_counts",
     "class_sums",
