@@ -54,6 +54,8 @@ class AdaptedNetwork:
         self._again: Callable[[], Any] | None = None
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
         """Those of the network's last call."""
+        self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        """That of the weights: the logits are of another under autocast."""
         self._inside = False
         """Whether the network is running. What other parts of the user's module compute stays as it is."""
         self._layers = [part for part in network.modules() if isinstance(part, _BatchNorm)]
@@ -198,8 +200,9 @@ class AdaptedNetwork:
             assert self.reference is not None  # the callback refuses an adapter without one
             args, kwargs = self._arguments
             with Capture.closed():
-                answer = self.reference(*args, dtype=logits.dtype, **kwargs)
-            rows = rows_of(answer.logits, logits if logits.dim() > 1 else logits[:, None])
+                answer = self.reference(*args, dtype=self._dtype, **kwargs)
+            own = logits if logits.dim() > 1 else logits[:, None]
+            rows = rows_of(answer.logits, own, names=("reference", "tested network"))
             signals["reference_logits"] = self._columns(rows)
         return {name: signals[name] for name in names}
 

@@ -9,6 +9,9 @@ from torch import Tensor
 from lightning_objectives.kinds import Adapter
 from lightning_objectives.shapes import check_classes, check_shapes
 
+_GREATEST = 1e19
+"""The greatest distance."""
+
 
 def frechet_mean_logits(
     logits: Tensor,
@@ -33,7 +36,7 @@ def frechet_mean_logits(
         temperature: :math:`T > 0` of the probabilities.
 
     Returns:
-        (N, C) logits, in the type of ``logits``.
+        (N, C) logits, in the type of ``logits``; at least the least number of that type, which is -65504 in float16.
 
     Raises:
         ValueError: shapes that do not fit, distances that are none, unknown classes, or a temperature that is not > 0.
@@ -47,8 +50,12 @@ def frechet_mean_logits(
     Paper: Roberts et al., Geometry-Aware Adaptation for Pretrained Models, NeurIPS 2023,
     https://arxiv.org/abs/2307.12226.
 
-    Differs from the paper: the result is a table of logits in place of the class. The logits of the least classes
-    differ in half precision too, because the greatest is 0. Not checked at the source: the number of the equation.
+    The formula is that of the authors' code (https://github.com/SprocketLab/loki, ``simclr_exps/loki.py``), which takes
+    the most probable class of :math:`-p D^2`. Not checked at the source: the equation as the paper prints it.
+
+    Differs from the code: the result is a table of logits in place of the class. The probabilities are a softmax over
+    the observed classes; the authors use one-vs-rest classifiers too. The greatest logit is 0, so that the best classes
+    do not become equal in half precision.
     """
     check_shapes(logits=logits)
     check_classes(logits)
@@ -67,7 +74,8 @@ def frechet_mean_logits(
         z = z.masked_fill(hidden.to(z.device, non_blocking=True), -torch.inf)
     with torch.autocast(z.device.type, enabled=False):
         expected = z.softmax(1) @ squares.to(z.device, non_blocking=True)
-    return (expected.amin(1, keepdim=True) - expected).to(logits.dtype)
+    scores = expected.amin(1, keepdim=True) - expected
+    return scores.clamp_min(torch.finfo(logits.dtype).min).to(logits.dtype)
 
 
 def _check(distances: Sequence[Sequence[float]], observed: Sequence[int] | None, temperature: float) -> None:
@@ -77,9 +85,10 @@ def _check(distances: Sequence[Sequence[float]], observed: Sequence[int] | None,
     for y, row in enumerate(distances):
         if len(row) != classes:
             raise ValueError(f"distances[{y}]={row!r} must have {classes} numbers: the table must be square.")
-        if row[y] != 0 or not all(0 <= distance < float("inf") for distance in row):
+        if row[y] != 0 or not all(0 <= distance <= _GREATEST for distance in row):
             raise ValueError(
-                f"distances[{y}]={row!r} must be finite numbers >= 0, with a 0 at {y}: a class is at 0 from itself."
+                f"distances[{y}]={row!r} must be numbers from 0 to {_GREATEST:g}, whose squares float32 can hold, with "
+                f"a 0 at {y}: a class is at 0 from itself."
             )
     if observed is not None and (not observed or not all(0 <= i < classes for i in observed)):
         raise ValueError(f"observed={list(observed)} must name one or more of the classes 0 to {classes - 1}.")
@@ -117,6 +126,7 @@ class FrechetMeanPredictor(Adapter):
 
     function = staticmethod(frechet_mean_logits)
     problems = ("classes", "binary")
+    by_process = ""
     example: ClassVar = {"distances": ((0.0, 1.0, 2.0), (1.0, 0.0, 1.0), (2.0, 1.0, 0.0))}
 
     def __init__(

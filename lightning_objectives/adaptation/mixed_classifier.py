@@ -40,7 +40,8 @@ def mixed_logits(
         tensor([[0.4800, 0.5200]])
 
     Paper: Bai et al., Mixing Classifiers to Alleviate the Accuracy-Robustness Trade-Off, L4DC 2024,
-    https://arxiv.org/abs/2311.15165. The formula and the two scales are those of the authors' code.
+    https://arxiv.org/abs/2311.15165. The formula and the two scales are those of the authors' code
+    (https://github.com/Bai-YT/AdaptiveSmoothing, ``models/comp_model.py``, with a fixed alpha).
 
     Differs from the code: computed by logarithms, so that no probability becomes 0.
     """
@@ -95,6 +96,7 @@ class MixedClassifier(Adapter):
 
     function = staticmethod(mixed_logits)
     problems = ("classes", "binary")
+    by_process = ""
     example: ClassVar = {"alpha": 0.7}
 
     def __init__(self, *, alpha: float, scale: float = 1.0, reference_scale: float = 1.0) -> None:

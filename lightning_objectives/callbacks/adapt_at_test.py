@@ -8,9 +8,10 @@ from torch import nn
 from lightning_objectives._files.network import load_network
 from lightning_objectives._step.adapted import PREDICTS_FROM, AdaptedSteps, LogitsProblem
 from lightning_objectives._step.evaluation import Where
-from lightning_objectives._step.frozen import Frozen
+from lightning_objectives._step.frozen import BY_MODULE, Frozen
 from lightning_objectives._trainer.callback import STRATEGIES, Callback
 from lightning_objectives._trainer.carried import callbacks_of
+from lightning_objectives._trainer.configured import check_trained
 from lightning_objectives.kinds import Adapter
 
 
@@ -92,6 +93,7 @@ class AdaptAtTest(Callback):
                 f"{self.adapter} asks for no logits of another network, so reference= and reference_weights= must be "
                 "left out."
             )
+        check_trained(self, "reference")
         self._steps: AdaptedSteps | None = None
         self._loop: tuple[Any, bool] | None = None
         """The loop whose inference mode is switched off, and what it was."""
@@ -124,7 +126,8 @@ class AdaptAtTest(Callback):
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
         reference = None
         if self.reference is not None:
-            reference = Frozen(load_network(self.reference, self.reference_weights, options="reference_"))
+            network = load_network(self.reference, self.reference_weights, options="reference_")
+            reference = Frozen(network, name="reference", way_out=BY_MODULE)
         self._steps = AdaptedSteps(
             pl_module, self.adapter, where, problem=self.problem, episodic=self.episodic, reference=reference
         )

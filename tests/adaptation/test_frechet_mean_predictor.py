@@ -50,6 +50,14 @@ def test_with_equal_distances_it_is_the_most_probable_class(dtype):
     assert found.dtype == dtype
 
 
+@pytest.mark.parametrize(("dtype", "far"), [(torch.float16, 1000.0), (torch.bfloat16, 1e19), (torch.float32, 1e19)])
+def test_far_classes_stay_finite(dtype, far):
+    """1000² is more than float16 can hold."""
+    found = frechet_mean_logits(torch.zeros(2, 2, dtype=dtype), distances=[[0, far], [1, 0]])
+    assert found.isfinite().all()
+    assert found.argmax(1).tolist() == [1, 1]
+
+
 def test_autocast_does_not_round():
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     plain = frechet_mean_logits(logits, distances=UNEVEN)
@@ -66,8 +74,11 @@ def test_laws_hold_with_settings():
     [
         ({"distances": [[0, 1], [1, 0], [1, 1]]}, r"distances\[0\]=\[0, 1\] must have 3 numbers"),
         ({"distances": []}, "a row and a column for each class"),
-        ({"distances": [[0, 1], [1, 2]]}, r"distances\[1\]=\[1, 2\] must be finite numbers >= 0, with a 0 at 1"),
+        ({"distances": [[0, 1], [1, 2]]}, r"distances\[1\]=\[1, 2\] must be numbers from 0 to 1e\+19,.* with a 0 at 1"),
         ({"distances": [[0, -1], [1, 0]]}, r"distances\[0\]"),
+        ({"distances": [[0, math.nan], [1, 0]]}, r"distances\[0\]"),
+        ({"distances": [[0, 1e30], [1, 0]]}, "whose squares float32 can hold"),
+        ({"distances": UNEVEN, "observed": [-1]}, "observed"),
         ({"distances": UNEVEN, "observed": []}, "observed"),
         ({"distances": UNEVEN, "observed": [3]}, "one or more of the classes 0 to 2"),
         ({"distances": UNEVEN, "temperature": 0.0}, r"temperature=0\.0"),

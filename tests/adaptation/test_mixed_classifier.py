@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import loader, trainer
+from jsonargparse import ArgumentParser
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_objectives.adaptation import LAME, MixedClassifier, mixed_logits
 from lightning_objectives.callbacks import AdaptAtTest
@@ -156,3 +158,48 @@ def test_a_signal_that_no_test_has_is_refused():
         class Typo(LAME):
             def predict(self, loses):
                 return loses
+
+
+def test_a_reference_that_fails_is_told():
+    net = Net()
+    with pytest.raises(ValueError, match=r"The reference Linear failed .* wrap it in a module that takes the same\."):
+        trainer(AdaptAtTest(MixedClassifier(alpha=0.5), reference=nn.Linear(5, 3))).test(net, loader(), verbose=False)
+
+
+class Words(Net):
+    """Whose inputs are whole numbers, so that they do not say the type of the weights."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed=seed)
+        self.model = nn.Sequential(nn.EmbeddingBag(9, 6), nn.Linear(6, 3))
+
+
+def test_autocast_does_not_round_the_weights_of_the_reference():
+    x = torch.randint(9, (8, 4), generator=torch.Generator().manual_seed(0))
+    net, robust = Words(), Words(seed=1).model
+    callback = AdaptAtTest(MixedClassifier(alpha=1.0), reference=robust)
+    batches = DataLoader(TensorDataset(x, torch.zeros(8).long()), batch_size=8)
+    trainer(callback, precision="bf16-mixed").test(net, batches, verbose=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = robust(x)
+    torch.testing.assert_close(net.seen[0], expected.float().log_softmax(1).to(net.seen[0].dtype), rtol=0, atol=0)
+
+
+def test_a_reference_of_a_configuration_needs_weights(tmp_path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(AdaptAtTest, "callback")
+    path = "lightning_objectives.adaptation.MixedClassifier"
+    given = {
+        "adapter": {"class_path": path, "init_args": {"alpha": 0.5}},
+        "reference": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4, "out_features": 3}},
+    }
+    with pytest.raises(ValueError, match="The reference Linear of the configuration has random weights"):
+        parser.instantiate_classes(parser.parse_object({"callback": given}))
+    torch.save(nn.Linear(4, 3).state_dict(), tmp_path / "robust.pt")
+    given["reference_weights"] = str(tmp_path / "robust.pt")
+    assert parser.instantiate_classes(parser.parse_object({"callback": given})).callback.reference.out_features == 3
+
+
+def test_something_else_than_a_network_is_refused():
+    with pytest.raises(ValueError, match="reference=3 must be a trained module"):
+        AdaptAtTest(MixedClassifier(alpha=0.5), reference=3)
