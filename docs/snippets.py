@@ -64,6 +64,8 @@ def options(card: Card) -> dict[str, str]:
     if issubclass(card.cls, Adapter) and "reference_logits" in card.cls.predicts_from():
         given["reference"] = "teacher"
     asked = signals(card)
+    if card.room == "metrics" and "teacher_features" in asked:
+        given["teacher"] = "teacher"
     given |= {LAYERS[name][0]: f'"{LAYERS[name][1]}"' for name in LAYERS if name in asked}
     if issubclass(card.cls, Surgery) and not card.cls.changes:
         # What a method changes may be the end of a branch alone, as the last BatchNorm of a residual block.

@@ -66,8 +66,11 @@ class Frozen:
         self._head_output: Any = None
         self._guess = ""
         """The path of a head that nobody has named, until the first answer proves that it gives the logits."""
+        self.head: nn.Module | None = None
+        """Its head, if the features are kept."""
         if tap:
             path, module = resolve(network, head)
+            self.head = module
             module.register_forward_hook(self._keep)
             self._guess = path if head is None else ""
         self.taps = [] if layers is None else find_taps(network, layers, option="teacher_layers")
