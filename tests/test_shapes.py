@@ -301,6 +301,8 @@ ELSEWHERE = {
     "aurc",
     "neural_collapse",
     "frechet_mean_logits",
+    "linear_cka",
+    "schedule_rates",
     "mixed_logits",
     "classwise_calibration_error",
     "class_counts",
