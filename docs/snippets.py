@@ -61,7 +61,11 @@ def options(card: Card) -> dict[str, str]:
     given = {}
     if issubclass(card.cls, Distillation):
         given["teacher"] = "teacher"
+    if issubclass(card.cls, Adapter) and "reference_logits" in card.cls.predicts_from():
+        given["reference"] = "teacher"
     asked = signals(card)
+    if card.room == "metrics" and "teacher_features" in asked:
+        given["teacher"] = "teacher"
     given |= {LAYERS[name][0]: f'"{LAYERS[name][1]}"' for name in LAYERS if name in asked}
     if issubclass(card.cls, Surgery) and not card.cls.changes:
         # What a method changes may be the end of a branch alone, as the last BatchNorm of a residual block.
@@ -129,7 +133,7 @@ def _hints(card: Card) -> list[str]:
         lines += ["train_loader = DataLoader(lo.data.with_index(train_set), batch_size=32, shuffle=True)"]
     if "group" in asked:
         lines += ['# `model` defines objective_group(batch), or each batch is a dict with the key "group".']
-    if issubclass(card.cls, Distillation):
+    if {"teacher", "reference"} & options(card).keys():
         lines += ["# `teacher` is a trained module of the same classes, or the name of a timm model."]
     if issubclass(card.cls, Combination):
         lines += ["# The training_step of `model` adds the losses of two tasks."]
@@ -374,8 +378,8 @@ def in_yaml(card: Card) -> str:
     lines = ["trainer:", "  callbacks:", f"    - class_path: lightning_objectives.callbacks.{card.callback}"]
     lines += ["      init_args:", f"        {first}:", *(f"          {line}" for line in method)]
     given = {k: v.lower() if v in ("True", "False") else v for k, v in options(card).items()}
-    if "teacher" in given:
-        given |= {"teacher": "my_project.Teacher", "teacher_weights": "teacher.ckpt"}
+    for name in {"teacher", "reference"} & given.keys():
+        given |= {name: "my_project.Teacher", f"{name}_weights": "teacher.ckpt"}
     lines += [f"        {key}: {value}" for key, value in given.items()]
     return "\n".join([*lines, *(f"    - class_path: {_path(call)}" for call in beside(card))])
 

@@ -101,12 +101,9 @@ class Method:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "forward" in cls.__dict__:
-            parameters = list(inspect.signature(cls.forward).parameters.values())  # type: ignore[attr-defined]  # only kinds with a forward
-            signals_among(parameters[1:], owner=f"{cls.__name__}.forward")
-        if "learn" in cls.__dict__:
-            parameters = list(inspect.signature(cls.learn).parameters.values())
-            signals_among(parameters[1:], owner=f"{cls.__name__}.learn")
+        for place in {"forward", "learn", "predict"} & {*cls.__dict__}:
+            parameters = list(inspect.signature(getattr(cls, place)).parameters.values())
+            signals_among(parameters[1:], owner=f"{cls.__name__}.{place}")
         if cls.remembers and not hasattr(cls, "learn"):
             raise TypeError(f"{cls.__name__} remembers {sorted(cls.remembers)}, but defines no learn(memory, ...).")
         if "__init__" in cls.__dict__:
@@ -519,7 +516,8 @@ class Adapter(Method):
     """Adapts a trained network to the test batches, which have no targets, at up to three places of its forward pass.
 
     - ``statistics(inputs, mean, var)``: what each BatchNorm layer normalizes with in place of its running statistics.
-    - ``predict(logits, features)``: the logits that the head returns in place of its own.
+    - ``predict(logits, features, reference_logits)``, any of them by name: the logits that the head returns in place of
+      its own. The last are those of another network, ``AdaptAtTest(reference=...)``.
     - ``update(logits, features, params, state)``: moves ``params`` after each batch, in place. ``params`` are what
       ``adapts(network)`` names; ``init(params)`` makes the state that the updates remember.
 
@@ -534,14 +532,25 @@ class Adapter(Method):
     room, callback = "adaptation", "AdaptAtTest"
     by_process = "each process adapts to its own batches"
 
+    predict: Callable[..., Tensor]
+    """New logits (N, C) for those of the head, of which ``features`` (N, D) are the inputs; without gradient."""
+
     @classmethod
     def defines(cls, *places: str) -> bool:
         """Whether the method acts at any of these places.
 
-        >>> Adapter.defines("statistics")
+        >>> Adapter.defines("statistics", "predict")
         False
         """
-        return any(getattr(cls, place) is not getattr(Adapter, place) for place in places)
+        return any(getattr(cls, place, None) is not getattr(Adapter, place, None) for place in places)
+
+    @classmethod
+    def predicts_from(cls) -> tuple[str, ...]:
+        """The names of what ``predict`` asks for; none without one."""
+        if not cls.defines("predict"):
+            return ()
+        parameters = list(inspect.signature(cls.predict).parameters.values())
+        return signals_among(parameters[1:], owner=f"{cls.__name__}.predict")
 
     def statistics(self, inputs: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The mean (C,) and the variance (C,) for a BatchNorm layer, in new tensors and without gradient.
@@ -553,10 +562,6 @@ class Adapter(Method):
             ValueError: there are too few values, or the layer lacks what the method needs.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no statistics(inputs, mean, var).")
-
-    def predict(self, logits: Tensor, features: Tensor) -> Tensor:
-        """New logits (N, C) for those of the head, of which ``features`` (N, D) are the inputs; without gradient."""
-        raise NotImplementedError(f"{type(self).__name__} defines no predict(logits, features).")
 
     def adapts(self, network: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that ``update`` moves, by their names in the network.

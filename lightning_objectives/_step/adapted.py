@@ -12,12 +12,16 @@ from lightning_objectives._step.calls import TARGETS
 from lightning_objectives._step.compared import Compared
 from lightning_objectives._step.compiled import is_compiled, lies_in_compiled
 from lightning_objectives._step.evaluation import EvaluationSteps, Where, agree, in_shape_of
+from lightning_objectives._step.frozen import Frozen
 from lightning_objectives._step.head import network_of, resolve
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives.kinds import Adapter
 
 LogitsProblem = Literal["classes", "binary"]
 """What the logits of a network stand for: one class of several, or one logit for two classes."""
+
+PREDICTS_FROM = ("logits", "features", "reference_logits")
+"""What the predictions of an adapter may be made from."""
 
 
 class AdaptedSteps:
@@ -31,16 +35,25 @@ class AdaptedSteps:
         where: what the user says about the step.
         problem: what the user says of the logits; None to know it from the step's criterion.
         episodic: whether each batch begins with the weights as they were.
+        reference: another network, whose logits the adapter asks for; None for an adapter that does not.
     """
 
     def __init__(
-        self, module: Any, adapter: Adapter, where: Where, *, problem: LogitsProblem | None, episodic: bool
+        self,
+        module: Any,
+        adapter: Adapter,
+        where: Where,
+        *,
+        problem: LogitsProblem | None,
+        episodic: bool,
+        reference: Frozen | None = None,
     ) -> None:
         self.module = module
         self.adapter = adapter
         self.where = where
         self.problem = problem
         self.episodic = episodic
+        self.reference = reference
         self.network: AdaptedNetwork | None = None
         """The network, from the first batch on which the adapter is active."""
         self._needs_logits = adapter.defines("predict", "update")
@@ -115,7 +128,7 @@ class AdaptedSteps:
             self._check_layers(network, inside, told=named is not None)
         if self.adapter.defines("update"):
             self._patches.append(Patch(module, "on_save_checkpoint", self._on_save_checkpoint))
-        return AdaptedNetwork(network, head if self._needs_logits else None, self.adapter)
+        return AdaptedNetwork(network, head if self._needs_logits else None, self.adapter, self.reference)
 
     def _on_save_checkpoint(self, inner: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
         """Save the weights as they were, if a checkpoint is saved during a test.

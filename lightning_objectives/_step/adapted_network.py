@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_objectives._step.batch import detached
 from lightning_objectives._step.capture import Capture
+from lightning_objectives._step.frozen import Frozen
+from lightning_objectives._step.teacher import rows_of
 from lightning_objectives._trainer.patch import Patch
 from lightning_objectives.kinds import Adapter
 
@@ -33,12 +35,16 @@ class AdaptedNetwork:
         network: the network.
         head: turns features into logits; None for an adapter that needs no logits.
         adapter: the method.
+        reference: another network, whose logits the adapter asks for; None for an adapter that does not.
     """
 
-    def __init__(self, network: nn.Module, head: nn.Module | None, adapter: Adapter) -> None:
+    def __init__(
+        self, network: nn.Module, head: nn.Module | None, adapter: Adapter, reference: Frozen | None = None
+    ) -> None:
         self.network = network
         self.head = head
         self.adapter = adapter
+        self.reference = reference
         self.network_calls = 0
         """How often the step called the network."""
         self.output: Any = None
@@ -46,6 +52,10 @@ class AdaptedNetwork:
         self.head_calls: list[HeadCall] = []
         self._updates = adapter.defines("update")
         self._again: Callable[[], Any] | None = None
+        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+        """Those of the network's last call."""
+        self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        """That of the weights: the logits are of another under autocast."""
         self._inside = False
         """Whether the network is running. What other parts of the user's module compute stays as it is."""
         self._layers = [part for part in network.modules() if isinstance(part, _BatchNorm)]
@@ -118,6 +128,7 @@ class AdaptedNetwork:
     def forget(self) -> None:
         """Drop all tensors of a step."""
         self.network_calls, self.output, self.head_calls, self._again = 0, None, [], None
+        self._arguments = (), {}
 
     @contextmanager
     def _patched(self) -> Iterator[None]:
@@ -132,6 +143,7 @@ class AdaptedNetwork:
     def _call(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the network; its output has no gradient for the user's code, as in any test."""
         self.network_calls += 1
+        self._arguments = args, kwargs
         if self._updates:
             self._again = partial(self._run, inner, args, kwargs)
         output = self._run(inner, args, kwargs)
@@ -175,10 +187,24 @@ class AdaptedNetwork:
             )
         returned = logits
         if self.adapter.defines("predict"):
-            new = self.adapter.predict(self._columns(logits.detach()), features.detach())
+            new = self.adapter.predict(**self._signals(logits.detach(), features.detach()))
             returned = (new[:, 1] - new[:, 0]).reshape(logits.shape) if self._is_column(logits) else new
         self.head_calls.append(HeadCall(features, logits, returned))
         return returned
+
+    def _signals(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """What the adapter predicts from, by name."""
+        signals = {"logits": self._columns(logits), "features": features}
+        names = self.adapter.predicts_from()
+        if "reference_logits" in names:
+            assert self.reference is not None  # the callback refuses an adapter without one
+            args, kwargs = self._arguments
+            with Capture.closed():
+                answer = self.reference(*args, dtype=self._dtype, **kwargs)
+            own = logits if logits.dim() > 1 else logits[:, None]
+            rows = rows_of(answer.logits, own, names=("reference", "tested network"))
+            signals["reference_logits"] = self._columns(rows)
+        return {name: signals[name] for name in names}
 
     def _is_column(self, logits: Tensor) -> bool:
         """Whether there is one logit for two classes, for a method of classes."""

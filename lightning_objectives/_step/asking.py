@@ -7,9 +7,9 @@ from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
-SHOWN = ("features", "group", "head", "loader", "logits", "preds", "target")
+SHOWN = ("features", "group", "head", "loader", "logits", "preds", "target", "teacher_features")
 """What a metric may name; ``preds`` are the logits under the name in torchmetrics."""
-_TELLING = ("features", "group", "head", "loader")
+_TELLING = ("features", "group", "head", "loader", "teacher_features")
 """The names that show that a metric takes what it names, and not ``(preds, target)`` in this order."""
 
 

@@ -14,6 +14,7 @@ from lightning_objectives._step.compared import Compared
 from lightning_objectives._step.compiled import lies_in_compiled
 from lightning_objectives._step.head import network_of, resolve
 from lightning_objectives._step.shown import HeadCall, SeenHead, Shown
+from lightning_objectives._step.shown_teacher import ShownTeacher
 from lightning_objectives._trainer.patch import Patch
 
 
@@ -44,6 +45,7 @@ class EvaluationSteps:
         where: what the user says about the step.
         repeat: whether to keep the arguments of the network's forward for :meth:`repeated`.
         on_step: called after each step with what it has computed, also if there is nothing to compare; None for nobody.
+        teacher: a network for ``on_step`` to ask for its features; None without one.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class EvaluationSteps:
         *,
         repeat: bool = False,
         on_step: Callable[[Shown], None] | None = None,
+        teacher: ShownTeacher | None = None,
     ) -> None:
         self.module = module
         self.on_batch = on_batch
         self.on_step = on_step
         self.where = where
         self.repeat = repeat
+        self.teacher = teacher
         self._capture = Capture(module)
         self._network: nn.Module | None = None
         self._running = self._built = self._proved = self._saw_criterion = False
@@ -88,7 +92,7 @@ class EvaluationSteps:
         try:
             path, head = resolve(module, self.where.head or getattr(module, "objective_head", None))
         except ValueError:
-            if self.where.head or self.repeat:
+            if self.where.head or self.repeat or self.teacher is not None:
                 raise
             self._head = SeenHead(missing=f"no head was found in {type(module).__name__}")
             return  # The criterion is enough.
@@ -97,8 +101,10 @@ class EvaluationSteps:
         if not lies_in_compiled(module, path):
             self._head = SeenHead(head, path)
             self._capture.head(head)
-        if self.repeat:
+        if self.repeat or self.teacher is not None:
             self._capture.network(self._network)
+        if self.teacher is not None:
+            self._capture.network(module)
 
     # -- one batch -----------------------------------------------------------------------------------------------------
 
@@ -110,7 +116,8 @@ class EvaluationSteps:
         try:
             with self._capture.listening(self):
                 result = inner(batch, *args, **kwargs)
-            self._forward = next(iter(self._capture.network_calls[-1:]), None)
+            network_calls = [*self._capture.network_calls]
+            self._forward = network_calls[-1] if self.repeat and network_calls else None
         finally:
             self._running = False
             self._capture.forget()
@@ -121,7 +128,8 @@ class EvaluationSteps:
         if self.on_step is not None:
             if self._calls and compared is not None:
                 self._head.problem = compared.problem or ""
-            self.on_step(Shown(self.module, batch, loader, compared, bool(self._calls), self._heads, self._head))
+            shown = (self.module, batch, loader, compared, bool(self._calls), self._heads, self._head)
+            self.on_step(Shown(*shown, network_calls, self.teacher))
         self._heads = []
         return result
 

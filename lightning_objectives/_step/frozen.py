@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lightning_objectives._step.head import resolve
 from lightning_objectives._step.taps import Tap, find_taps
 
+BY_CALL = "say how to call it: teacher_call=lambda teacher, batch: teacher(batch[0])"
+BY_MODULE = "wrap it in a module that takes the same"
+
 Normalization = tuple[Sequence[float], Sequence[float]]
 """The mean and the standard deviation of a normalization, one number per channel."""
 
@@ -40,6 +43,8 @@ class Frozen:
         layers: the paths of the layers whose outputs to keep, or patterns.
         translate: the normalization of the data, and the one that the network was trained with; None leaves the inputs
             as they are.
+        name: what messages call the network.
+        way_out: what users can do if the network takes something else than their own, for messages.
     """
 
     def __init__(
@@ -50,15 +55,22 @@ class Frozen:
         tap: bool = False,
         layers: str | Sequence[str] | None = None,
         translate: tuple[Normalization, Normalization] | None = None,
+        name: str = "teacher",
+        way_out: str = BY_CALL,
     ) -> None:
+        self.name = name
+        self.way_out = way_out
         self.network = network.requires_grad_(False)
         self.translation = None if translate is None else _affine(*translate)
         self._features: Tensor | None = None
         self._head_output: Any = None
         self._guess = ""
         """The path of a head that nobody has named, until the first answer proves that it gives the logits."""
+        self.head: nn.Module | None = None
+        """Its head, if the features are kept."""
         if tap:
             path, module = resolve(network, head)
+            self.head = module
             module.register_forward_hook(self._keep)
             self._guess = path if head is None else ""
         self.taps = [] if layers is None else find_taps(network, layers, option="teacher_layers")
@@ -112,7 +124,7 @@ class Frozen:
         self.network.eval()
         try:
             with torch.inference_mode():
-                logits = logits_of(self._called(call, inputs))
+                logits = logits_of(self._called(call, inputs), name=self.name)
                 if self._guess:
                     self._prove(logits)
             features = self._features
@@ -130,18 +142,18 @@ class Frozen:
             raise
         except (TypeError, RuntimeError, IndexError, KeyError, AttributeError) as error:
             got = "" if inputs is None else f" with {inputs.dtype} inputs of shape {tuple(inputs.shape)}"
-            whole = inputs is not None and not inputs.is_floating_point()
+            # Only those who can say how to call it can say a normalization too.
+            whole = self.way_out == BY_CALL and inputs is not None and not inputs.is_floating_point()
             raise ValueError(
-                f"The teacher {type(self.network).__name__} failed when it was called{got}: {type(error).__name__}: "
-                f"{error}. "
+                f"The {self.name} {type(self.network).__name__} failed when it was called{got}: "
+                f"{type(error).__name__}: {error}. "
                 + (
                     "If it needs scaled inputs, give data_normalization= and teacher_normalization=, for example "
                     "data_normalization=([0] * 3, [1 / 255] * 3) for bytes that become numbers in [0, 1]. "
                     if whole
                     else ""
                 )
-                + "It is called as the network of your step is; if it takes something else, say how to call it: "
-                "teacher_call=lambda teacher, batch: teacher(batch[0])."
+                + f"It is called as the network of your step is; if it takes something else, {self.way_out}."
             ) from error
 
     def _tensors(self) -> list[Tensor]:
@@ -181,7 +193,7 @@ def _affine(data: Normalization, network: Normalization) -> tuple[Tensor, Tensor
     return std / to_std, (mean - to_mean) / to_std
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output: Any, *, name: str = "teacher") -> Tensor:
     """Find the logits in a network's output: a tensor, ``.logits``, ``["logits"]``, or the first item of a tuple.
 
     Raises:
@@ -200,7 +212,7 @@ def logits_of(output: Any) -> Tensor:
     if not isinstance(logits, Tensor):
         keys = f" with the keys {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
         raise ValueError(
-            f"The teacher returns a {type(output).__name__}{keys}, in which there are no logits. It must return a "
+            f"The {name} returns a {type(output).__name__}{keys}, in which there are no logits. It must return a "
             "tensor, a tuple that begins with one, or something with `logits`: wrap it in a module that does."
         )
     return logits

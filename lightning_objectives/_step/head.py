@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 USUAL = ("head", "fc", "classifier", "linear", "lm_head", "decoder", "output", "out", "score")
 """The names that heads usually have; a name that comes earlier is tried first."""
@@ -79,6 +79,20 @@ def network_of(module: nn.Module, head: str) -> nn.Module:
         return module.get_submodule(named)
     child, _, rest = head.partition(".")
     return module.get_submodule(child) if rest else module
+
+
+def by_position(value: Tensor, head: nn.Module | None) -> Tensor:
+    """A head's input or output with one row for each position.
+
+    >>> import torch
+    >>> value = torch.zeros(2, 3, 5)
+    >>> by_position(value, nn.Linear(5, 4)).shape, by_position(value, nn.Conv1d(3, 4, 1)).shape
+    (torch.Size([6, 5]), torch.Size([10, 3]))
+    """
+    if value.dim() < 2:
+        return value[:, None]
+    points = isinstance(head, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return (value.movedim(1, -1) if points else value).flatten(0, -2)
 
 
 def path_of(module: nn.Module, child: nn.Module) -> str:

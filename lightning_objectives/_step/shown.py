@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_objectives._step.capture import Capture
+from lightning_objectives._step.capture import Capture, NetworkCall
 from lightning_objectives._step.compared import Compared
-from lightning_objectives._step.head import view_of
+from lightning_objectives._step.head import by_position, view_of
+from lightning_objectives._step.shown_teacher import ShownTeacher
 from lightning_objectives._step.signals import Signals
 from lightning_objectives.metrics import classification_rows
 
@@ -52,6 +54,9 @@ class Shown:
     has_criterion: bool
     calls: Sequence[HeadCall]
     head: SeenHead
+    network_calls: Sequence[NetworkCall] = ()
+    """How the step called its network and the module, if there is a teacher."""
+    teacher: ShownTeacher | None = None
 
     def values(self, metric: str, names: Sequence[str]) -> dict[str, Any] | None:
         """What a metric asks for, by name, without the rows that the criterion ignores.
@@ -97,6 +102,8 @@ class Shown:
             rows["target"] = target
         if "features" in names:
             rows["features"] = self._features(metric)
+        if "teacher_features" in names:
+            rows["teacher_features"] = self._teacher_features
         if "group" in names:
             rows["group"] = Signals(self.module, self.batch).get("group").to(logits.device)
         return rows or {"logits": logits}, kept
@@ -119,11 +126,13 @@ class Shown:
         return logits
 
     def _by_position(self, value: Tensor) -> Tensor:
-        """The head's input or output with one row for each position."""
-        if value.dim() < 2:
-            return value[:, None]
-        points = isinstance(self.head.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        return (value.movedim(1, -1) if points else value).flatten(0, -2)
+        return by_position(value, self.head.module)
+
+    @cached_property
+    def _teacher_features(self) -> Tensor:
+        """Computed once for all metrics."""
+        assert self.teacher is not None  # the callback refuses a metric that asks for one
+        return self.teacher.features(self.module, self.batch, self.network_calls)
 
     def _prove(self, metric: str) -> None:
         """Refuse the head's output in place of logits if the criterion compares something else."""

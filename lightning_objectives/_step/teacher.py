@@ -116,7 +116,7 @@ def as_rows(step: Step, logits: Tensor, *, like: Tensor) -> Tensor:
     return rows_of(logits, like)
 
 
-def rows_of(teacher: Tensor, student: Tensor) -> Tensor:
+def rows_of(teacher: Tensor, student: Tensor, *, names: tuple[str, str] = ("teacher", "student")) -> Tensor:
     """Turn a teacher's logits into rows (N, C) like the student's, whatever dimension its classes are in.
 
     Raises:
@@ -135,7 +135,7 @@ def rows_of(teacher: Tensor, student: Tensor) -> Tensor:
         if len(logits) == rows:
             return logits
     raise ValueError(
-        f"The teacher gives logits of shape {tuple(teacher.shape)}, the student {rows} rows of {classes} classes. The "
-        "two must be of the same samples and the same classes, in the same order. Use a teacher of these classes, or "
-        "wrap it in a module that selects them."
+        f"The {names[0]} gives logits of shape {tuple(teacher.shape)}, the {names[1]} {rows} rows of {classes} "
+        f"classes. The two must be of the same samples and the same classes, in the same order. Use a {names[0]} of "
+        "these classes, or wrap it in a module that selects them."
     )

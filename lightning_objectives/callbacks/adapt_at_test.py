@@ -3,10 +3,15 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from lightning_objectives._step.adapted import AdaptedSteps, LogitsProblem
+from torch import nn
+
+from lightning_objectives._files.network import load_network
+from lightning_objectives._step.adapted import PREDICTS_FROM, AdaptedSteps, LogitsProblem
 from lightning_objectives._step.evaluation import Where
+from lightning_objectives._step.frozen import BY_MODULE, Frozen
 from lightning_objectives._trainer.callback import STRATEGIES, Callback
 from lightning_objectives._trainer.carried import callbacks_of
+from lightning_objectives._trainer.configured import check_trained
 from lightning_objectives.kinds import Adapter
 
 
@@ -34,6 +39,9 @@ class AdaptAtTest(Callback):
         episodic: begin anew with each batch, so that no batch depends on those before it.
         problem: ``classes``, or ``binary`` for one logit of two classes, if no criterion of torch's and no whole
             numbers as targets say so. Needed in ``predict`` for an adapter that needs logits.
+        reference: another trained network of the same classes, for an adapter that asks for its logits: a module, a
+            timm name, or the path of a class or of a function. It is copied, and called as the step calls the network.
+        reference_weights: a file of its weights.
         criterion: path of the model's criterion (``"loss_fn"``), if it is none of torch's functional losses.
         which: number of the criterion's call, from 0, if a step makes several.
         head: path of the network's head, if it is not found.
@@ -41,7 +49,8 @@ class AdaptAtTest(Callback):
             element.
 
     Raises:
-        ValueError: a second AdaptAtTest; a sharded strategy; float16 with an adapter that needs gradients; in the first
+        ValueError: an adapter that asks for a reference without one, or one that it does not ask for; a second
+            AdaptAtTest; a sharded strategy; float16 with an adapter that needs gradients; in the first
             batch, a network that is compiled, lacks the layers that the adapter changes, or is not called as a whole,
             logits that are not proved, and a problem that the adapter is not for.
 
@@ -61,6 +70,8 @@ class AdaptAtTest(Callback):
     _: KW_ONLY
     episodic: bool = False
     problem: LogitsProblem | None = None
+    reference: str | nn.Module | None = None
+    reference_weights: str | None = None
     criterion: str | None = None
     which: int | None = None
     head: str | None = None
@@ -71,6 +82,18 @@ class AdaptAtTest(Callback):
             raise ValueError(f"adapter={self.adapter!r} must be an adapter, such as TENT().")
         if self.problem not in (None, "classes", "binary"):
             raise ValueError(f"problem={self.problem!r} must be 'classes', 'binary' or None.")
+        strange = [name for name in self.adapter.predicts_from() if name not in PREDICTS_FROM]
+        if strange:
+            raise ValueError(
+                f"{type(self.adapter).__name__}.predict asks for {strange[0]!r}, which a test does not have. It may "
+                f"name {', '.join(PREDICTS_FROM)}."
+            )
+        if not self.needs_reference and (self.reference is not None or self.reference_weights is not None):
+            raise ValueError(
+                f"{self.adapter} asks for no logits of another network, so reference= and reference_weights= must be "
+                "left out."
+            )
+        check_trained(self, "reference")
         self._steps: AdaptedSteps | None = None
         self._loop: tuple[Any, bool] | None = None
         """The loop whose inference mode is switched off, and what it was."""
@@ -78,6 +101,11 @@ class AdaptAtTest(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # A copy keeps the settings, and patches the steps of its own run. Other processes get copies too.
         return {**vars(self), "_steps": None, "_loop": None}
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the adapter asks for the logits of another network."""
+        return "reference_logits" in self.adapter.predicts_from()
 
     def methods(self) -> list[Any]:
         """The adapter."""
@@ -96,9 +124,17 @@ class AdaptAtTest(Callback):
             self._loop = (loop, loop.inference_mode)
             loop.inference_mode = False
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
-        self._steps = AdaptedSteps(pl_module, self.adapter, where, problem=self.problem, episodic=self.episodic)
+        reference = None
+        if self.reference is not None:
+            network = load_network(self.reference, self.reference_weights, options="reference_")
+            reference = Frozen(network, name="reference", way_out=BY_MODULE)
+        self._steps = AdaptedSteps(
+            pl_module, self.adapter, where, problem=self.problem, episodic=self.episodic, reference=reference
+        )
 
     def _check(self, trainer: Any) -> None:
+        if self.needs_reference and self.reference is None:
+            raise ValueError(f"{self.adapter} needs another network beside it: say reference= and the network.")
         others = callbacks_of(trainer, AdaptAtTest)
         if len(others) > 1:
             raise ValueError(

@@ -1,19 +1,23 @@
 """Measures what an unedited validation or test step compares."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_objectives._files.network import load_network
+from lightning_objectives._step.asking import asked
 from lightning_objectives._step.calls import TARGETS
 from lightning_objectives._step.compared import READ, Compared
 from lightning_objectives._step.evaluation import EvaluationSteps, Where
 from lightning_objectives._step.measured import Measured
 from lightning_objectives._step.shown import Shown
+from lightning_objectives._step.shown_teacher import ShownTeacher
 from lightning_objectives._trainer.callback import Callback
 from lightning_objectives._trainer.carried import callbacks_of
+from lightning_objectives._trainer.configured import check_trained
 from lightning_objectives._trainer.names import numbered
 from lightning_objectives.callbacks.average_weights import AverageWeights
 from lightning_objectives.callbacks.merge_checkpoints import MergeCheckpoints
@@ -22,6 +26,7 @@ _GATHERED = {
     "fsdp2": "weights= repeats the forward pass with other weights than those that FSDP2 gathers; leave it out"
 }
 """Why other weights cannot be measured when the module's own are sharded."""
+_OF_TEACHER = ("teacher", "teacher_weights", "teacher_head", "teacher_call")
 
 
 @dataclass(eq=False)
@@ -36,8 +41,9 @@ class LogMetrics(Callback):
     the keys end in ``/dataloader_idx_0``, ``/dataloader_idx_1``, ..., like Lightning's own.
 
     A metric may also ask for what it needs, as a method does: if the ``update`` of a metric names ``features`` (the
-    input of the head), ``head``, ``group`` or ``loader`` (the number of the data loader of each row), or takes one
-    value, it gets what it names, ``logits`` (or ``preds``) and ``target`` included. All values have one row for each
+    input of the head), ``teacher_features`` (that of ``teacher``), ``head``, ``group`` or ``loader`` (the number of the
+    data loader of each row), or takes one value, it gets what it names, ``logits`` (or ``preds``) and ``target``
+    included. All values have one row for each
     sample, or for each position of a sample, and logits of one column get two, (0, z). Such a metric measures batches
     without a target too, if it does not ask for the target. One that asks for ``loader`` measures all loaders together:
 
@@ -59,6 +65,12 @@ class LogMetrics(Callback):
         head: path of the network's head, if a step has no criterion and the head is not found.
         target: path of the target in the batch (``"1.labels"``), if a step has no criterion; by default the last
             element.
+        teacher: another trained network, for a metric that asks for ``teacher_features``: a module, a timm name, or the
+            path of a class or of a function that returns it. It is copied, never changes, and is called as the step
+            calls its network. A copy of the network from before the training shows how far the features move.
+        teacher_weights: a file of its weights.
+        teacher_head: path of its head, if it is not found.
+        teacher_call: how to call it, if it takes something else: a function ``(teacher, batch) -> output``.
 
     On a GPU a step waits for the device if float targets are compared with one logit, because float targets of two
     classes show by their values alone whether they are classes, and if you say ``metrics=`` and targets can be ignored.
@@ -83,6 +95,10 @@ class LogMetrics(Callback):
     which: int | None = None
     head: str | None = None
     target: str | int | None = None
+    teacher: str | nn.Module | None = None
+    teacher_weights: str | None = None
+    teacher_head: str | None = None
+    teacher_call: Callable[[nn.Module, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         if not set(self.weights) <= {"raw", "average"}:
@@ -97,6 +113,17 @@ class LogMetrics(Callback):
                 f"weights={self.weights!r} measures predictions and targets alone, but {names} asks for other values: "
                 "give it to a LogMetrics of its own, without weights."
             )
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
+        members = self._measured.asking.items(keep_base=True)
+        asking = [str(name) for name, metric in members if "teacher_features" in asked(metric)]
+        if asking and self.teacher is None:
+            raise ValueError(f"{asking[0]} asks for the features of a teacher: say teacher= and the network.")
+        told = [name for name in _OF_TEACHER if getattr(self, name) is not None]
+        if told and not asking:
+            raise ValueError(f"{told[0]}= is for a metric that asks for teacher_features, but none does: leave it out.")
+        check_trained(self, "teacher")
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy keeps the settings, and patches the steps of its own run. Other processes get copies too.
@@ -119,7 +146,13 @@ class LogMetrics(Callback):
         self._trainer = trainer
         where = Where(criterion=self.criterion, which=self.which, head=self.head, target=self.target)
         on_step = self._measure_asking if self._measured.asking else None
-        self._steps = EvaluationSteps(pl_module, self._measure, where, repeat=bool(self.weights), on_step=on_step)
+        teacher = None
+        if self.teacher is not None:
+            network = load_network(self.teacher, self.teacher_weights)
+            teacher = ShownTeacher(network, head=self.teacher_head, call=self.teacher_call)
+        self._steps = EvaluationSteps(
+            pl_module, self._measure, where, repeat=bool(self.weights), on_step=on_step, teacher=teacher
+        )
 
     def release(self, trainer: Any, pl_module: Any) -> None:
         """Remove the patches."""

@@ -6,6 +6,7 @@ from lightning_objectives.metrics.adaptive_calibration_error import AdaptiveCali
 from lightning_objectives.metrics.aurc import AURC, aurc
 from lightning_objectives.metrics.brier_score import BrierScore, brier_score
 from lightning_objectives.metrics.calibration_error import CalibrationError, calibration_error
+from lightning_objectives.metrics.cka import CKA, linear_cka
 from lightning_objectives.metrics.classwise_calibration_error import (
     ClasswiseCalibrationError,
     classwise_calibration_error,
@@ -18,6 +19,7 @@ from lightning_objectives.metrics.top_k_accuracy import TopKAccuracy, top_k_accu
 
 __all__ = [
     "AURC",
+    "CKA",
     "AdaptiveCalibrationError",
     "BrierScore",
     "CalibrationError",
@@ -36,6 +38,7 @@ __all__ = [
     "classwise_calibration_error",
     "default_metrics",
     "fpr_at_95_tpr",
+    "linear_cka",
     "negative_log_likelihood",
     "neural_collapse",
     "ood_scores",

@@ -49,10 +49,20 @@ class AdaptedExample(nn.Module):
         """One batch, as the callback runs it; returns the logits for the user's code."""
         adapter = self._adapter[0]
         logits, features = self(inputs)
-        returned = adapter.predict(logits.detach(), features.detach()) if adapter.defines("predict") else logits
+        signals = {
+            "logits": logits.detach(),
+            "features": features.detach(),
+            "reference_logits": logits.detach().roll(1, 1),
+        }
+        returned = predicted(adapter, signals) if adapter.defines("predict") else logits
         if adapter.defines("update"):
             adapter.update(logits, features, params, state, again=lambda: self(inputs))
         return returned.detach()
+
+
+def predicted(method: Adapter, signals: dict[str, Any]) -> Tensor:
+    """The predictions of a method from what it names."""
+    return method.predict(**{name: signals[name] for name in method.predicts_from()})
 
 
 def inputs_of(batch: int) -> Tensor:
@@ -128,12 +138,14 @@ def predictions_have_the_form_of_the_logits(method: Adapter) -> None:
         return
     signals = example_signals()
     for logits in (signals["logits"], 1e4 * signals["logits"], signals["logits"].bfloat16()):
-        given = (logits.clone(), signals["features"].clone())
-        found = method.predict(*given)
+        before = {**signals, "logits": logits}
+        given = {name: before[name].clone() for name in method.predicts_from()}
+        found = method.predict(**given)
         form = (found.shape, found.dtype) == (logits.shape, logits.dtype)
         require(form, method, f"it must return the shape and type of the logits, not {found.shape}, {found.dtype}.")
         require(found.isfinite().all(), method, "its predictions must be finite.")
-        require(close(given, (logits, signals["features"]), 0), method, "it must not write to logits or features.")
+        untouched = all(close(value, before[name], 0) for name, value in given.items())
+        require(untouched, method, f"it must not write to {' or '.join(given)}.")
 
 
 def predictions_follow_the_order_of_the_rows(method: Adapter) -> None:
@@ -141,18 +153,17 @@ def predictions_follow_the_order_of_the_rows(method: Adapter) -> None:
     if method.defines("predict"):
         signals = example_signals()
         order = torch.tensor([3, 1, 5, 0, 4, 2])
-        found, turned = (method.predict(s["logits"], s["features"]) for s in (signals, take_rows(signals, order)))
+        found, turned = (predicted(method, s) for s in (signals, take_rows(signals, order)))
         require(close(turned, found[order], 1e-9), method, "another order of the rows must only turn the predictions.")
 
 
 def predictions_refuse_signals_of_a_wrong_shape(method: Adapter) -> None:
-    """Logits or features of another shape are a ValueError that shows the shape."""
+    """What it names is refused in another shape: a ValueError that shows the shape."""
     if method.defines("predict"):
-        names = ("logits", "features")
+        names = method.predicts_from()
         signals = example_signals()
         for name, value in wrong_signals(signals, names):
-            run: Callable[[dict[str, Any]], Any] = lambda s: method.predict(s["logits"], s["features"])  # noqa: E731
-            refuses_shapes(run, method, names, {**signals, name: value}, name)
+            refuses_shapes(partial(predicted, method), method, names, {**signals, name: value}, name)
 
 
 def nothing_is_drawn_from_the_global_stream(method: Adapter) -> None:
@@ -172,9 +183,9 @@ def an_adapter_equals_its_function(method: Adapter) -> None:
         theirs = inspect.signature(function).parameters[name].default
         require(parameter.default == theirs, method, f"the default {name}={parameter.default!r} differs: {theirs!r}.")
     signals = example_signals()
-    given: tuple[Tensor, ...] = (signals["logits"], signals["features"])
-    ours: Callable[..., Any] = method.predict
-    if not method.defines("predict"):
-        ours, given = method.statistics, (signals["features"], torch.zeros(5).double(), torch.ones(5).double())
+    given: tuple[Tensor, ...] = tuple(signals[name] for name in method.predicts_from())
+    ours: Callable[..., Any] = method.predict if given else method.statistics
+    if not given:
+        given = (signals["features"], torch.zeros(5).double(), torch.ones(5).double())
     same = close(ours(*given), function(*given, **method.settings()), 0)
     require(same, method, f"it must give what {function.__name__} gives.")

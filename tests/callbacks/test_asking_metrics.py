@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_objectives._step.asking import asked
 from lightning_objectives.averaging import EMA
 from lightning_objectives.callbacks import AverageWeights, Calibrate, LogMetrics
-from lightning_objectives.metrics import BrierScore, OODDetection, RankMe, default_metrics, rank_me
+from lightning_objectives.metrics import CKA, BrierScore, OODDetection, RankMe, default_metrics, linear_cka, rank_me
 from lightning_objectives.prediction_sets import APS
 
 
@@ -411,3 +411,152 @@ def test_a_metric_that_no_step_can_serve_is_refused():
         validated(Unlabelled(), LogMetrics(metrics), batches=inputs_alone())
     with pytest.raises(ValueError, match="There is no tensor of targets"):
         validated(Unlabelled(), LogMetrics(asks("features", "target")), batches=inputs_alone())
+
+
+# -- a teacher ---------------------------------------------------------------------------------------------------------
+
+
+class Teacher(nn.Module):
+    """Of other sizes, with a dropout that an evaluation must not see, and a criterion of its own."""
+
+    def __init__(self, inputs=4):
+        super().__init__()
+        torch.manual_seed(7)
+        self.body = nn.Sequential(nn.Linear(inputs, 5), nn.Tanh(), nn.Dropout(0.9))
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, x):
+        logits = self.out(self.body(x))
+        F.cross_entropy(logits, logits.argmax(1))
+        return logits
+
+
+def test_features_of_a_teacher():
+    metric, net, teacher = asks("features", "teacher_features", "target"), Net(), Teacher()
+    callback = LogMetrics(metric, teacher=teacher)
+    for measured in (callback, copy.deepcopy(callback)):
+        metric.got.clear()
+        validated(net, measured if measured is callback else LogMetrics(metric, teacher=teacher))
+        features, theirs, target = joined(metric)
+        expected, _, y = outputs(net)
+        torch.testing.assert_close(features, expected)
+        torch.testing.assert_close(theirs, teacher.eval().body(data().tensors[0]).detach())
+        assert torch.equal(target, y)
+    assert teacher.out.weight.requires_grad, "the user's own teacher stays as it is"
+
+
+@pytest.mark.parametrize("stage", ["validate", "fit"])
+def test_cka_of_a_network_and_a_teacher(stage):
+    net, teacher = Net(), Teacher()
+    metrics = MetricCollection({"cka": CKA(), "biased": CKA(debiased=False), "rank": RankMe()})
+    callback = LogMetrics(metrics, teacher=teacher)
+    if stage == "fit":
+        _, runner = fit(callback, net=net, val=loader(batch_size=5), num_sanity_val_steps=0)
+        found = {key: value.item() for key, value in runner.callback_metrics.items()}
+    else:
+        found = validated(net, callback, batches=loader(batch_size=5))
+    features, _, _ = outputs(net)
+    theirs = teacher.eval().body(data().tensors[0])
+    assert found["val/cka"] == pytest.approx(linear_cka(features, theirs).item(), abs=1e-5)
+    assert found["val/biased"] == pytest.approx(linear_cka(features, theirs, debiased=False).item(), abs=1e-5)
+    assert found["val/rank"] == pytest.approx(rank_me(features).item(), abs=1e-5)
+    assert not net.state_dict().keys() - Net().state_dict().keys()
+
+
+def test_a_copy_of_the_network_is_alike():
+    net = Net()
+    assert validated(net, LogMetrics(CKA(), teacher=net))["val/CKA"] == pytest.approx(1, abs=1e-6)
+    assert validated(net, LogMetrics(CKA(), teacher=nn.Sequential(net.backbone, net.fc)))["val/CKA"] == pytest.approx(
+        1, abs=1e-6
+    )
+
+
+class Backbone(Net):
+    """The part that holds the head gets features, which have the shape of the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(4, 4)
+        self.fc = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+        self.turned = False
+
+    def forward(self, x):
+        return self.fc(self.backbone(x.flip(1) if self.turned else x))
+
+
+def test_the_teacher_gets_the_inputs_and_not_features():
+    metric, teacher = asks("teacher_features"), Teacher()
+    validated(Backbone(), LogMetrics(metric, teacher=teacher))
+    torch.testing.assert_close(joined(metric)[0], teacher.eval().body(data().tensors[0]).detach())
+
+
+class Apart(Backbone):
+    """The step never calls the module as a whole."""
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        F.cross_entropy(self.fc(self.backbone(x)), y)
+
+
+class Twice(Net):
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        F.cross_entropy(self(x) + self(x.flip(1)), y)
+
+
+@pytest.mark.parametrize("net", [Apart, Twice])
+def test_a_step_that_does_not_say_what_the_teacher_gets_is_refused(net):
+    metric, teacher = asks("teacher_features", "target"), Teacher()
+    with pytest.raises(ValueError, match=r"does not call its network once.*teacher_call=lambda"):
+        validated(net(), LogMetrics(metric, teacher=teacher))
+    validated(net(), LogMetrics(metric, teacher=teacher, teacher_call=lambda teacher, batch: teacher(batch[0].flip(1))))
+    torch.testing.assert_close(joined(metric)[0], teacher.eval().body(data().tensors[0].flip(1)).detach())
+
+
+def test_positions_of_a_convolution_are_rows():
+    class Maps(Net):
+        def __init__(self, width):
+            super().__init__()
+            self.backbone, self.fc = nn.Conv1d(1, width, 1), nn.Conv1d(width, 3, 1)
+
+        def forward(self, x):
+            return self.fc(self.backbone(x[:, None]))
+
+        def validation_step(self, batch, batch_idx):
+            x, y = batch
+            target = y[:, None].expand(-1, 4).clone()
+            target[:, 0] = -100
+            F.cross_entropy(self(x), target)
+
+    metric, net, teacher = asks("features", "teacher_features", "target"), Maps(6), Maps(5)
+    validated(net, LogMetrics(metric, teacher=teacher, teacher_head="fc"))
+    _, theirs, target = joined(metric)
+    x = data().tensors[0]
+    expected = teacher.backbone(x[:, None])[:, :, 1:].movedim(1, -1).flatten(0, 1)
+    torch.testing.assert_close(theirs, expected.detach())
+    assert len(target) == 24 * 3
+
+
+def test_what_a_teacher_needs_is_refused_at_once():
+    with pytest.raises(ValueError, match="CKA asks for the features of a teacher: say teacher="):
+        LogMetrics(CKA())
+    with pytest.raises(ValueError, match=r"teacher= is for a metric that asks for teacher_features, but none does"):
+        LogMetrics(RankMe(), teacher=Teacher())
+    with pytest.raises(ValueError, match=r"teacher_head= is for a metric"):
+        LogMetrics(teacher_head="out")
+    with pytest.raises(ValueError, match="teacher=3 must be a trained module"):
+        LogMetrics(CKA(), teacher=3)
+    with pytest.raises(ValueError, match="The teacher Teacher failed when it was called"):
+        validated(Net(), LogMetrics(CKA(), teacher=Teacher(inputs=9)))
+    other = Teacher()
+    other.unused = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"did not call its head 'unused'.* teacher_head="):
+        validated(Net(), LogMetrics(CKA(), teacher=other, teacher_head="unused"))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_callback_does_not_hear_of_the_teacher(first):
+    """It listens while the teacher runs, whose criterion is none of the step's."""
+    callbacks = [LogMetrics(CKA(), teacher=Teacher()), LogMetrics(prefix="own/")]
+    found = validated(Net(), *(callbacks if first else callbacks[::-1]))
+    assert {"val/CKA", "own/val/nll"} <= found.keys()

@@ -102,8 +102,10 @@ def trial_of(cls):
     if issubclass(cls, LRScheduler):
         return Trial(PlugIn(cls.__name__, lambda case: []), Case(module=scheduled(cls)), MEMORY)
     if issubclass(cls, Metric):
-        case = TwoLoaders() if "loader" in inspect.signature(cls.update).parameters else Case()
-        return Trial(PlugIn(cls.__name__, lambda case: [LogMetrics(build(cls))]), case, MEMORY)
+        asked = inspect.signature(cls.update).parameters
+        case = TwoLoaders() if "loader" in asked else Case()
+        other = {"teacher": case.settings["teacher"]()} if "teacher_features" in asked else {}
+        return Trial(PlugIn(cls.__name__, lambda case: [LogMetrics(build(cls), **other)]), case, MEMORY)
     asks = hasattr(cls, "forward") and "hidden" in inspect.signature(cls.forward).parameters
     case = Case(module=OnMaps, settings=HIDDEN) if asks else Case()
     if not getattr(cls, "keeps_size", True):

@@ -168,6 +168,13 @@ def test_a_copy_lies_where_the_original_lies():
         assert gpu.place(copy.deepcopy(torch.ones(2))) == "cpu"
 
 
+def test_a_module_moves_in_inference_mode_too():
+    layer = nn.Linear(2, 3)
+    with FakeGPU(), torch.inference_mode():
+        layer.to("cuda")
+        assert layer(torch.ones(1, 2, device="cuda")).device == GPU
+
+
 def test_a_generator_draws_for_its_own_device_alone():
     with FakeGPU():
         host, there = torch.Generator(), torch.Generator("cuda")

@@ -76,6 +76,8 @@ def place(cls: type[Any], case: Case, method: Any = None, *, provider: type[Any]
         setattr(callback, option, case.settings[option]())
     if getattr(callback, "needs_layers", False):
         callback.layers = case.settings["changed_layers"]()
+    if getattr(callback, "needs_reference", False):
+        callback.reference = case.settings["teacher"]()
     asked = {SIGNALS[name].source for name in getattr(callback, "signals", ()) if name in SIGNALS}
     providers = [name for name, verb in verbs().items() if verb.provides in asked and verb is not provider]
     beside = [place(verbs()[name], case, _served(cls, verbs()[name]), provider=cls) for name in cls.beside]

@@ -31,6 +31,8 @@ _WAITS = {
 }
 """Operations that read the device: their result, its size, or a check of theirs is needed on the host."""
 _COPIES = {_aten.copy_, _aten._foreach_copy_}
+_ASKS = {_aten._has_compatible_shallow_copy_type}
+"""Questions about two tensors, which read neither: ``Module.to`` asks one in inference mode."""
 _INDEXED = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 
 
@@ -46,7 +48,7 @@ class Operations(_Mode):  # type: ignore[misc]  # of torch
         tensors = tensors_in(args, kwargs)
         places = [self.known.place(tensor) for tensor in tensors]
         packet = func.overloadpacket
-        if "gpu" in places:
+        if "gpu" in places and packet not in _ASKS:
             self._look(packet, args, tensors, places)
         known = {storage_of(tensor)._cdata for tensor in tensors}
         place: Place = "gpu" if "gpu" in places else "cpu" if "cpu" in places else "either"
