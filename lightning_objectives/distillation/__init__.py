@@ -2,6 +2,7 @@
 
 from lightning_objectives.distillation.attention_transfer import AttentionTransfer, attention_distance
 from lightning_objectives.distillation.binary_kl import BinaryKL, binary_kl
+from lightning_objectives.distillation.crd import CRD
 from lightning_objectives.distillation.dist import DIST, dist_loss
 from lightning_objectives.distillation.dkd import DKD, dkd
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
@@ -16,6 +17,7 @@ from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
 from lightning_objectives.distillation.vid import VID
 
 __all__ = [
+    "CRD",
     "DIST",
     "DKD",
     "PKT",
