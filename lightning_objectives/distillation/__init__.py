@@ -8,6 +8,7 @@ from lightning_objectives.distillation.dkd import DKD, dkd
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
 from lightning_objectives.distillation.fit_nets import FitNets
 from lightning_objectives.distillation.mutual_information import MutualInformationDistillation
+from lightning_objectives.distillation.norm_direction import NormDirectionDistillation
 from lightning_objectives.distillation.normalized_kd import NormalizedKD, normalized_kd
 from lightning_objectives.distillation.pkt import PKT, pkt_loss
 from lightning_objectives.distillation.rkd import RKD, rkd_loss
@@ -28,6 +29,7 @@ __all__ = [
     "DualHead",
     "FitNets",
     "MutualInformationDistillation",
+    "NormDirectionDistillation",
     "NormalizedKD",
     "SimilarityPreserving",
     "SinkhornKD",
