@@ -1,6 +1,7 @@
 """Adds the distance to a teacher to the loss: (student, teacher) -> (N,)."""
 
 from lightning_objectives.distillation.attention_transfer import AttentionTransfer, attention_distance
+from lightning_objectives.distillation.balanced_divergence_kd import BalancedDivergenceKD, balanced_divergence_kd
 from lightning_objectives.distillation.binary_kl import BinaryKL, binary_kl
 from lightning_objectives.distillation.crd import CRD
 from lightning_objectives.distillation.dist import DIST, dist_loss
@@ -25,6 +26,7 @@ __all__ = [
     "RKD",
     "VID",
     "AttentionTransfer",
+    "BalancedDivergenceKD",
     "BinaryKL",
     "DualHead",
     "FitNets",
@@ -35,6 +37,7 @@ __all__ = [
     "SinkhornKD",
     "VanillaKD",
     "attention_distance",
+    "balanced_divergence_kd",
     "binary_kl",
     "dist_loss",
     "dkd",
