@@ -196,6 +196,7 @@ def _method(card: Card) -> list[str]:
             "features": "features.shape[1]",
             "classes": "logits.shape[1]",
             "hidden": "[layer.shape[1] for layer in hidden]",
+            "teacher_features": "teacher_features.shape[1]",
             "teacher_hidden": "[layer.shape[1] for layer in teacher_hidden]",
         }
         asked = list(inspect.signature(card.cls.build).parameters)[1:]
@@ -208,7 +209,12 @@ def _method(card: Card) -> list[str]:
 
 
 def _call(card: Card, **other: str) -> str:
-    words = {"memory": "memory.of(index)", "generator": "torch.Generator().manual_seed(0)", **other}
+    words = {
+        "memory": "memory.of(index)",
+        "memory_bank": "memory.bank",
+        "generator": "torch.Generator().manual_seed(0)",
+        **other,
+    }
     return f"method({', '.join(words.get(name, name) for name in signals(card))})"
 
 

@@ -78,15 +78,17 @@ class Method:
     """Why several processes differ from one process with the joined batch; empty if they do not differ."""
     remembers: ClassVar[Mapping[str, Row]] = {}
     """What the method remembers of each sample of the data set, by name. ``forward`` gets the rows of its samples as
-    the signal ``memory``, as they were before the step, and ``learn`` returns what to write in their place. To know
-    whether a sample has come, remember ``Row()`` and return ones. The callback keeps the rows, by the
-    signal ``index``; a resumed training goes on with them, and another training begins anew."""
+    the signal ``memory``, as they were before the step, and ``learn`` returns what to write in their place. The signal
+    ``memory_bank`` is the rows of all samples. To know whether a sample has come, remember ``Row()`` and return ones.
+    The callback keeps the rows, by the signal ``index``; a resumed training goes on with them, and another training
+    begins anew."""
     learn: Callable[..., dict[str, Tensor]]
     """``(memory, signals) -> {name: rows}``; called after ``forward`` in each step, without gradients."""
     build: Callable[..., None]
-    """``(features, classes, hidden, teacher_hidden)``, any of them by name: builds parts that are trained with the
-    network, such as a projection; called once in each fit, before its first step. ``features`` and ``classes`` are the
-    sizes of the head, the others the numbers of channels of the layers that the user names. The parts lie in the
+    """``(features, classes, hidden, teacher_features, teacher_hidden)``, any of them by name: builds parts that are
+    trained with the network, such as a projection; called once in each fit, before its first step. ``features`` and
+    ``classes`` are the sizes of the head, ``teacher_features`` is that of the teacher's head, and the others are the
+    numbers of channels of the layers that the user names. The parts lie in the
     method, are saved with it, and are no part of the user's module."""
     coupled: str = ""
     """Why a row's value depends on the other rows too; empty if it does not. Losses, distances and added terms on many

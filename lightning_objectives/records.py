@@ -11,13 +11,15 @@ class Row(NamedTuple):
     """What a method remembers of one sample: a tensor of this shape, float32, that begins with one number.
 
     >>> Row(("C",), 0.0)
-    Row(shape=('C',), initial=0.0)
+    Row(shape=('C',), initial=0.0, spread=0.0)
     """
 
     shape: tuple[int | Literal["C"], ...] = ()
     """Its sizes; C is the number of classes."""
     initial: float = 0.0
     """Each of its numbers before the sample has come."""
+    spread: float = 0.0
+    """How far from ``initial`` each number may begin: drawn uniformly, from the callback's ``seed``."""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,14 @@ SIGNALS: dict[str, Signal] = _table(
     Signal(
         "memory", "", False, "callback", "what the method remembers of the samples: tensors (N, ...) by name, float32"
     ),
+    Signal(
+        "memory_bank",
+        "",
+        False,
+        "callback",
+        "what the method remembers of all samples of the data set: tensors (samples, ...) by name, float32, which it "
+        "must not write to",
+    ),
     Signal("network", "", False, "head", "the module that holds the head"),
     Signal("progress", "() float", False, "trainer", "the part of the training that is done, in [0, 1]"),
     Signal("reference_logits", "(N, C)", True, "reference", "the logits of the reference of `Refer`, without gradient"),

@@ -75,7 +75,7 @@ class Building(Member):
         self.has_parts = True
 
 
-def head_sizes(head: nn.Module | None) -> tuple[int, int, bool]:
+def head_sizes(head: nn.Module | None, *, option: str = "head") -> tuple[int, int, bool]:
     """The numbers of features and of classes of a head, and whether they lie along dimension 1, as in a convolution.
 
     Raises:
@@ -86,7 +86,7 @@ def head_sizes(head: nn.Module | None) -> tuple[int, int, bool]:
     if not layers:
         raise ValueError(
             f"The head {type(head).__name__} holds no layer with a matrix of weights, so the sizes of what the method "
-            "builds on it are unknown. Name a head that has one with head='path.to.it'."
+            f"builds on it are unknown. Name a head that has one with {option}='path.to.it'."
         )
     first, last = layers[0], layers[-1]
     features = getattr(first, "in_channels", None) or first.weight.shape[1]

@@ -133,6 +133,8 @@ class StepCallback(StatefulCallback, Remembering, Building):
             return tuple(tap.read() for tap in self.taps)
         if name == "memory":
             return self.memory_in(step).of(step.get("index"))
+        if name == "memory_bank":
+            return self.memory_in(step).rows
         if name != "generator":
             return step.get(name)
         alike = [member for member in step.plan.members if member.place == self.place]

@@ -94,7 +94,7 @@ def _splits(method: Any, logits: Tensor, rows: Mapping[str, Tensor], others: Map
     return (
         acts_by_rows(method)
         and _is_worth_it(method, logits)
-        and others.keys().isdisjoint({"generator", "again", "memory", *BY_ROW})
+        and others.keys().isdisjoint({"generator", "again", "memory", "memory_bank", *BY_ROW})
         and not any(value.requires_grad for name, value in rows.items() if name != "logits")
         and all(name.startswith("auxiliary_head.") for name, _ in method.named_parameters())  # It made the logits.
     )

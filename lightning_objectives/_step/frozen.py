@@ -64,14 +64,13 @@ class Frozen:
         self.translation = None if translate is None else _affine(*translate)
         self._features: Tensor | None = None
         self._head_output: Any = None
-        self._guess = ""
-        """The path of a head that nobody has named, until the first answer proves that it gives the logits."""
         self.head: nn.Module | None = None
         """Its head, if the features are kept."""
+        self._guess = ""
+        """The path of a head that nobody has named, until the first answer proves that it gives the logits."""
         if tap:
-            path, module = resolve(network, head)
-            self.head = module
-            module.register_forward_hook(self._keep)
+            path, self.head = resolve(network, head)
+            self.head.register_forward_hook(self._keep)
             self._guess = path if head is None else ""
         self.taps = [] if layers is None else find_taps(network, layers, option="teacher_layers")
         for tapped in self.taps:

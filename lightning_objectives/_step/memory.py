@@ -8,6 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Subset
 
+from lightning_objectives._trainer.random import mixed_seed
 from lightning_objectives._trainer.ranks import gather_rows
 from lightning_objectives.data.with_index import WithIndex
 
@@ -23,29 +24,53 @@ class Memory:
         classes: C, for rows that have one number for each class; None if it is unknown.
         device: where the rows lie.
         saved: the rows in the checkpoint that the training resumes, by name; empty in a new training.
+        seed: the seed of rows that begin with random numbers, the same on every rank.
 
     Raises:
         ValueError: C is needed but unknown, or the checkpoint is of another data set.
     """
 
     def __init__(
-        self, method: Any, samples: int, *, classes: int | None, device: torch.device, saved: Mapping[str, Tensor]
+        self,
+        method: Any,
+        samples: int,
+        *,
+        classes: int | None,
+        device: torch.device,
+        saved: Mapping[str, Tensor],
+        seed: int = 0,
     ) -> None:
         self.method = method
         self.samples = samples
-        self.rows: dict[str, Tensor] = {}
+        self._rows: dict[str, Tensor] = {}
+        self._unwritten: tuple[Tensor, dict[str, Tensor]] | None = None
+        generator = torch.Generator().manual_seed(mixed_seed(seed, samples))
         for name, row in method.remembers.items():
             if "C" in row.shape and classes is None:
                 raise ValueError(
                     f"{method} remembers a number for each class, but the step has not compared any logits yet."
                 )
             shape = (samples, *(classes if size == "C" else size for size in row.shape))
-            self.rows[name] = torch.full(shape, row.initial, device=device)  # type: ignore[arg-type]  # no None is left
+            rows = torch.full(shape, row.initial, device=device)  # type: ignore[arg-type]  # no None is left
+            if row.spread and not saved:
+                # Drawn on the CPU, so that the same seed gives the same rows on every device.
+                rows += (row.spread * (2 * torch.rand(rows.shape, generator=generator) - 1)).to(device)
+            self._rows[name] = rows
         if saved:
             self.load(saved)
         taken = sum(rows.nbytes for rows in self.rows.values()) / 1e6
         shapes = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in self.rows.items())
         rank_zero_info(f"{method} remembers {shapes}: {taken:.3g} MB on {device}, and in each checkpoint.")
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """The rows of all samples, by name."""
+        if self._unwritten is not None:
+            index, learned = self._unwritten
+            for name, rows in learned.items():
+                self._rows[name][index] = rows
+            self._unwritten = None
+        return self._rows
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
         """Go on with the rows of a checkpoint.
@@ -80,6 +105,9 @@ class Memory:
     def write(self, index: Tensor, learned: Mapping[str, Tensor]) -> None:
         """Write rows of the samples of all ranks; of a sample that comes several times, the first row.
 
+        They are written when the rows are read the next time, because the backward pass, which is still to come, may
+        need the rows as they were.
+
         Raises:
             ValueError: the rows do not have the names or the shapes that the method declares.
         """
@@ -96,8 +124,8 @@ class Memory:
                     f"It must have the shape {shape}."
                 )
         first = first_of_equals(index)
-        for name, rows in learned.items():
-            self.rows[name][index] = rows.detach().to(self.rows[name].dtype)[first]
+        rows_of = {name: rows.detach().to(self.rows[name].dtype)[first] for name, rows in learned.items()}
+        self._unwritten = index, rows_of
 
     def _check(self, index: Tensor) -> None:
         if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.samples:

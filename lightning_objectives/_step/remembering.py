@@ -19,6 +19,7 @@ class Remembering(Member):
     """A callback whose method may remember something of each sample, see :attr:`Method.remembers`."""
 
     samples: int | None = None
+    seed: int = 0
     _memory: Memory | None = None
     """What the method remembers, from the first step on."""
     _loaded: Mapping[str, Tensor] = {}
@@ -55,7 +56,7 @@ class Remembering(Member):
             if classes is None and step.call is not None:
                 classes = step.get("logits").shape[1]
             device = plan.module.device
-            self._memory = Memory(method, samples, classes=classes, device=device, saved=self._loaded)
+            self._memory = Memory(method, samples, classes=classes, device=device, saved=self._loaded, seed=self.seed)
         return self._memory
 
     def learn(self, step: Any, signals: Mapping[str, Any], *, of_all_ranks: bool = False) -> None:

@@ -150,26 +150,39 @@ class Distill(AddedTerm):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Register with the plan of the fit, unless the settings change nothing."""
-        idle = self.weight == 0 or (isinstance(self.method, Distillation) and self.method.idle)
-        if stage != "fit" or idle:
+        # The plan takes the index out of the batches, so that the user's step gets what it knows, also at weight 0.
+        indexed = self.remembers or self.cache is not None or "index" in self.signals
+        if stage != "fit" or (self._is_idle and not indexed):
             return
         super().setup(trainer, pl_module, stage)
+        if self._is_idle:
+            return
         plan = Plan.of(trainer, pl_module)
         plan.record_network()
         for name in _OF_TEACHER:
             plan.providers.setdefault(name, partial(self._answer, name))
 
+    @property
+    def _is_idle(self) -> bool:
+        return self.weight == 0 or (isinstance(self.method, Distillation) and self.method.idle)
+
     def build(self, plan: Plan, head: nn.Module | None) -> None:
-        """Load the teacher, and build the method's own head beside the network's."""
+        """Load the teacher, and build the method's own head beside the network's; nothing if nothing is added."""
+        if self._is_idle:
+            return
         if isinstance(self.method, Distillation) and self.method.combination() is not None:
             self._refuse_rivals(plan)
         self._load_teacher(plan)
         assert self._teacher is not None
-        taps = self._teacher.frozen.taps
+        frozen = self._teacher.frozen
         self.tap_layers(plan)
         if self.builds:
             self._dense_head = self._own_head and head_sizes(head)[2]
-            self.build_parts(head, teacher_hidden=lambda: sizes_of(taps, option="teacher_layers"))
+            self.build_parts(
+                head,
+                teacher_features=lambda: head_sizes(frozen.head, option="teacher_head")[0],
+                teacher_hidden=lambda: sizes_of(frozen.taps, option="teacher_layers"),
+            )
 
     def _refuse_rivals(self, plan: Plan) -> None:
         rival = next((m for m in plan.members if m.place == "combination"), None)

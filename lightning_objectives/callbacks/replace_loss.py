@@ -50,8 +50,11 @@ class ReplaceLoss(StepCallback):
         """Replace the criterion of a call by the loss."""
         if getattr(self.loss, "unit", "row") == "sample":
             return self._of_samples(call, step)
-        asked = {n: self.signal(n, step) for n in self.signals if n not in ("logits", "target", "memory")}
+        own = ("logits", "target", "memory", "memory_bank")
+        asked = {name: self.signal(name, step) for name in self.signals if name not in own}
         memory = self._remembered(call, step, asked) if self.remembers else {}
+        if "memory_bank" in self.signals:
+            asked["memory_bank"] = self.memory_in(step).rows
 
         def losses_of(call: Call) -> Tensor:
             """The losses of the rows that count, 0 for the others."""
@@ -60,7 +63,7 @@ class ReplaceLoss(StepCallback):
             own |= {name: value for name, value in asked.items() if name in BY_ROW and len(value) == len(own["logits"])}
             rows = {name: self.adapted(name, value, call) for name, value in own.items() if name in self.signals}
             others = {n: value for n, value in asked.items() if n not in rows}
-            if memory:
+            if "memory" in self.signals:
                 others["memory"] = memory if kept is None else {n: value[kept] for n, value in memory.items()}
             losses = by_rows(self.loss, rows, others, kept)
             if "logits" not in self.signals:  # DDP waits for a gradient of each parameter that made them.

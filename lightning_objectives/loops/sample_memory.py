@@ -23,6 +23,7 @@ class SampleMemory:
         samples: the number of samples in the data set.
         classes: the number of classes, for a method that remembers a number for each.
         device: where the rows lie: that of the network.
+        seed: the seed of rows that begin with random numbers.
 
     Raises:
         ValueError: a method that remembers nothing, or no ``classes`` where they are needed.
@@ -40,12 +41,18 @@ class SampleMemory:
     """
 
     def __init__(
-        self, method: Method, samples: int, *, classes: int | None = None, device: str | torch.device = "cpu"
+        self,
+        method: Method,
+        samples: int,
+        *,
+        classes: int | None = None,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
     ) -> None:
         if not getattr(method, "remembers", {}):
             raise ValueError(f"{method} remembers nothing of samples, so it needs no memory.")
         self._method: Any = method
-        self._memory = Memory(method, samples, classes=classes, device=torch.device(device), saved={})
+        self._memory = Memory(method, samples, classes=classes, device=torch.device(device), saved={}, seed=seed)
 
     def of(self, index: Tensor) -> dict[str, Tensor]:
         """The rows of some samples, for the method's ``memory``.
@@ -54,6 +61,11 @@ class SampleMemory:
             ValueError: an index is not below the number of samples.
         """
         return self._memory.of(index)
+
+    @property
+    def bank(self) -> dict[str, Tensor]:
+        """The rows of all samples, for the method's ``memory_bank``; never write to them."""
+        return dict(self._memory.rows)
 
     @torch.no_grad()
     def learn(self, index: Tensor, **signals: Any) -> None:

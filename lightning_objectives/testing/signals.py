@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_map
 from lightning_objectives._trainer.random import private_stream
 from lightning_objectives.signals import BY_ROW, signals_of
 
-_SIZES = {"features": 5, "classes": 3, "hidden": (4, 5), "teacher_hidden": (4, 5)}
+_SIZES = {"features": 5, "classes": 3, "hidden": (4, 5), "teacher_features": 5, "teacher_hidden": (4, 5)}
 """The sizes of the example signals."""
+_SAMPLES = 32
+"""The least number of samples in the data set of a method that remembers them."""
 
 
 def build(method: type[Any]) -> Any:
@@ -41,7 +43,7 @@ def build(method: type[Any]) -> Any:
 def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed: int = 0) -> dict[str, Any]:
     """Make up a value for each signal, in float64 and without gradient.
 
-    :func:`call` adds a new ``generator``, and the ``memory`` of a method that remembers.
+    :func:`call` adds a new ``generator``, and the ``memory`` and ``memory_bank`` of a method that remembers.
 
     Args:
         rows: N.
@@ -78,6 +80,7 @@ def example_signals(*, rows: int = 6, classes: int = 3, features: int = 5, seed:
         "losses": normal(rows).exp(),
         "mask": torch.ones(rows, dtype=torch.bool),
         "memory": {},
+        "memory_bank": {},
         "network": nn.Sequential(nn.Flatten(), body, head).eval(),
         "progress": torch.tensor(0.5),
         "reference_logits": normal(rows, classes),
@@ -119,22 +122,24 @@ def arguments(method: Callable[..., Any], signals: dict[str, Any]) -> dict[str, 
     >>> list(arguments(lambda losses, generator: None, example_signals()))
     ['losses', 'generator']
     """
-    signals = {**signals, "generator": torch.Generator().manual_seed(0), "memory": _remembered(method, signals)}
+    signals = {**signals, "generator": torch.Generator().manual_seed(0), **_remembered(method, signals)}
     return {name: signals[name] for name in signals_of(method)}
 
 
-def _remembered(method: Any, signals: dict[str, Any]) -> dict[str, Tensor]:
-    """What the method remembers of new samples."""
+def _remembered(method: Any, signals: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """What the method remembers of new samples, and of all samples of a data set."""
     remembers = getattr(method, "remembers", {})
-    if not remembers:
-        return {}
     lengths = Counter(len(signals[name]) for name in BY_ROW if signals[name].dim())
     ((rows, _),) = lengths.most_common(1)  # One signal may have another length, to be refused.
     sizes: dict[Any, int] = {"C": signals["head"].out_features}
-    return {
-        name: signals["losses"].new_full([rows, *(sizes.get(size, size) for size in row.shape)], row.initial)
-        for name, row in remembers.items()
-    }
+    bank, generator = {}, torch.Generator().manual_seed(0)
+    for name, row in remembers.items():
+        shape = [max(rows, _SAMPLES), *(sizes.get(size, size) for size in row.shape)]
+        bank[name] = values = signals["losses"].new_full(shape, row.initial)
+        if row.spread:
+            draws = row.spread * (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1)
+            values += draws.to(values, non_blocking=True)
+    return {"memory": {name: values[:rows] for name, values in bank.items()}, "memory_bank": bank}
 
 
 def call(method: Callable[..., Any], signals: dict[str, Any], **settings: Any) -> Any:

@@ -25,7 +25,8 @@ from lightning_objectives.callbacks import (
     TransformBatch,
 )
 from lightning_objectives.combination import GradientAlignment
-from lightning_objectives.distillation import BinaryKL, DualHead, VanillaKD, binary_kl, dual_head_loss
+from lightning_objectives.data import with_index
+from lightning_objectives.distillation import CRD, BinaryKL, DualHead, VanillaKD, binary_kl, dual_head_loss
 from lightning_objectives.kinds import BatchTransform, Distillation
 
 
@@ -307,6 +308,17 @@ def test_zero_strength_is_the_untouched_run_bit_for_bit(callback):
         return Net(dropout=0.5)
 
     assert equal(fit(callback(), net=net)[0], fit(net=net)[0])
+
+
+@pytest.mark.parametrize("settings", [{"cache": "cache"}, {}], ids=["cache", "memory"])
+def test_zero_strength_on_data_with_an_index_is_the_untouched_run(settings, tmp_path, monkeypatch):
+    """The user's step gets the batch that it knows, without the index."""
+    monkeypatch.chdir(tmp_path)
+    method = VanillaKD() if settings else CRD()
+    callback = Distill(method, teacher="never asked for", weight=0.0, **settings)
+    indexed = DataLoader(with_index(data()), batch_size=8)
+    assert equal(fit(callback, train=indexed)[0], fit()[0])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_users_draws_are_not_moved_by_the_auxiliary_heads():

@@ -123,6 +123,74 @@ def test_the_number_of_samples_is_told_where_it_does_not_show():
     fit(ReweightSamples(LastLosses(), samples=3), net=Counted)
 
 
+class Nearest(Weighting):
+    """Weights of one; remembers random numbers, and sees those of all samples."""
+
+    remembers = {"loss": Row((2,), 3.0, spread=0.5), "other": Row((2,), 3.0, spread=0.5)}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, losses, index, memory, memory_bank):
+        assert all(torch.equal(memory[name], rows[index]) for name, rows in memory_bank.items())
+        self.seen.append({name: rows.clone() for name, rows in memory_bank.items()})
+        return torch.ones_like(losses)
+
+    def learn(self, losses, memory):
+        return {"loss": memory["loss"] + 10, "other": memory["other"]}
+
+
+def test_rows_may_begin_with_random_numbers_which_the_bank_shows():
+    method, other = Nearest(), Nearest()
+    net, _ = fit(ReweightSamples(method), train=indexed(), max_epochs=1)
+    fit(ReweightSamples(other, seed=1), train=indexed(), max_epochs=1)
+    first, last = method.seen[0], method.seen[-1]
+    numbers = torch.cat([first["loss"], first["other"], *other.seen[0].values()])
+    assert len(numbers.unique()) == numbers.numel()  # Each row, name and seed has its own.
+    assert 2.5 <= numbers.min() < 2.6
+    assert 3.4 < numbers.max() <= 3.5
+    assert torch.equal(last["other"], first["other"])
+    assert (last["loss"] > 10).all(1).sum() == 16
+    torch.manual_seed(3)
+    again = Nearest()
+    callback = ReweightSamples(again)
+    same, _ = fit(callback, train=indexed(), max_epochs=1, seed=0)
+    assert equal(net, same)
+    assert all(torch.equal(rows, first[name]) for name, rows in again.seen[0].items())
+    assert (callback.state_dict()["memory.loss"] > 10).all()
+
+
+class LossOfTheBank(Loss):
+    """The products of the logits with all that it remembers."""
+
+    remembers = {"logits": Row(("C",), spread=0.1)}  # noqa: RUF012
+
+    def forward(self, logits, target, memory_bank):
+        return (logits @ memory_bank["logits"].T).square().mean(1)
+
+    def learn(self, logits, memory):
+        return {"logits": logits.sign() / 5}
+
+
+class TermOfTheBank(Regularizer):
+    """The same, as a term."""
+
+    remembers = LossOfTheBank.remembers
+    learn = LossOfTheBank.learn
+
+    def forward(self, logits, memory_bank):
+        return (logits @ memory_bank["logits"].T).square().mean(1)
+
+
+@pytest.mark.parametrize("callback", [lambda: ReplaceLoss(LossOfTheBank()), lambda: AddRegularizer(TermOfTheBank())])
+def test_a_backward_pass_through_the_bank_meets_the_rows_as_they_were(callback):
+    """What is learned in a step is written after its backward pass, which may need the bank."""
+    made = callback()
+    fit(made, train=indexed(), max_epochs=2)
+    assert made.state_dict()["memory.logits"].abs().eq(0.2).all()
+
+
 def test_of_a_sample_that_comes_twice_the_first_row_is_written():
     memory = Memory(LastLosses(), 4, classes=None, device=torch.device("cpu"), saved={})
     index = torch.tensor([2, 0, 2, 2])

@@ -45,6 +45,13 @@ def test_it_goes_on_from_a_state():
     assert torch.equal(first.of(torch.arange(3))["multipliers"], second.of(torch.arange(3))["multipliers"])
 
 
+def test_the_bank_is_the_rows_of_all_samples():
+    memory, other, third = (lo.SampleMemory(lo.CRD(), samples=5, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(memory.bank["student"], other.bank["student"])
+    assert not torch.equal(memory.bank["student"], third.bank["student"])
+    torch.testing.assert_close(memory.bank["teacher"][[3, 1]], memory.of(torch.tensor([3, 1]))["teacher"])
+
+
 def test_what_does_not_fit_is_refused():
     memory = lo.SampleMemory(lo.FeasibleLearning(tolerance=0.1), samples=3)
     before = memory.of(torch.arange(3))["multipliers"]
