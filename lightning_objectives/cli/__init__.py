@@ -11,6 +11,7 @@ from itertools import groupby
 
 import lightning_objectives
 from lightning_objectives.cli.errors import stop
+from lightning_objectives.cli.examples import init
 from lightning_objectives.cli.lightning import run_lightning, show_inspection, show_plan
 from lightning_objectives.cli.merging import ema, export, merge
 from lightning_objectives.cli.methods import show_methods
@@ -19,6 +20,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), run_lightning),
     "inspect": show_inspection,
     "plan": show_plan,
+    "init": init,
     "methods": show_methods,
     "merge": merge,
     "export": export,

@@ -17,8 +17,16 @@ def stop(message: str, word: str = "", known: Collection[str] = ()) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    close = get_close_matches(word, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     names = f" Known: {', '.join(known)}." if known else ""
-    print(f"lightning-objectives: {message}{hint}{names}", file=sys.stderr)
+    print(f"lightning-objectives: {message}{closest(word, known)}{names}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def closest(word: str, known: Collection[str]) -> str:
+    """The question whether the closest of the known words was meant; empty if none is close.
+
+    >>> closest("EMACalback", ["EMACallback", "LogMetrics"]), closest("EMACalback", [])
+    (" Did you mean 'EMACallback'?", '')
+    """
+    close = get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

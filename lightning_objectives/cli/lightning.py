@@ -83,13 +83,14 @@ def _start(args: list[str], command: str, fit: Callable[..., None] | None = None
     """
     if sys.modules.get("jsonargparse", find_spec("jsonargparse")) is None:
         stop(f"{command} needs jsonargparse: pip install 'lightning-objectives[cli]'.")
-    from lightning_objectives._trainer.lightning import part
+    from lightning_objectives.cli.classes import import_all
+    from lightning_objectives.cli.parsing import helpful
 
     # The user's own files, as with `python -m`: an installed command does not see them otherwise.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    base = part("cli").LightningCLI
+    import_all()
     defaults: dict[str, Any] = {
         "subclass_mode_model": True,
         "subclass_mode_data": True,
@@ -98,5 +99,7 @@ def _start(args: list[str], command: str, fit: Callable[..., None] | None = None
         "save_config_kwargs": {"config_filename": "resolved-config.yaml", "overwrite": True},
         "args": None if args == sys.argv[1:] else args,  # Lightning warns of args beside those of the command line
     }
-    cli = base if fit is None else type("CLI", (base,), {"fit": fit})
-    cli(**{**defaults, **settings})
+    try:
+        helpful(fit)(**{**defaults, **settings})
+    except SystemExit as error:  # Lightning makes it of Ctrl-C.
+        raise (error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else error) from None

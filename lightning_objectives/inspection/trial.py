@@ -2,10 +2,8 @@
 
 import io
 import logging
-import signal
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -143,16 +141,12 @@ def lightning_of(module: Any) -> Any:
 def _quiet() -> Iterator[list[warnings.WarningMessage]]:
     """Keep warnings, what Lightning logs and what the user's step prints from the terminal; Ctrl-C stays Ctrl-C."""
     disabled = logging.root.manager.disable
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(record=True) as told, redirect_stdout(io.StringIO()):
             warnings.simplefilter("always")
             yield told
-    except SystemExit as error:  # Lightning makes it of Ctrl-C, and ignores the next one.
+    except SystemExit as error:  # Lightning makes it of Ctrl-C.
         raise (error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else error) from None
     finally:
         logging.disable(disabled)
-        if is_main:
-            signal.signal(signal.SIGINT, handler)

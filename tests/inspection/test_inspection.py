@@ -4,6 +4,8 @@ import copy
 import os
 import random
 import signal
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -248,6 +250,8 @@ def test_a_criterion_that_must_be_named():
     assert verdict.settings == {"criterion": "my_loss"}
     assert verdict.refusal.startswith("No criterion was seen in OwnLoss.training_step")
     assert "criterion" in verdict.asked
+    wrong = verdict_of(module, data, lo.ReweightSamples(lo.LossBasedReweighting(), criterion="compute.it"))
+    assert not wrong.applies, "what you say is not replaced"
     told = verdict_of(module, data, lo.ReweightSamples(lo.LossBasedReweighting(), criterion="my_loss"))
     assert (told.applies, told.refusal, told.settings) == (True, "", {})
 
@@ -332,12 +336,15 @@ class Square(Net):
 
 
 class Data(LightningDataModule):
+    stages: ClassVar = []  # of all copies
+
     def __init__(self):
         super().__init__()
         self.setups = 0
 
     def setup(self, stage):
         self.setups += 1
+        self.stages.append(stage)
         self.train = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
 
     def train_dataloader(self):
@@ -349,6 +356,7 @@ class Data(LightningDataModule):
 
 def test_loaders_and_data_modules():
     data = Data()
+    data.stages.clear()
     data.setup("fit")
     generator = torch.Generator().manual_seed(3)
     state = generator.get_state()
@@ -368,6 +376,7 @@ def test_loaders_and_data_modules():
 
     assert facts(Knows(), data).criterion.input == (5, 3)
     assert data.setups == 1, "a copy was set up"
+    assert data.stages == ["fit", "fit"], "once for all trials"
 
 
 def test_a_module_that_cannot_be_copied():
@@ -380,7 +389,11 @@ def test_a_module_that_cannot_be_copied():
     assert facts(lambda: Net(), batch()).head.path == "fc"
 
 
-def test_ctrl_c_is_ctrl_c():
+def test_ctrl_c_is_ctrl_c(request):
+    # A process that a shell starts in the background ignores the signal.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     class Interrupted(Net):
         def training_step(self, batch, batch_idx):
             os.kill(os.getpid(), signal.SIGINT)
