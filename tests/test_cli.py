@@ -130,6 +130,20 @@ def test_help(args, capsys):
     assert "\n  methods\n" in out
 
 
+def test_help_fits_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], ["methods"], ["init"], ["inspect"], ["plan"], ["merge"], ["export"], ["ema"]):
+        try:
+            cli.main([*words, "--help"])
+        except SystemExit as stop:
+            assert not stop.code  # noqa: PT017  # argparse ends the program after its help
+        out = capsys.readouterr().out
+        assert out
+        assert max(map(len, out.splitlines())) <= 80, out
+        if not words:
+            assert "Exit status: 0 if all went well; 1 if" in out
+
+
 def test_version(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out == f"lightning-objectives {__version__}\n"
@@ -173,6 +187,14 @@ def test_inspect(config, capsys):
     assert "  yes         AverageWeights(BEMA)\n" in out
     assert RECORDS == [], "other callbacks than ours do not run"
     assert sorted(Path.cwd().iterdir()) == before
+    mine["init_args"]["criterion"] = "no.such.loss"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["inspect", config(trainer={**CONFIG["trainer"], "callbacks": [mine]})])
+    assert stop.value.code == 1
+    assert (
+        "  no          ReweightSamples(LossBasedReweighting)\n              criterion='no.such.loss'"
+        in capsys.readouterr().out
+    )
 
 
 def test_plan(config, capsys):

@@ -28,7 +28,9 @@ def merge(args: list[str]) -> None:
         help="sort the files by their training step, or take them as listed, oldest first (default: step, if the "
         "method uses the steps)",
     )
-    parser.add_argument("--method", choices=list(merges), default=default, help="default: %(default)s")
+    parser.add_argument(
+        "--method", choices=list(merges), default=default, metavar="METHOD", help="%(choices)s (default: %(default)s)"
+    )
     parser.add_argument("--part", help="the entry of each checkpoint to merge, such as state_dict_ema")
     parser.add_argument(
         "--buffer",

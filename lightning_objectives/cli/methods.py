@@ -19,7 +19,7 @@ def show_methods(args: list[str]) -> None:
     --for WORDS lists the methods for a problem, such as --for "label noise" or --for imbalance.
     """
     if args[1:] in (["-h"], ["--help"]):
-        print(f"usage: lightning-objectives methods [NAME | --for WORDS]\n\n{inspect.getdoc(show_methods)}")
+        print(f"usage: lightning-objectives methods [NAME | --for WORDS]\n\n{readable(_doc(show_methods))}")
         return
     from lightning_objectives.discovery import methods  # here, because it loads torch
 

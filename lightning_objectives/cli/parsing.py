@@ -18,7 +18,7 @@ _VALUE = re.compile(r"Parser key \"(\w+)\":\s+(Expected a .*?\. Got value: .*)")
 _BASES = ("lightning.", "pytorch_lightning.")
 
 
-def helpful(fit: Callable[..., None] | None = None) -> type[Any]:
+def helpful(fit: Callable[..., None] | None = None) -> Callable[..., Any]:
     """Lightning's command line, which says in a sentence what is wrong with a configuration.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from lightning_objectives.cli.formulas import plain_formula
 
 WIDTH = 80
+_FORMULA = re.compile(r":math:`([^`]*)`")
 _BEGINS = re.compile(r" *(?:[-*] |\d+\. |(?:``|\w)[^:.]{0,40}:(?: |$))")
 """The first line of an item, of an argument, or of a part of a card."""
 
@@ -20,8 +21,24 @@ def readable(docstring: str) -> str:
         (a + b)/c
     """
     text = re.sub(r"^( *)\.\. math::\n((?:\s*\n)*(?:\1 +\S.*(?:\n|$))+)", _block, docstring, flags=re.MULTILINE)
-    text = re.sub(r":math:`([^`]*)`", lambda found: plain_formula(" ".join(found[1].split())), text)
+    text = re.sub(_FORMULA, lambda found: plain_formula(" ".join(found[1].split())), text)
     return "\n\n".join(line for block in re.split(r"\n\s*\n", without_marks(text)) for line in _wrapped(block))
+
+
+def help_text(text: str) -> str:
+    r"""What a parser makes of docstrings, without marks; a formula that is not known, of the user's own, stays.
+
+    >>> help_text("gamma  :math:`\\gamma \\ge 0` in ``x``, :math:`\\mine`")
+    'gamma  γ ≥ 0 in x, \\mine'
+    """
+    return without_marks(re.sub(_FORMULA, _formula, text))
+
+
+def _formula(found: re.Match[str]) -> str:
+    try:
+        return plain_formula(" ".join(found[1].split()))
+    except ValueError:
+        return found[0]
 
 
 def without_marks(text: str) -> str:

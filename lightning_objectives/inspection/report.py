@@ -22,6 +22,12 @@ class Inspection:
     together: Verdict | None = None
     """Whether the callbacks of the training apply together; None if there are not several."""
 
+    @property
+    def applies(self) -> bool:
+        """Whether each callback of the training applies as it is, and all of them together."""
+        yours = [verdict for verdict in (*self.verdicts, self.together) if verdict is not None and verdict.yours]
+        return all(verdict.applies and not verdict.settings for verdict in yours)
+
     def __str__(self) -> str:
         yours = [verdict for verdict in self.verdicts if verdict.yours]
         parts = [_facts(self.facts)]

@@ -131,6 +131,18 @@ def test_what_is_wrong_is_a_sentence(config, trainers, capsys, callbacks, change
     assert trainers == []
 
 
+def test_help_of_a_class_has_no_marks(config, capsys):
+    loss = ["--trainer.callbacks+=ReplaceLoss", "--trainer.callbacks.loss.help=FocalLoss"]
+    average = ["--trainer.callbacks.help", "EMACallback"]
+    for words, said in ((loss, "γ ≥ 0; the paper's best is 2."), (average, "AverageWeights with the rule EMA")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["fit", *words])
+        assert not stop.value.code
+        out = capsys.readouterr().out
+        assert said in out
+        assert not {"`", "\\"} & {*out}
+
+
 def test_what_is_not_known_is_shown_as_it_is():
     assert explained("Something else.", ["model"], ["EMA"]) == "Something else."
     assert refused(ValueError("of the user's")) is None
