@@ -14,6 +14,7 @@ GUIDES = (
     ("Several tasks", "multi_task"),
     ("Fine-tuning and LoRA", "fine_tuning"),
     ("Several GPUs", "distributed"),
+    ("The command", "command"),
     ("Write your own method", "own_method"),
     ("Coming from other libraries", "coming_from"),
     ("Questions and answers", "faq"),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the functions below do the s
     from lightning_objectives.distillation import *
     from lightning_objectives.gradients import *
     from lightning_objectives.heads import *
+    from lightning_objectives.inspection import *
     from lightning_objectives.loops import *
     from lightning_objectives.losses import *
     from lightning_objectives.merging import *

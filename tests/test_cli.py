@@ -130,6 +130,20 @@ def test_help(args, capsys):
     assert "\n  methods\n" in out
 
 
+def test_help_fits_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], ["methods"], ["init"], ["inspect"], ["plan"], ["merge"], ["export"], ["ema"]):
+        try:
+            cli.main([*words, "--help"])
+        except SystemExit as stop:
+            assert not stop.code  # noqa: PT017  # argparse ends the program after its help
+        out = capsys.readouterr().out
+        assert out
+        assert max(map(len, out.splitlines())) <= 80, out
+        if not words:
+            assert "Exit status: 0 if all went well; 1 if" in out
+
+
 def test_version(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out == f"lightning-objectives {__version__}\n"
@@ -160,15 +174,60 @@ def test_a_command_imports_only_what_it_needs(args, not_imported, tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+def test_inspect(config, capsys):
+    method = "lightning_objectives.weighting.LossBasedReweighting"
+    mine = {"class_path": "lightning_objectives.callbacks.ReweightSamples", "init_args": {"weighting": method}}
+    path = config(trainer={**CONFIG["trainer"], "callbacks": [mine]})
+    before = sorted(Path.cwd().iterdir())
+    cli.main(["inspect", path, "--model.init_args.width=4"])
+    out = capsys.readouterr().out
+    assert out.startswith("Net\n  criterion   cross_entropy of (256, 10) with (256,) int64, mean,")
+    assert "  head        layer (Linear), (256, 64) to (256, 10)\n" in out
+    assert "Your callbacks, each alone\n  yes         ReweightSamples(LossBasedReweighting)\n" in out
+    assert "  yes         AverageWeights(BEMA)\n" in out
+    assert RECORDS == [], "other callbacks than ours do not run"
+    assert sorted(Path.cwd().iterdir()) == before
+    mine["init_args"]["criterion"] = "no.such.loss"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["inspect", config(trainer={**CONFIG["trainer"], "callbacks": [mine]})])
+    assert stop.value.code == 1
+    assert (
+        "  no          ReweightSamples(LossBasedReweighting)\n              criterion='no.such.loss'"
+        in capsys.readouterr().out
+    )
+
+
+def test_plan(config, capsys):
+    ours = [{"class_path": f"lightning_objectives.callbacks.{n}"} for n in ("EMACallback", "LossReweightingCallback")]
+    path = config(trainer={**CONFIG["trainer"], "callbacks": ours})
+    cli.main(["plan", "-c", path])
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "Training step of Net: LossReweightingCallback(LossBasedReweighting(strategy='lin_upper', temperature=1.0, "
+        "warmup_steps=0))",
+        "EMACallback(EMA): Averages the weights exponentially over time: AverageWeights with the rule EMA.",
+    ]
+    assert err == ""
+    ours[1]["init_args"] = {"criterion": "no.such.loss"}
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", config(trainer={**CONFIG["trainer"], "callbacks": ours})])
+    assert stop.value.code == 1
+    assert "lightning-objectives: criterion='no.such.loss'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan"])
+def test_help_of_commands_that_read_a_config(command, capsys):
+    for words in ([], ["--help"], ["-h"]):
+        cli.main([command, *words])
+        assert f"usage: lightning-objectives {command} CONFIG" in capsys.readouterr().out
+
+
 def test_an_unknown_command(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["fitt", "--config", "x"])
     assert stop.value.code == 2
     err = capsys.readouterr().err
-    assert (
-        "unknown command 'fitt'. Did you mean 'fit'? Known: fit, validate, test, predict, methods, merge, export, ema."
-        in err
-    )
+    assert "unknown command 'fitt'. Did you mean 'fit'? Known: fit, validate, test, predict, inspect, plan," in err
 
 
 def test_without_jsonargparse(monkeypatch, capsys):

@@ -27,7 +27,9 @@ LAYERS = (
     {"data", "_weights"},
     {"_snapshots", "_step"},
     {"callbacks"},
-    {"mixins", "loops", "cli", "testing"},
+    {"mixins", "loops", "testing"},
+    {"inspection"},
+    {"cli"},
 )
 """The folders and files of the package, from the lowest layer to the highest; each may import those before it."""
 LINES = 250

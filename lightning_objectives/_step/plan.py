@@ -162,6 +162,11 @@ class Plan:
         parts = [f"{type(m).__name__}({m.method})" for m in self.members]
         return " -> ".join(parts) + (f"; head: {self.head_path}" if self.needs_head and self.head is not None else "")
 
+    @property
+    def line(self) -> str:
+        """What is told once, before the training."""
+        return f"Training step of {type(self.module).__name__}: {self.words()}"
+
     def _configure_model(self, inner: Callable[[], Any]) -> None:
         inner()
         if self._built:
@@ -200,7 +205,7 @@ class Plan:
             member.build(self, self.head)
         self.extras.build(self._methods(), self.head)
         self._undo.append(self.extras.detach)
-        rank_zero_info(f"Training step of {type(self.module).__name__}: {self.words()}")
+        rank_zero_info(self.line)
 
     def _methods(self) -> dict[str, nn.Module]:
         """The methods that are modules, by names that other callbacks do not change: checkpoints keep these names."""

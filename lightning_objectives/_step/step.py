@@ -60,7 +60,8 @@ class Step(CalledSignals):
         self._stacks: Tensor | OneByOne | None = None
         """The stacks (M, N, ...) of a wrapped head, or what they are computed from."""
         self._head_calls = 0
-        self._calls: list[Call] = []
+        self.calls: list[Call] = []
+        """The calls of criteria so far on tensors that need a gradient."""
         self._value: Tensor | None = None
         """What the user's code got as the criterion's value."""
         self._instead: Tensor | None = None
@@ -139,7 +140,7 @@ class Step(CalledSignals):
         """Give a value to the user's code for a call of a criterion."""
         if not (call.input.requires_grad and torch.is_grad_enabled()):
             return call.value()  # This is a metric.
-        self._calls.append(call)
+        self.calls.append(call)
         is_chosen, late = self.plan.catches and self._is_chosen(call), self._late
         value = self._chosen_value(call) if is_chosen else call.value()
         if self.criteria is not None:
@@ -173,13 +174,13 @@ class Step(CalledSignals):
         """
         which = self.plan.option("which")
         if which is None and self.plan.chosen is not None:
-            of_name = [other for other in self._calls if other.name == call.name]
+            of_name = [other for other in self.calls if other.name == call.name]
             return bool(self.plan.chosen == (call.name, len(of_name) - 1))
-        return len(self._calls) - 1 == int(which or 0)
+        return len(self.calls) - 1 == int(which or 0)
 
     def _read(self, call: Call, value: Tensor) -> None:
         """Do for a noted call what `on_call` does."""
-        self._calls.append(call)
+        self.calls.append(call)
         self._values.append(value)
         if self._is_chosen(call):
             self.plan.caught_calls += 1
@@ -214,7 +215,7 @@ class Step(CalledSignals):
         if loss is None:
             return output
         # A step with another criterion than that of the first step is a first step again.
-        is_proved = self.plan.verified and (self._value is not None or not self._calls)
+        is_proved = self.plan.verified and (self._value is not None or not self.calls)
         self.loss = self._replaced(loss if is_proved else self._proved(loss))
         if self._late is not None:
             self.loss = self._weighted(*self._late)
@@ -247,22 +248,22 @@ class Step(CalledSignals):
             which = plan.option("which")
             inside = [i for i, value in enumerate(self._values) if reaches(loss, value)]
             refusal, self._refusal = self._refusal, None  # Its traceback refers to this step.
-            if refusal is not None and (inside == [0] or len(self._calls) == 1):
+            if refusal is not None and (inside == [0] or len(self.calls) == 1):
                 raise refusal
             del refusal
             changed = loss
             if which is None and len(inside) == 1:
                 which = inside[0]
-                name = self._calls[which].name
-                plan.chosen = name, sum(call.name == name for call in self._calls[:which])
+                name = self.calls[which].name
+                plan.chosen = name, sum(call.name == name for call in self.calls[:which])
                 if self._value is not self._values[which]:  # The calls before it are metrics.
                     changed = self._changed_afterwards(loss, which)
             head = self.head_output if plan.needs_head and not self.running["head"] else None
             user = type(self.module).__name__
-            prove(loss, self._calls, self._value, which=which, head=head, user=user, plan=plan.words())
+            prove(loss, self.calls, self._value, which=which, head=head, user=user, plan=plan.words())
             loss = changed
         if mode is not None and not plan.verified:
-            alone = loss is self._value and len(self._calls) == 1 and plan.capture.named is None
+            alone = loss is self._value and len(self.calls) == 1 and plan.capture.named is None
             mode.whole = alone and not any(member.place == "head" or member.criteria for member in plan.members)
         plan.verified = True
         return loss
@@ -273,7 +274,7 @@ class Step(CalledSignals):
         for name in signals_from("criterion"):  # They are those of the first call.
             self.values.pop(name, None)
         plain = self._value = self._values[which]
-        changed = self._objective(self._calls[which])
+        changed = self._objective(self.calls[which])
         late: tuple[Call, Tensor] | None = self._late
         if late is not None:
             self._late = late[0], plain
@@ -287,7 +288,7 @@ class Step(CalledSignals):
         """The loss of a compiled step, in which the criterion's value could not be replaced where it was computed."""
         if self._instead is None:
             return loss
-        if loss is not self._value or len(self._calls) != 1:
+        if loss is not self._value or len(self.calls) != 1:
             raise ValueError(
                 f"The compiled step of {type(self.module).__name__} returned the criterion's value so far, and now "
                 f"something else, on which {self.plan.words()} would have no effect. Return that value in each step, "

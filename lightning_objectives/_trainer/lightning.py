@@ -40,16 +40,18 @@ VERSION: str = part("").__version__
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from lightning.pytorch.utilities import seed, signature_utils
+    from lightning.pytorch.utilities import model_helpers, seed, signature_utils
 
     # By assignment: the documentation follows imports, and stops before other people's packages.
     Callback = pl.Callback
     LightningDataModule = pl.LightningDataModule
     rank_zero_info, rank_zero_warn = pl.utilities.rank_zero_info, pl.utilities.rank_zero_warn
     isolate_rng = seed.isolate_rng
+    is_overridden = model_helpers.is_overridden
     is_param_in_hook_signature = signature_utils.is_param_in_hook_signature
 else:
     isolate_rng = part("utilities.seed").isolate_rng
+    is_overridden = part("utilities.model_helpers").is_overridden
     is_param_in_hook_signature = part("utilities.signature_utils").is_param_in_hook_signature
     rank_zero_info, rank_zero_warn = part("utilities").rank_zero_info, part("utilities").rank_zero_warn
 

@@ -11,12 +11,17 @@ from itertools import groupby
 
 import lightning_objectives
 from lightning_objectives.cli.errors import stop
-from lightning_objectives.cli.lightning import run_lightning
+from lightning_objectives.cli.examples import init
+from lightning_objectives.cli.lightning import run_lightning, show_inspection, show_plan
 from lightning_objectives.cli.merging import ema, export, merge
 from lightning_objectives.cli.methods import show_methods
+from lightning_objectives.cli.text import indented
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), run_lightning),
+    "inspect": show_inspection,
+    "plan": show_plan,
+    "init": init,
     "methods": show_methods,
     "merge": merge,
     "export": export,
@@ -28,6 +33,13 @@ INTERRUPTED = 130
 """The status after Ctrl-C, as shells have it: 128 and the number of the signal."""
 
 
+STATUS = (
+    "Exit status: 0 if all went well; 1 if a training failed, or a callback of the CONFIG does not apply (inspect, "
+    f"plan); 2 if a word, a setting or a file is wrong; {INTERRUPTED} after Ctrl-C."
+)
+"""What the exit status of the command means."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command.
 
@@ -35,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words behind the program's name; by default those that the program was called with.
 
     Raises:
-        SystemExit: with the status 2 and a message, if a command or a setting is unknown; with 130 after Ctrl-C.
+        SystemExit: with a status other than 0; :data:`STATUS` says which.
 
     Example:
         >>> main(["methods", "EMA"])
@@ -62,5 +74,6 @@ def main(args: Sequence[str] | None = None) -> None:
 def _help() -> str:
     lines = ["usage: lightning-objectives COMMAND ...", "       lightning-objectives --version"]
     for command, names in groupby(COMMANDS, COMMANDS.__getitem__):
-        lines += ["", f"  {', '.join(names)}", f"    {inspect.getdoc(command)}"]
-    return "\n".join([*lines, "", "Add --help to a command to see its options."])
+        purpose = " ".join((inspect.getdoc(command) or "").partition("\n\n")[0].split())
+        lines += ["", f"  {', '.join(names)}", *indented(purpose, "    ", "    ")]
+    return "\n".join([*lines, "", *indented(STATUS), "", "Add --help to a command to see its options."])

@@ -27,7 +27,6 @@ def stop(message: str, word: str = "", known: Collection[str] = ()) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    hint = did_you_mean(word, known)
     names = f" Known: {', '.join(known)}." if known else ""
-    print(f"lightning-objectives: {message}{hint}{names}", file=sys.stderr)
+    print(f"lightning-objectives: {message}{did_you_mean(word, known)}{names}", file=sys.stderr)
     raise SystemExit(2)

@@ -40,7 +40,7 @@ def merge(args: list[str]) -> None:
         help="sort the files by their training step, or take them as listed, oldest first (default: step, if the "
         "method uses the steps)",
     )
-    parser.add_argument("--method", choices=list(merges), help=f"default: {default}")
+    parser.add_argument("--method", choices=list(merges), metavar="METHOD", help=f"%(choices)s (default: {default})")
     parser.add_argument("--part", help="the entry of each checkpoint to merge, such as state_dict_ema")
     parser.add_argument(
         "--buffer",

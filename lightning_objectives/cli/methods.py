@@ -4,13 +4,13 @@ import inspect
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
 from lightning_objectives.cli.errors import stop
+from lightning_objectives.cli.text import indented, readable
 
 
 def show_methods(args: list[str]) -> None:
@@ -19,7 +19,7 @@ def show_methods(args: list[str]) -> None:
     --for WORDS lists the methods for a problem, such as --for "label noise" or --for imbalance.
     """
     if args[1:] in (["-h"], ["--help"]):
-        print(f"usage: lightning-objectives methods [NAME | --for WORDS]\n\n{inspect.getdoc(show_methods)}")
+        print(f"usage: lightning-objectives methods [NAME | --for WORDS]\n\n{readable(_doc(show_methods))}")
         return
     from lightning_objectives.discovery import methods  # here, because it loads torch
 
@@ -68,8 +68,8 @@ def _stem(word: str) -> str:
 def _room(room: str, methods: list[type[Any]]) -> str:
     lines = [_heading(room, methods[0])]
     for cls in methods:
-        summary = _plain(_doc(cls).split("\n\n")[0])
-        lines += textwrap.wrap(f"{cls.__name__}: {summary}", 110, initial_indent="  ", subsequent_indent="    ")
+        summary = readable(" ".join(_doc(cls).split("\n\n")[0].split()))
+        lines += indented(f"{cls.__name__}: {summary}", "  ", "    ")
         lines += [f"    {line}" for line in (*paper(cls), *_evidence(cls))]
     return "\n".join(lines)
 
@@ -77,8 +77,11 @@ def _room(room: str, methods: list[type[Any]]) -> str:
 def _card(room: str, cls: type[Any]) -> str:
     head = "\n".join([_heading(f"{room}.{cls.__name__}", cls), *_evidence(cls)])
     things: list[Callable[..., Any]] = [cls, *_functions(cls)]
-    entries = [f"{thing.__name__}{inspect.signature(thing)}\n\n{_doc(thing)}" for thing in things]
-    return "\n\n".join([head, *entries])
+    return "\n\n".join([head, *(f"{_signature(thing)}\n\n{readable(_doc(thing))}" for thing in things)])
+
+
+def _signature(thing: Callable[..., Any]) -> str:
+    return "\n".join(indented(f"{thing.__name__}{inspect.signature(thing)}", "", "    "))
 
 
 def _heading(name: str, cls: type[Any]) -> str:
@@ -106,8 +109,3 @@ def paper(cls: type[Any]) -> list[str]:
     """The first address behind ``Paper:`` in the docstring of a method or of its functions; none without one."""
     text = "\n\n".join(_doc(thing) for thing in (cls, *_functions(cls)))
     return re.findall(r"^Paper:(?:.|\n(?!\n))*?(https?://\S*[^\s.,;])", text, re.MULTILINE)[:1]
-
-
-def _plain(text: str) -> str:
-    """Take the marks of reStructuredText out of a text."""
-    return re.sub(r"(?::\w+:)?`+([^`]*)`+", r"\1", text)

@@ -134,7 +134,7 @@ def test_the_help_tells_types_and_owners(capsys):
     assert "--density DENSITY float for TIES (default: 0.2)" in text
     assert "list of float or None for FisherMerging (default: None)" in text
     merges = {cls.__name__: cls for _, cls in methods("merging")}
-    assert f"{{{','.join(merges)}}} default: WSM" in text
+    assert f"{', '.join(merges)} (default: WSM)" in text
     askers = [name for name, cls in merges.items() if "base" in cls.asks]
     assert "TIES" in askers
     assert f"what the files were trained from ({', '.join(askers)})" in text
