@@ -114,6 +114,8 @@ class Capture:
         """The layers whose outputs are kept."""
         self._listener: Listener | None = None
         self._records_module = self._repeats = False
+        self._in_term = False
+        """Whether a criterion runs that is a term of the loss: what it calls is a part of it."""
         self._patches: list[Patch | ClassPatch] = []
 
     def remove(self) -> None:
@@ -135,6 +137,13 @@ class Capture:
             # A change differs from step to step, so a compiled step must leave its graph here, once.
             on_call = None if path is not None else torch.compiler.disable(self._caught)  # type: ignore[no-untyped-call]  # torch
             self.mode = CriterionMode(on_call, self.trace)
+
+    def term(self, path: str) -> None:
+        """Catch a criterion that is a term of the loss, by its path."""
+        named = Named(self.module, path)
+        # Its gate differs from step to step, so a compiled step must leave its graph here.
+        around = torch.compiler.disable(partial(self._term, named))  # type: ignore[no-untyped-call]  # torch
+        self._patches.append(named.patch(around))
 
     def head(self, head: nn.Module) -> Patch:
         """Tap a head."""
@@ -209,7 +218,19 @@ class Capture:
         return None if Capture._closed else self._listener
 
     def _caught(self, call: Call) -> Tensor:
-        return call.value() if self._live is None else self._live.on_call(call)
+        return call.value() if self._live is None or self._in_term else self._live.on_call(call)
+
+    def _term(self, named: Named, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        outermost, self._in_term = not self._in_term, True
+        try:
+            result = inner(*args, **kwargs)
+        finally:
+            self._in_term = not outermost
+        if self._live is None or not outermost:
+            return result
+        value, rebuild = loss_in(result, named.path)
+        step: Any = self._live  # Of all listeners a training step alone has terms.
+        return rebuild(step.on_term(named.path, value))
 
     def _named_criterion(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         listener, named = self._live, self.named

@@ -33,8 +33,9 @@ class Criteria:
         self._gated.append(_Gate.apply(value, self))
         return self._gated[-1]
 
-    def changed(self, number: int, value: Tensor) -> Tensor:
+    def changed(self, before: Tensor, value: Tensor) -> Tensor:
         """Another value in place of one that the user's code got already, through a gate of its own."""
+        number = next(number for number, gated in enumerate(self._gated) if gated is before)
         self._values[number], self._gated[number] = value, _Gate.apply(value, self)
         return self._gated[number]
 

@@ -31,8 +31,8 @@ class Member:
     input: str | int | None = None
     batch_size: int | str | None = None
     sample_dim: int | None = None
-    criteria: bool = False
-    """Whether it combines the step's own criteria."""
+    criteria: bool | Sequence[str] = False
+    """Whether it combines the step's own criteria: torch's own, or also those with these paths."""
 
     @property
     def method(self) -> Callable[..., Any]:

@@ -33,13 +33,15 @@ class CombineTerms(StepCallback):
 
     Args:
         combination: the method, from ``gradients (K, P)`` or ``terms (K,)`` to weights (K,).
-        criteria: combine the criteria of your step. Torch's own are seen by themselves; name any other with
-            ``criterion=``.
+        criteria: combine the criteria of your step. True for torch's own, which are seen by themselves. If you have
+            others, their paths, ``["margin_loss", "net.prior"]``: methods or modules that return a loss. Each is then
+            one term, whatever it calls; torch's criteria outside of them are terms too.
 
     Raises:
-        ValueError: at the start of the training, if there is neither an added term nor ``criteria=True``; in the
-            training, if a step computes its loss from no criterion, or from others than the first step, and the method
-            keeps something of each term.
+        ValueError: at the start of the training, if there is neither an added term nor ``criteria=``, or nothing to
+            call at a path; in the training, if a step computes its loss from no criterion, or from others than the
+            first step, and the method keeps something of each term; in its first step, if a named one is not in the
+            loss.
 
     Example:
         >>> from lightning_objectives.combination import GradientAlignment
@@ -55,9 +57,11 @@ class CombineTerms(StepCallback):
 
     combination: nn.Module | Callable[..., Tensor]
     _: KW_ONLY
-    criteria: bool = False
+    criteria: bool | Sequence[str] = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.criteria, str):
+            raise ValueError(f"criteria={self.criteria!r} must be a list of paths: criteria=[{self.criteria!r}].")
         self._names: tuple[str, ...] | None = None
         """The criteria of the first step of the fit."""
 
@@ -105,19 +109,27 @@ class CombineTerms(StepCallback):
         return combined if penalty is None else combined + penalty.to(combined)
 
     def _check_names(self, step: Step) -> None:
-        """Refuse criteria that change, if the method keeps something of each term.
+        """Refuse criteria that are not in the loss, or that change, if the method keeps something of each term.
 
         Raises:
-            ValueError: with both.
+            ValueError: with what is missing, or with both.
         """
-        keeps = isinstance(self.combination, nn.Module) and self.combination.state_dict()
-        if step.criteria is None or not keeps:
+        if step.criteria is None:
             return
         names, first = tuple(step.criteria.names), self._names
-        self._names = names if first is None else first
-        if names != self._names:
+        if first is None:
+            self._names = names
+            missing = [path for path in (() if isinstance(self.criteria, bool) else self.criteria) if path not in names]
+            if missing:
+                raise ValueError(
+                    f"criteria names {', '.join(missing)}, whose value is not in the loss that "
+                    f"{type(step.module).__name__}.training_step returns: its terms are {', '.join(names)}. Leave out "
+                    "what is no part of the loss, or name the method that computes that part."
+                )
+        keeps = isinstance(self.combination, nn.Module) and self.combination.state_dict()
+        if keeps and names != self._names:
             raise ValueError(
                 f"The loss of this step has the criteria {', '.join(names)}, that of the first step had "
-                f"{', '.join(self._names)}, but {self.combination} keeps something of each. Compute the same criteria "
-                "in each step, times 0 where there is nothing to compare."
+                f"{', '.join(self._names or ())}, but {self.combination} keeps something of each. Compute the same "
+                "criteria in each step, times 0 where there is nothing to compare."
             )

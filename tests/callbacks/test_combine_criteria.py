@@ -293,3 +293,146 @@ def test_masked_infinite_losses_stay_out():
     net = trained(CombineTerms(ones, criteria=True), net=Masked)
     assert all(parameter.isfinite().all() for parameter in net.parameters())
     assert_close(net, trained(net=Masked))
+
+
+class Own(Tasks):
+    """Two losses of the user's own, a method and a module, and one of torch's outside of them."""
+
+    class Prior(nn.Module):
+        def forward(self, hidden):
+            return F.mse_loss(hidden, torch.zeros_like(hidden)) + hidden.abs().mean()
+
+    def __init__(self, tasks=lambda margin, prior, classes, rest: 0.3 * margin + 2 * prior + classes + rest):
+        super().__init__(tasks)
+        self.prior = self.Prior()
+
+    def margin_loss(self, scores, target):
+        """It calls one of torch's criteria, which is no term of its own."""
+        return {"loss": F.soft_margin_loss(scores, target.sign()) + F.mse_loss(scores, target) / 2, "scores": scores}
+
+    def terms(self, batch):
+        x, y = batch
+        hidden = self.body(x).tanh()
+        margin = self.margin_loss(self.second(hidden)[:, 0], x.sum(1))["loss"]
+        return margin, self.prior(hidden), F.cross_entropy(self.first(hidden), y), self.body.bias.square().sum()
+
+
+NAMES = ["margin_loss", "prior"]
+
+
+def test_named_criteria_are_terms_beside_those_of_torch():
+    seen = []
+
+    def weights(terms):
+        seen.append(len(terms))
+        return terms.new_tensor([3.0, 0.5, 2.0])
+
+    net = trained(CombineTerms(weights, criteria=NAMES), net=Own)
+    assert {*seen} == {3}
+    by_hand = lambda margin, prior, classes, rest: 0.9 * margin + prior + 2 * classes + rest  # noqa: E731
+    assert_close(net, trained(net=lambda: Own(by_hand)))
+
+
+def test_weights_of_one_leave_a_training_with_named_criteria_alone():
+    assert_close(trained(CombineTerms(ones, criteria=NAMES), net=Own), trained(net=Own))
+
+
+def test_without_their_names_the_criteria_inside_are_the_terms():
+    names = []
+
+    def watch(terms):
+        names.append(len(terms))
+        return torch.ones_like(terms)
+
+    trained(CombineTerms(watch, criteria=True), net=Own)
+    assert {*names} == {3}  # The two MSE and cross entropy; the soft margin loss is none that is seen.
+
+
+def test_a_gradient_method_on_named_criteria_is_that_by_hand():
+    class ByHand(Own):
+        def training_step(self, batch, batch_idx):
+            *terms, rest = self.terms(batch)
+            terms = [0.3 * terms[0], 2 * terms[1], terms[2]]
+            params = [*self.parameters()]
+            gradients = [torch.autograd.grad(t, params, retain_graph=True, allow_unused=True) for t in terms]
+            rows = torch.stack([flat(of_term, params) for of_term in gradients])
+            return sum(w * t for w, t in zip(by_length(rows), terms)) + rest
+
+    def by_length(gradients):
+        return 1 / gradients.norm(dim=1)
+
+    def flat(gradients, params):
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, params)])
+
+    assert_close(trained(CombineTerms(by_length, criteria=NAMES), net=Own), trained(net=ByHand))
+
+
+def test_another_callback_acts_on_the_criterion_of_torch_outside():
+    class ByHand(Own):
+        def terms(self, batch):
+            margin, prior, _, rest = super().terms(batch)
+            hidden = self.body(batch[0]).tanh()
+            return margin, prior, FocalLoss()(self.first(hidden), batch[1]).mean(), rest
+
+    net = trained(CombineTerms(ones, criteria=NAMES), ReplaceLoss(FocalLoss()), net=Own)
+    torch.testing.assert_close(net.state_dict(), trained(net=ByHand).state_dict(), rtol=0, atol=1e-6)
+
+
+def test_nothing_stays_patched_and_a_second_fit_is_the_same():
+    callback = CombineTerms(ones, criteria=NAMES)
+    net = trained(callback, net=Own)
+    assert "forward" not in vars(net.prior)
+    assert "margin_loss" not in vars(net)
+    assert_close(trained(callback, net=Own), trained(net=Own))
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["margin_loss", "lost"], "criterion='lost' names nothing callable on Own"),
+        (["prior", "first"], "criteria names first, whose value is not in the loss that Own.training_step returns"),
+    ],
+)
+def test_a_name_that_is_no_term_is_refused(names, why):
+    class Aside(Own):
+        def first_aside(self):
+            """Never in the loss."""
+
+        def training_step(self, batch, batch_idx):
+            return self.prior(self.body(batch[0]))
+
+    Aside.__name__ = "Own"
+    with pytest.raises(ValueError, match=why):
+        trained(CombineTerms(ones, criteria=names), net=Aside)
+
+
+def test_a_criterion_that_is_named_twice_is_refused():
+    both = CombineTerms(ones, criteria=NAMES), ReplaceLoss(FocalLoss(), criterion="margin_loss")
+    with pytest.raises(ValueError, match=r"criterion='margin_loss' is a term of the loss already\. Leave it out of"):
+        trained(*both, net=Own)
+
+
+def test_one_path_without_a_list_is_refused():
+    with pytest.raises(ValueError, match=r"criteria='prior' must be a list of paths: criteria=\['prior'\]"):
+        CombineTerms(ones, criteria="prior")
+
+
+def test_a_metric_before_the_criterion_of_torch_does_not_shift_the_terms():
+    class Measured(Own):
+        loss = staticmethod(F.cross_entropy)
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            hidden = self.body(x).tanh()
+            margin = self.margin_loss(self.second(hidden)[:, 0], x.sum(1))["loss"]
+            F.mse_loss(self.second(hidden)[:, 0], x.sum(1))
+            return margin + 2 * self.loss(self.first(hidden), y)
+
+    class ByHand(Measured):
+        @staticmethod
+        def loss(logits, target):
+            return 5 * FocalLoss()(logits, target).mean()
+
+    combine = CombineTerms(lambda terms: terms.new_tensor([1.0, 5.0]), criteria=["margin_loss"])
+    net = trained(combine, ReplaceLoss(FocalLoss()), net=Measured)
+    torch.testing.assert_close(net.state_dict(), trained(net=ByHand).state_dict(), rtol=0, atol=1e-6)
