@@ -46,6 +46,7 @@ ARGUMENTS = {
     "calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "classwise_calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "clip_to_norm": lambda: (table(4, 3),),
+    "breadcrumbs_merge": lambda: ([table(2, 3), table(2, 3)],),
     "dare_merge": lambda: ([table(2, 3), table(2, 3)],),
     "della_merge": lambda: ([table(2, 3), table(2, 3)],),
     "clip_to_weights": lambda: (table(4, 3), table(4, 3)),
@@ -72,6 +73,7 @@ ARGUMENTS = {
 }
 """The other arguments of functions that take no signals."""
 KEYWORDS = {
+    "breadcrumbs_merge": {"base": torch.zeros(2, 3)},
     "dare_merge": {"base": torch.zeros(2, 3)},
     "della_merge": {"base": torch.zeros(2, 3)},
     "fisher_merge": {"importance": [torch.ones(2, 3), torch.ones(2, 3)]},

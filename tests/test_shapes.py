@@ -283,6 +283,7 @@ ELSEWHERE = {
     "virtual_adversarial_loss",
     "sam_offsets",
     "asam_offsets",
+    "breadcrumbs_merge",
     "dare_merge",
     "della_merge",
     "magnitude_drop_rates",
