@@ -2,6 +2,16 @@
 
 from lightning_objectives.surveys.class_counts import ClassCounts, class_counts
 from lightning_objectives.surveys.class_means import ClassMeans, class_sums
+from lightning_objectives.surveys.feature_covariance import FeatureCovariance, feature_moments
 from lightning_objectives.surveys.fisher import Fisher, fisher_sums
 
-__all__ = ["ClassCounts", "ClassMeans", "Fisher", "class_counts", "class_sums", "fisher_sums"]
+__all__ = [
+    "ClassCounts",
+    "ClassMeans",
+    "FeatureCovariance",
+    "Fisher",
+    "class_counts",
+    "class_sums",
+    "feature_moments",
+    "fisher_sums",
+]
