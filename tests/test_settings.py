@@ -48,6 +48,7 @@ ARGUMENTS = {
     "purified_weights": lambda: (table(4, 3).softmax(1),),
     "soft_score_labels": lambda: (torch.rand(4), torch.rand(4)),
     "clip_to_norm": lambda: (table(4, 3),),
+    "breadcrumbs_merge": lambda: ([table(2, 3), table(2, 3)],),
     "dare_merge": lambda: ([table(2, 3), table(2, 3)],),
     "della_merge": lambda: ([table(2, 3), table(2, 3)],),
     "clip_to_weights": lambda: (table(4, 3), table(4, 3)),
@@ -78,6 +79,7 @@ ARGUMENTS = {
 """The other arguments of functions that take no signals."""
 KEYWORDS = {
     "soft_score_labels": {"levels": 5},
+    "breadcrumbs_merge": {"base": torch.zeros(2, 3)},
     "dare_merge": {"base": torch.zeros(2, 3)},
     "della_merge": {"base": torch.zeros(2, 3)},
     "fisher_merge": {"importance": [torch.ones(2, 3), torch.ones(2, 3)]},

@@ -67,6 +67,7 @@ from lightning_objectives.regularizers import (
     spectral_decoupling,
 )
 from lightning_objectives.shapes import check_shapes, forms
+from lightning_objectives.surveys import feature_moments
 from lightning_objectives.testing import build
 from lightning_objectives.testing.signals import call, example_signals
 from lightning_objectives.weighting import loss_based_weights
@@ -144,6 +145,7 @@ WRONG = {
     log_partition_penalty: {**ONE_TABLE, "no class": (table(4, 0),)},
     spectral_decoupling: ONE_TABLE,
     confidence_penalty: ONE_TABLE,
+    feature_moments: ONE_TABLE,
     distance_covariance: WITH_GROUPS,
     multi_sample_dropout: {name: (x, torch.nn.Identity()) for name, x in {"none": ZERO, "one": table(3)}.items()},
     gradient_alignment: {**ONE_TABLE, "no term": (table(0, 3),)},
@@ -289,6 +291,7 @@ ELSEWHERE = {
     "sam_offsets",
     "selected_weights",
     "asam_offsets",
+    "breadcrumbs_merge",
     "dare_merge",
     "della_merge",
     "magnitude_drop_rates",

@@ -6,6 +6,7 @@ from lightning_objectives.merging.dare import DARE, dare_merge
 from lightning_objectives.merging.della import DELLA, della_merge, magnitude_drop_rates
 from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_merge
 from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
+from lightning_objectives.merging.model_breadcrumbs import ModelBreadcrumbs, breadcrumbs_merge
 from lightning_objectives.merging.model_stock import ModelStock, model_stock_merge
 from lightning_objectives.merging.slerp import SLERP, slerp_merge
 from lightning_objectives.merging.task_arithmetic import TaskArithmetic, task_arithmetic_merge
@@ -22,10 +23,12 @@ __all__ = [
     "WSM",
     "FisherMerging",
     "GreedySoup",
+    "ModelBreadcrumbs",
     "ModelStock",
     "TaskArithmetic",
     "UniformSoup",
     "WeightedAverage",
+    "breadcrumbs_merge",
     "dare_merge",
     "della_merge",
     "export_checkpoint",

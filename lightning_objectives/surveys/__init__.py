@@ -2,16 +2,19 @@
 
 from lightning_objectives.surveys.class_counts import ClassCounts, class_counts
 from lightning_objectives.surveys.class_means import ClassMeans, class_sums
+from lightning_objectives.surveys.feature_covariance import FeatureCovariance, feature_moments
 from lightning_objectives.surveys.fisher import Fisher, fisher_sums
 from lightning_objectives.surveys.naive_bayes import NaiveBayesHead, naive_bayes_sums, naive_bayes_weights
 
 __all__ = [
     "ClassCounts",
     "ClassMeans",
+    "FeatureCovariance",
     "Fisher",
     "NaiveBayesHead",
     "class_counts",
     "class_sums",
+    "feature_moments",
     "fisher_sums",
     "naive_bayes_sums",
     "naive_bayes_weights",
