@@ -55,6 +55,7 @@ ARGUMENTS = {
     "fisher_merge": lambda: ([table(2, 3), table(2, 3)],),
     "greedy_soup_coefficients": lambda: ([1, 2], lambda coefficients: 0.0),
     "magnitude_drop_rates": lambda: (table(2, 3),),
+    "margin_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "mixed_statistics": lambda: (table(4, 3), torch.zeros(3), torch.ones(3)),
     "negative_log_likelihood": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "polyak_weight": lambda: (10,),
