@@ -62,7 +62,7 @@ class LAC(SetPredictor):
     so of :math:`1 - \alpha` in one fit.
     Cost: a softmax.
     Interactions: a calibration before it changes the sets, not the coverage. To use one, pass the logarithms of its
-    probabilities. A row with a NaN or an infinite logit gives a set of all classes; a logit of -inf is a class of
+    probabilities. A row with a NaN or a logit of inf gives a set of all classes; a logit of -inf is a class of
     probability 0.
 
     Example:
@@ -75,11 +75,10 @@ class LAC(SetPredictor):
                 [False,  True, False]])
 
     Paper: Sadinle, Lei and Wasserman, Least Ambiguous Set-Valued Classifiers with Bounded Error Levels, JASA 2019,
-    https://arxiv.org/abs/1609.00451. We could read its abstract and other libraries' code (MAPIE, TorchCP), not its
-    formulas.
+    https://arxiv.org/abs/1609.00451. We could read its abstract and the code of MAPIE and TorchCP, not its formulas.
 
-    Differs from the paper: the threshold is of the total coverage only, not one for each class. Empty sets get the
-    top class, and nothing else changes; the paper's accretive completion lowers thresholds instead.
+    Differs from the paper: one threshold for all classes, not one for each, which the paper has too. Without empty sets
+    these get the top class; whether that is one of the paper's two ways to fill them we could not check.
     """
 
     family = "uncertainty"
