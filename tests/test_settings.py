@@ -58,6 +58,7 @@ ARGUMENTS = {
     "fisher_merge": lambda: ([table(2, 3), table(2, 3)],),
     "greedy_soup_coefficients": lambda: ([1, 2], lambda coefficients: 0.0),
     "magnitude_drop_rates": lambda: (table(2, 3),),
+    "margin_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "mixed_statistics": lambda: (table(4, 3), torch.zeros(3), torch.ones(3)),
     "naive_bayes_weights": lambda: (table(3, 4), torch.ones(3), torch.full((4,), 9.0)),
     "negative_log_likelihood": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),

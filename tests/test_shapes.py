@@ -54,12 +54,13 @@ from lightning_objectives.metrics import (
     calibration_error,
     classification_rows,
     fpr_at_95_tpr,
+    margin_error,
     negative_log_likelihood,
     ood_scores,
     rank_me,
     top_k_accuracy,
 )
-from lightning_objectives.prediction_sets import aps_scores, conformal_quantile, raps_scores
+from lightning_objectives.prediction_sets import aps_scores, conformal_quantile, lac_scores, raps_scores
 from lightning_objectives.regularizers import (
     confidence_penalty,
     distance_covariance,
@@ -205,8 +206,10 @@ WRONG = {
         "whole numbers": (classes(4, 3), table(4)),
         "no class": (table(4, 0), table(4)),
     },
+    lac_scores: {**ONE_TABLE, "whole numbers": (classes(4, 3),), "no class": (table(4, 0),)},
     conformal_quantile: {"no dimension": (ZERO,), "a table": (table(4, 1),), "int": (classes(4),)},
     brier_score: WITH_TARGET,
+    margin_error: {**WITH_TARGET, **ONE_CLASS},
     negative_log_likelihood: WITH_TARGET,
     top_k_accuracy: WITH_TARGET,
     fpr_at_95_tpr: {

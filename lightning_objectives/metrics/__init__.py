@@ -11,6 +11,7 @@ from lightning_objectives.metrics.classwise_calibration_error import (
     ClasswiseCalibrationError,
     classwise_calibration_error,
 )
+from lightning_objectives.metrics.margin_error import MarginError, margin_error
 from lightning_objectives.metrics.negative_log_likelihood import NegativeLogLikelihood, negative_log_likelihood
 from lightning_objectives.metrics.neural_collapse import NeuralCollapse, neural_collapse
 from lightning_objectives.metrics.ood_detection import OODDetection, fpr_at_95_tpr, ood_scores
@@ -25,6 +26,7 @@ __all__ = [
     "CalibrationError",
     "ClassificationRows",
     "ClasswiseCalibrationError",
+    "MarginError",
     "NegativeLogLikelihood",
     "NeuralCollapse",
     "OODDetection",
@@ -39,6 +41,7 @@ __all__ = [
     "default_metrics",
     "fpr_at_95_tpr",
     "linear_cka",
+    "margin_error",
     "negative_log_likelihood",
     "neural_collapse",
     "ood_scores",
