@@ -75,10 +75,10 @@ class LAC(SetPredictor):
                 [False,  True, False]])
 
     Paper: Sadinle, Lei and Wasserman, Least Ambiguous Set-Valued Classifiers with Bounded Error Levels, JASA 2019,
-    https://arxiv.org/abs/1609.00451. We could read its abstract and the code of MAPIE and TorchCP, not its formulas.
+    https://arxiv.org/abs/1609.00451. The formula is that of MAPIE and TorchCP.
 
-    Differs from the paper: one threshold for all classes, not one for each, which the paper has too. Without empty sets
-    these get the top class; whether that is one of the paper's two ways to fill them we could not check.
+    Differs from the paper: one threshold for all classes, not one for each, which the paper has too. Not checked at the
+    source: the paper's formulas, and whether the top class of an empty set is one of its two ways to fill it.
     """
 
     family = "uncertainty"

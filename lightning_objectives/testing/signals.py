@@ -129,6 +129,8 @@ def arguments(method: Callable[..., Any], signals: dict[str, Any]) -> dict[str, 
 def _remembered(method: Any, signals: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
     """What the method remembers of new samples, and of all samples of a data set."""
     remembers = getattr(method, "remembers", {})
+    if not remembers:
+        return {"memory": {}, "memory_bank": {}}
     lengths = Counter(len(signals[name]) for name in BY_ROW if signals[name].dim())
     ((rows, _),) = lengths.most_common(1)  # One signal may have another length, to be refused.
     sizes: dict[Any, int] = {"C": signals["head"].out_features}
