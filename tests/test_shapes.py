@@ -314,6 +314,7 @@ ELSEWHERE = {
     "neural_collapse",
     "frechet_mean_logits",
     "linear_cka",
+    "stable_rank",
     "schedule_rates",
     "mixed_logits",
     "classwise_calibration_error",
