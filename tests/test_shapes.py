@@ -314,6 +314,8 @@ ELSEWHERE = {
     "neural_collapse",
     "frechet_mean_logits",
     "linear_cka",
+    "h_calibration_loss",
+    "stable_rank",
     "schedule_rates",
     "mixed_logits",
     "classwise_calibration_error",

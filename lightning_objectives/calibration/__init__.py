@@ -2,6 +2,7 @@
 
 from lightning_objectives.calibration.bbq import BBQ, averaged_quantile_bins
 from lightning_objectives.calibration.dirichlet_calibration import DirichletCalibration
+from lightning_objectives.calibration.h_calibration import HCalibration, h_calibration_loss
 from lightning_objectives.calibration.histogram_binning import HistogramBinning, binned_rates
 from lightning_objectives.calibration.isotonic_calibration import IsotonicCalibration, isotonic_regression
 from lightning_objectives.calibration.matrix_scaling import MatrixScaling, best_matrix_and_bias
@@ -13,6 +14,7 @@ from lightning_objectives.calibration.vector_scaling import VectorScaling, best_
 __all__ = [
     "BBQ",
     "DirichletCalibration",
+    "HCalibration",
     "HistogramBinning",
     "IsotonicCalibration",
     "MatrixScaling",
@@ -25,6 +27,7 @@ __all__ = [
     "best_scale_and_bias",
     "best_temperature",
     "binned_rates",
+    "h_calibration_loss",
     "isotonic_regression",
     "sigmoid_scale_and_bias",
     "spline_recalibration",

@@ -16,6 +16,7 @@ from lightning_objectives.metrics.negative_log_likelihood import NegativeLogLike
 from lightning_objectives.metrics.neural_collapse import NeuralCollapse, neural_collapse
 from lightning_objectives.metrics.ood_detection import OODDetection, fpr_at_95_tpr, ood_scores
 from lightning_objectives.metrics.rank_me import RankMe, rank_me
+from lightning_objectives.metrics.stable_rank import StableRank, stable_rank
 from lightning_objectives.metrics.top_k_accuracy import TopKAccuracy, top_k_accuracy
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "NeuralCollapse",
     "OODDetection",
     "RankMe",
+    "StableRank",
     "TopKAccuracy",
     "adaptive_calibration_error",
     "aurc",
@@ -48,5 +50,6 @@ __all__ = [
     "rank_me",
     "regression_metrics",
     "set_metrics",
+    "stable_rank",
     "top_k_accuracy",
 ]

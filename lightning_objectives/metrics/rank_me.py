@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_objectives.metrics._sums import WITHOUT_FLOAT64, Sums
+from lightning_objectives.metrics._products import FeatureProducts
 from lightning_objectives.shapes import check_shapes
 
 _EPSILON = 1e-7
@@ -47,7 +47,7 @@ def _effective_rank(singular_values: Tensor) -> Tensor:
     return rank if len(p) else rank.new_full((), torch.nan)
 
 
-class RankMe(Sums):
+class RankMe(FeatureProducts):
     """Measures collapse without labels: over how many directions the features of the head's input spread.
 
     The value is that of :func:`rank_me` over all rows of all batches and ranks. The metric adds up the products of the
@@ -82,28 +82,6 @@ class RankMe(Sums):
     higher_is_better = True
     plot_lower_bound = 1.0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._add_sum("count", torch.tensor(0))
-        self._add_sum("products", torch.zeros((), dtype=torch.float64))
-
-    def update(self, features: Tensor) -> None:
-        """Add a batch of features (N, D)."""
-        check_shapes(features=features)
-        known = self._sum("products").shape
-        if known and known[0] != features.shape[1]:
-            raise ValueError(
-                f"features of the shape {tuple(features.shape)} have {features.shape[1]} columns, but those before had "
-                f"{known[0]}. Use one {type(self).__name__} for each."
-            )
-        wide = torch.float32 if features.device.type in WITHOUT_FLOAT64 else torch.float64
-        z = features.detach().to(wide)
-        self._add(count=len(z), products=z.T @ z)
-
     def compute(self) -> Tensor:
         """The effective rank of all rows, () float32."""
-        products, count = self._sum("products").cpu().double(), int(self._sum("count"))
-        if not count or not products.isfinite().all():
-            return torch.full((), torch.nan, device=self.device)
-        squares = torch.linalg.eigvalsh(products).flip(0)[:count]
-        return _effective_rank(squares.clamp_min(0).sqrt()).to(self.device)
+        return _effective_rank(self._singular_values()).to(self.device)

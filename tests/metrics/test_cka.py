@@ -176,7 +176,7 @@ def test_two_in_a_collection_stay_apart():
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_ranks_about_their_own_first_rows_equal_one(tmp_path):
     torch.multiprocessing.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2)
 
