@@ -15,6 +15,7 @@ from lightning_objectives.distillation.pkt import PKT, pkt_loss
 from lightning_objectives.distillation.rkd import RKD, rkd_loss
 from lightning_objectives.distillation.similarity_preserving import SimilarityPreserving, similarity_preserving_loss
 from lightning_objectives.distillation.sinkhorn_kd import SinkhornKD, sinkhorn_kd
+from lightning_objectives.distillation.token_relation import TokenRelationDistillation
 from lightning_objectives.distillation.vanilla_kd import VanillaKD, vanilla_kd
 from lightning_objectives.distillation.vid import VID
 
@@ -35,6 +36,7 @@ __all__ = [
     "NormalizedKD",
     "SimilarityPreserving",
     "SinkhornKD",
+    "TokenRelationDistillation",
     "VanillaKD",
     "attention_distance",
     "balanced_divergence_kd",
