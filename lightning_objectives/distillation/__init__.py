@@ -7,6 +7,7 @@ from lightning_objectives.distillation.crd import CRD
 from lightning_objectives.distillation.dist import DIST, dist_loss
 from lightning_objectives.distillation.dkd import DKD, dkd
 from lightning_objectives.distillation.dual_head import DualHead, dual_head_loss
+from lightning_objectives.distillation.ensemble_teacher import EnsembleTeacher
 from lightning_objectives.distillation.fit_nets import FitNets
 from lightning_objectives.distillation.mutual_information import MutualInformationDistillation
 from lightning_objectives.distillation.norm_direction import NormDirectionDistillation
@@ -30,6 +31,7 @@ __all__ = [
     "BalancedDivergenceKD",
     "BinaryKL",
     "DualHead",
+    "EnsembleTeacher",
     "FitNets",
     "MutualInformationDistillation",
     "NormDirectionDistillation",
