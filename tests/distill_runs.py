@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_objectives.callbacks import CombineTerms, Distill
 from lightning_objectives.combination import GradientAlignment
-from lightning_objectives.distillation import DualHead, VanillaKD
+from lightning_objectives.distillation import CRD, DualHead, VanillaKD
 
 
 def teacher():
@@ -41,7 +41,14 @@ def joined(devices):
     return results
 
 
+def banks(devices):
+    """Each process draws negatives of its own, and all remember the vectors of all samples."""
+    callback = Distill(CRD(negatives=5), teacher=teacher())
+    result = train(callback, batches=Strided(), devices=devices)
+    return {"banks": {**result, **callback.state_dict()}}
+
+
 if __name__ == "__main__":
-    results = joined(2)
+    results = {"joined": joined, "banks": banks}[sys.argv[1]](2)
     rank = next(iter(results.values()))["rank"]
     torch.save(results, Path(sys.argv[2]) / f"rank{rank}.pt")

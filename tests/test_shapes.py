@@ -37,7 +37,7 @@ from lightning_objectives.combination import (
     upgrad_weights,
 )
 from lightning_objectives.discovery import ROOMS, methods
-from lightning_objectives.distillation import binary_kl, dual_head_loss, vanilla_kd
+from lightning_objectives.distillation import balanced_divergence_kd, binary_kl, dual_head_loss, vanilla_kd
 from lightning_objectives.gradients import (
     ComponentwiseGradClip,
     OrthogonalGradient,
@@ -143,6 +143,7 @@ WRONG = {
     binary_kl: TWO_TABLES,
     dual_head_loss: TWO_TABLES,
     vanilla_kd: TWO_CLASSES,
+    balanced_divergence_kd: TWO_CLASSES,
     log_partition_penalty: {**ONE_TABLE, "no class": (table(4, 0),)},
     spectral_decoupling: ONE_TABLE,
     confidence_penalty: ONE_TABLE,
