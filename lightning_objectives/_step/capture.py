@@ -1,11 +1,11 @@
 """Shows the calls of the head, the criterion and the network during a step of the user's, training or evaluation."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -138,12 +138,21 @@ class Capture:
             on_call = None if path is not None else torch.compiler.disable(self._caught)  # type: ignore[no-untyped-call]  # torch
             self.mode = CriterionMode(on_call, self.trace)
 
-    def term(self, path: str) -> None:
-        """Catch a criterion that is a term of the loss, by its path."""
-        named = Named(self.module, path)
-        # Its gate differs from step to step, so a compiled step must leave its graph here.
-        around = torch.compiler.disable(partial(self._term, named))  # type: ignore[no-untyped-call]  # torch
-        self._patches.append(named.patch(around))
+    def terms(self, paths: Sequence[str]) -> None:
+        """Catch criteria that are terms of the loss, by their paths.
+
+        Raises:
+            ValueError: there is nothing callable under a path, or it is the criterion that callbacks act on.
+        """
+        for path in dict.fromkeys(paths):
+            if self.named is not None and path == self.named.path:
+                raise ValueError(
+                    f"criterion={path!r} is a term of the loss already. Leave it out of criteria={list(paths)}."
+                )
+            named = Named(self.module, path)
+            # Its gate differs from step to step, so a compiled step must leave its graph here.
+            around = torch.compiler.disable(partial(self._term, named))  # type: ignore[no-untyped-call]  # torch
+            self._patches.append(named.patch(around))
 
     def head(self, head: nn.Module) -> Patch:
         """Tap a head."""
@@ -229,8 +238,8 @@ class Capture:
         if self._live is None or not outermost:
             return result
         value, rebuild = loss_in(result, named.path)
-        step: Any = self._live  # Of all listeners a training step alone has terms.
-        return rebuild(step.on_term(named.path, value))
+        criteria = cast(Any, self._live).criteria  # Of all listeners a training step alone has terms.
+        return result if criteria is None or not value.requires_grad else rebuild(criteria.gated(named.path, value))
 
     def _named_criterion(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         listener, named = self._live, self.named

@@ -5,7 +5,7 @@ order of the callbacks does not matter.
 """
 
 import re
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 from typing import Any, ClassVar
@@ -186,7 +186,7 @@ class Plan:
         if self.catches or combining is not None:
             self.capture.criterion(self.option("criterion"))
         if combining is not None and not isinstance(combining.criteria, bool):
-            self._name_terms(combining.criteria)
+            self.capture.terms(combining.criteria)
         if self.catches:
             self.host = HostCopies(self.trainer)
             self._undo.append(self.host.remove)
@@ -209,14 +209,6 @@ class Plan:
         self.extras.build(self._methods(), self.head)
         self._undo.append(self.extras.detach)
         rank_zero_info(self.line)
-
-    def _name_terms(self, paths: Sequence[str]) -> None:
-        for path in dict.fromkeys(paths):
-            if path == self.option("criterion"):
-                raise ValueError(
-                    f"criterion={path!r} is a term of the loss already. Leave it out of criteria={list(paths)}."
-                )
-            self.capture.term(path)
 
     def _methods(self) -> dict[str, nn.Module]:
         """The methods that are modules, by names that other callbacks do not change: checkpoints keep these names."""

@@ -153,10 +153,6 @@ class Step(CalledSignals):
         # In-place changes by the user's code must not reach the losses that are weighted afterwards.
         return value if self._late is late else value.clone()
 
-    def on_term(self, name: str, value: Tensor) -> Tensor:
-        """Give a value to the user's code for a criterion that is a term of the loss by its name."""
-        return value if self.criteria is None or not value.requires_grad else self.criteria.gated(name, value)
-
     def _chosen_value(self, call: Call) -> Tensor:
         """The value of the call that the callbacks act on."""
         self.plan.caught_calls += 1
