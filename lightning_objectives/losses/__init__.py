@@ -13,6 +13,7 @@ from lightning_objectives.losses.cos_face import CosFaceLoss, cos_face_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
 from lightning_objectives.losses.dice import DiceLoss, dice_loss
 from lightning_objectives.losses.dynamic_fine_tuning import DynamicFineTuningLoss, dynamic_fine_tuning_loss
+from lightning_objectives.losses.edit_invariant_sequence import EditInvariantSequenceLoss, edit_invariant_sequence_loss
 from lightning_objectives.losses.f_divergence_sft import FDivergenceSFTLoss, f_divergence_sft_loss
 from lightning_objectives.losses.fixed_predictor_rejection import FixedPredictorRejection
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
@@ -66,6 +67,7 @@ __all__ = [
     "DecoupledSoftmaxLoss",
     "DiceLoss",
     "DynamicFineTuningLoss",
+    "EditInvariantSequenceLoss",
     "FDivergenceSFTLoss",
     "FixedPredictorRejection",
     "FocalLoss",
@@ -110,6 +112,7 @@ __all__ = [
     "decoupled_softmax_loss",
     "dice_loss",
     "dynamic_fine_tuning_loss",
+    "edit_invariant_sequence_loss",
     "f_divergence_sft_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
