@@ -46,6 +46,10 @@ from lightning_objectives.losses.progressive_purification import (
 from lightning_objectives.losses.progressive_self_kd import ProgressiveSelfKD, progressive_self_kd_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
+from lightning_objectives.losses.smooth_adversarial_comp_sum import (
+    SmoothAdversarialCompSumLoss,
+    smooth_adversarial_comp_sum_loss,
+)
 from lightning_objectives.losses.soft_score_label import SoftScoreLabelLoss, soft_score_label_loss, soft_score_labels
 from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
 from lightning_objectives.losses.stable_max import StableMaxLoss, stable_max_loss
@@ -90,6 +94,7 @@ __all__ = [
     "ProgressiveSelfKD",
     "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
+    "SmoothAdversarialCompSumLoss",
     "SoftScoreLabelLoss",
     "SoftTopKLoss",
     "StableMaxLoss",
@@ -135,6 +140,7 @@ __all__ = [
     "score_gaps",
     "self_adjusting_dice_loss",
     "sigmoid_focal_loss",
+    "smooth_adversarial_comp_sum_loss",
     "soft_score_label_loss",
     "soft_score_labels",
     "soft_top_k_loss",

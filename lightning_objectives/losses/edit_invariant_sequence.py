@@ -109,7 +109,7 @@ def _of_size(
         scores = means - drawn.log().to(fits.device, non_blocking=True)
     chosen = scores.masked_fill(~counts[:, :, None], torch.finfo(scores.dtype).min).softmax(1)
     found = _mean((chosen * means).sum(1), counts)
-    return torch.where(counts.any(1) & (places.sum(1) > n), found, of_all)
+    return torch.where(counts.any(1), found, of_all)
 
 
 def _mean(values: Tensor, counts: Tensor) -> Tensor:
