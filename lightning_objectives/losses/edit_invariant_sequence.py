@@ -119,7 +119,7 @@ def _mean(values: Tensor, counts: Tensor) -> Tensor:
 
 def _check(ngrams: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(ngrams)
-    if not sizes or not all(size == int(size) >= 1 for size in sizes):
+    if not sizes or not all(size >= 1 and size % 1 == 0 for size in sizes):
         raise ValueError(f"ngrams={ngrams} must hold one size or more, each a whole number >= 1.")
     return sizes
 
