@@ -45,6 +45,7 @@ ARGUMENTS = {
     "brier_score": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "classwise_calibration_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
+    "false_head_rate": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),
     "purified_weights": lambda: (table(4, 3).softmax(1),),
     "soft_score_labels": lambda: (torch.rand(4), torch.rand(4)),
     "clip_to_norm": lambda: (table(4, 3),),

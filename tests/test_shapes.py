@@ -270,6 +270,7 @@ ELSEWHERE = {
     "risk_threshold",
     "progressive_self_kd_loss",
     "candidate_weights",
+    "false_head_rate",
     "soft_score_labels",
     "purified_weights",
     "post_hoc_ema",

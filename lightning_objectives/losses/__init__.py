@@ -13,6 +13,7 @@ from lightning_objectives.losses.cos_face import CosFaceLoss, cos_face_loss
 from lightning_objectives.losses.decoupled_softmax import DecoupledSoftmaxLoss, decoupled_softmax_loss
 from lightning_objectives.losses.dice import DiceLoss, dice_loss
 from lightning_objectives.losses.dynamic_fine_tuning import DynamicFineTuningLoss, dynamic_fine_tuning_loss
+from lightning_objectives.losses.edit_invariant_sequence import EditInvariantSequenceLoss, edit_invariant_sequence_loss
 from lightning_objectives.losses.f_divergence_sft import FDivergenceSFTLoss, f_divergence_sft_loss
 from lightning_objectives.losses.fixed_predictor_rejection import FixedPredictorRejection
 from lightning_objectives.losses.focal import FocalLoss, focal_loss
@@ -45,6 +46,10 @@ from lightning_objectives.losses.progressive_purification import (
 from lightning_objectives.losses.progressive_self_kd import ProgressiveSelfKD, progressive_self_kd_loss
 from lightning_objectives.losses.self_adjusting_dice import SelfAdjustingDiceLoss, self_adjusting_dice_loss
 from lightning_objectives.losses.sigmoid_focal import SigmoidFocalLoss, sigmoid_focal_loss
+from lightning_objectives.losses.smooth_adversarial_comp_sum import (
+    SmoothAdversarialCompSumLoss,
+    smooth_adversarial_comp_sum_loss,
+)
 from lightning_objectives.losses.soft_score_label import SoftScoreLabelLoss, soft_score_label_loss, soft_score_labels
 from lightning_objectives.losses.soft_top_k import SoftTopKLoss, soft_top_k_loss
 from lightning_objectives.losses.stable_max import StableMaxLoss, stable_max_loss
@@ -66,6 +71,7 @@ __all__ = [
     "DecoupledSoftmaxLoss",
     "DiceLoss",
     "DynamicFineTuningLoss",
+    "EditInvariantSequenceLoss",
     "FDivergenceSFTLoss",
     "FixedPredictorRejection",
     "FocalLoss",
@@ -88,6 +94,7 @@ __all__ = [
     "ProgressiveSelfKD",
     "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
+    "SmoothAdversarialCompSumLoss",
     "SoftScoreLabelLoss",
     "SoftTopKLoss",
     "StableMaxLoss",
@@ -110,6 +117,7 @@ __all__ = [
     "decoupled_softmax_loss",
     "dice_loss",
     "dynamic_fine_tuning_loss",
+    "edit_invariant_sequence_loss",
     "f_divergence_sft_loss",
     "focal_loss",
     "generalized_cross_entropy_loss",
@@ -132,6 +140,7 @@ __all__ = [
     "score_gaps",
     "self_adjusting_dice_loss",
     "sigmoid_focal_loss",
+    "smooth_adversarial_comp_sum_loss",
     "soft_score_label_loss",
     "soft_score_labels",
     "soft_top_k_loss",

@@ -35,7 +35,7 @@ def comp_sum_loss(logits: Tensor, target: Tensor, *, tau: float) -> Tensor:
     Paper: Mao, Mohri and Zhong, Cross-Entropy Loss Functions: Theoretical Analysis and Applications, ICML 2023,
     https://arxiv.org/abs/2304.07288.
 
-    Differs from the paper: without its adversarial form.
+    Differs from the paper: its adversarial form is a method of its own, ``SmoothAdversarialCompSumLoss``.
     """
     _check(tau)
     return of_target(lambda log_p: power_loss(log_p, tau - 1), target, log_probabilities(logits, target))

@@ -11,6 +11,7 @@ from lightning_objectives.metrics.classwise_calibration_error import (
     ClasswiseCalibrationError,
     classwise_calibration_error,
 )
+from lightning_objectives.metrics.false_head_rate import FalseHeadRate, false_head_rate
 from lightning_objectives.metrics.margin_error import MarginError, margin_error
 from lightning_objectives.metrics.negative_log_likelihood import NegativeLogLikelihood, negative_log_likelihood
 from lightning_objectives.metrics.neural_collapse import NeuralCollapse, neural_collapse
@@ -27,6 +28,7 @@ __all__ = [
     "CalibrationError",
     "ClassificationRows",
     "ClasswiseCalibrationError",
+    "FalseHeadRate",
     "MarginError",
     "NegativeLogLikelihood",
     "NeuralCollapse",
@@ -41,6 +43,7 @@ __all__ = [
     "classification_rows",
     "classwise_calibration_error",
     "default_metrics",
+    "false_head_rate",
     "fpr_at_95_tpr",
     "linear_cka",
     "margin_error",
