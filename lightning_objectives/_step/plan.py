@@ -279,6 +279,7 @@ class Plan:
 
         def run() -> Any:
             self.capture.on_recompute = None
+            self.capture.changes.clear()
             return Step(self, batch, index, of_batch).run(inner, args, kwargs)
 
         moving = [m for m in self.members if m.place == "perturbation" and m.active(self.trainer.global_step)]
