@@ -71,7 +71,7 @@ def options(card: Card) -> dict[str, str]:
         # What a method changes may be the end of a branch alone, as the last BatchNorm of a residual block.
         given["layers"] = '"backbone.layer*.*.bn2"' if card.cls.defines("call") else '"backbone.layer*"'
     if hasattr(card.cls, "draw_layer"):
-        given["layers"] = '["backbone.layer1", "backbone.layer2"]'
+        given["layers"] = '"backbone.layer1"'
     if issubclass(card.cls, Combination):
         given["criteria"] = "True"
     if issubclass(card.cls, Merge):

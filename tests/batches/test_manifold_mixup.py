@@ -91,6 +91,7 @@ def manifold(*others, layers=("first", "second"), net=Deep, **settings):
 def test_a_training_is_the_authors_loop():
     ours, drawn = manifold(), list(DRAWN)
     assert {number for number, *_ in drawn} == {0, 1, 2}
+    assert len({float(weight[0, 0]) for *_, weight in drawn}) == 12  # each batch has a share of its own
     by_hand, _ = fit(net=lambda: ByHand(drawn), max_epochs=4)
     torch.testing.assert_close(weights(ours), weights(by_hand))
 
