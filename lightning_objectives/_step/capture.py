@@ -186,6 +186,11 @@ class Capture:
             if patch is not None:
                 patch.remove()
 
+    def begin(self) -> None:
+        """Forget how the parts of the pass before run again."""
+        self.on_recompute = None
+        self.changes.clear()
+
     def forget(self) -> None:
         """Drop all tensors of a step."""
         self.trace.stop()
