@@ -70,6 +70,8 @@ def options(card: Card) -> dict[str, str]:
     if issubclass(card.cls, Surgery) and not card.cls.changes:
         # What a method changes may be the end of a branch alone, as the last BatchNorm of a residual block.
         given["layers"] = '"backbone.layer*.*.bn2"' if card.cls.defines("call") else '"backbone.layer*"'
+    if hasattr(card.cls, "draw_layer"):
+        given["layers"] = '"backbone.layer1"'
     if issubclass(card.cls, Combination):
         given["criteria"] = "True"
     if issubclass(card.cls, Merge):

@@ -145,6 +145,10 @@ class BatchTransform(Method, nn.Module):
     by_process = "each process mixes its own rows, by draws of its own"
     keeps_size: ClassVar[bool] = True
     """Whether the inputs keep their size; if not, only criteria that compare whole samples fit."""
+    draw_layer: Callable[..., int]
+    """``(layers, generator) -> int``: draws for each batch what is mixed. 0 stands for the inputs, and k for the output
+    of the k-th of the layers that the user names, which ``forward`` then gets as ``inputs (N, ...)``. A method without
+    it mixes the inputs."""
     forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 

@@ -282,6 +282,7 @@ ELSEWHERE = {
     "early_learning_penalty",
     "past_cross_entropy",
     "early_learning_targets",
+    "jensen_shannon_divergence",
     "r_drop",
     "symmetric_kl",
     "gaussian_shape",

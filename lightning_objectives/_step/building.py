@@ -24,6 +24,11 @@ class Building(Member):
     """Whether the method's parts are built."""
 
     @property
+    def needs_layers(self) -> bool:
+        """Whether the user must name layers."""
+        return "hidden" in self.signals
+
+    @property
     def builds(self) -> bool:
         """Whether the method builds parts of its own."""
         return hasattr(self.method, "build")
@@ -41,7 +46,7 @@ class Building(Member):
             ValueError: the method asks for them and none is named, or one lies in a compiled module.
         """
         self.taps = ()
-        if "hidden" not in self.signals:
+        if not self.needs_layers:
             return
         if self.layers is None:
             raise ValueError(

@@ -112,6 +112,8 @@ class Capture:
         the head alone."""
         self.taps: list[Tap] = []
         """The layers whose outputs are kept."""
+        self.changes: dict[Tap, Callable[[Any], Any]] = {}
+        """What the layers return in place of their outputs, in this step and where a part of it runs again."""
         self._listener: Listener | None = None
         self._records_module = self._repeats = False
         self._in_term = False
@@ -193,6 +195,11 @@ class Capture:
             if patch is not None:
                 patch.remove()
 
+    def begin(self) -> None:
+        """Forget how the parts of the pass before run again."""
+        self.on_recompute = None
+        self.changes.clear()
+
     def forget(self) -> None:
         """Drop all tensors of a step."""
         self.trace.stop()
@@ -266,13 +273,19 @@ class Capture:
     def _head(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._live is not None:
             return self._live.on_head(inner, args, kwargs)
-        recomputes = torch._C._current_graph_task_id() != -1 and not Capture._closed
-        if self.on_recompute is not None and (recomputes or self._repeats):
+        if self.on_recompute is not None and self._runs_again:
             return self.on_recompute(inner, *args, **kwargs)
         return inner(*args, **kwargs)
 
+    @property
+    def _runs_again(self) -> bool:
+        """Whether a part of the step runs once more: in a further pass, or in the backward pass if checkpointed."""
+        return self._repeats or (torch._C._current_graph_task_id() != -1 and not Capture._closed)
+
     def _layer(self, tap: Tap, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         output = inner(*args, **kwargs)
+        if tap in self.changes and (self._live is not None or self._runs_again):
+            output = self.changes[tap](output)
         if self._live is not None:
             tap.outputs.append(output)
         return output

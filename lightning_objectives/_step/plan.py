@@ -270,7 +270,7 @@ class Plan:
         of_batch: dict[Any, Any] = {}
 
         def run() -> Any:
-            self.capture.on_recompute = None
+            self.capture.begin()
             return Step(self, batch, index, of_batch).run(inner, args, kwargs)
 
         moving = [m for m in self.members if m.place == "perturbation" and m.active(self.trainer.global_step)]

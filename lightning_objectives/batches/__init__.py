@@ -2,6 +2,7 @@
 
 from lightning_objectives.batches.augmix import AugMix
 from lightning_objectives.batches.cutmix import CutMix, cutmix, cutmix_box
+from lightning_objectives.batches.manifold_mixup import ManifoldMixup
 from lightning_objectives.batches.mixup import Mixup, mixup
 from lightning_objectives.batches.mixup_or_cutmix import MixupOrCutMix
 from lightning_objectives.batches.progressive_resizing import ProgressiveResizing, progressive_size
@@ -11,6 +12,7 @@ from lightning_objectives.batches.random_erasing import RandomErasing, draw_boxe
 __all__ = [
     "AugMix",
     "CutMix",
+    "ManifoldMixup",
     "Mixup",
     "MixupOrCutMix",
     "ProgressiveResizing",

@@ -41,8 +41,8 @@ class AugMix(BatchTransform):
     Cost: 2.7 ms of one core for an image of 32 x 32 pixels, and 11 ms for 224 x 224, as measured once; in the data
     set's transforms the workers pay it. On a GPU each step waits: torchvision's operations ask the device for values,
     such as the histogram of an image.
-    Interactions: the paper adds a consistency term over two more views, which this does not: its gain is a part of the
-    paper's.
+    Interactions: the paper trains on the clean images and adds a consistency term over two distorted views, which is
+    ``AugMixConsistency``. This transform alone has a part of the paper's gain.
 
     Example:
         >>> images = torch.rand(4, 3, 8, 8)
@@ -53,7 +53,8 @@ class AugMix(BatchTransform):
     Paper: Hendrycks et al., AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty, ICLR 2020,
     algorithm 1, https://arxiv.org/abs/1912.02781. The algorithm's number was not checked at the source.
 
-    Differs from the paper: without its Jensen-Shannon term; torchvision draws whole levels of an operation, also 0.
+    Differs from the paper: the loss is that of the distorted images, without the Jensen-Shannon term; torchvision draws
+    whole levels of an operation, also 0.
     """
 
     family = "robustness"

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from lightning_objectives._step.batch import with_tensor
 from lightning_objectives._step.callback import StepCallback
 from lightning_objectives._step.calls import Call, Derived
+from lightning_objectives._step.plan import COMPILED, Plan
 from lightning_objectives._step.step import Step
+from lightning_objectives._step.taps import Tap
 from lightning_objectives.kinds import BatchTransform
+from lightning_objectives.signals import signals_from
 
 
 @dataclass(eq=False)
@@ -26,8 +29,17 @@ class TransformBatch(StepCallback):
     generator with a new seed for each batch. So the random stream of the training is untouched, and a resumed training
     draws the same. Several of these callbacks act in the order of the Trainer's list.
 
+    A method that mixes hidden layers gets them by ``layers=``. It draws for each batch whether it mixes the inputs or
+    the output of one of these layers, and a further pass over the batch is mixed alike. Each step must call these
+    layers once.
+
     Args:
         transform: the method, ``(inputs, ...) -> (inputs, index, weight)``.
+
+    Raises:
+        ValueError: a method that mixes hidden layers without ``layers=``, or beside a teacher or a reference, which
+            would not see the mixture; in the training, a layer that is not called once, or does not return the rows of
+            the batch.
     """
 
     kind = BatchTransform
@@ -39,11 +51,43 @@ class TransformBatch(StepCallback):
         """The transform."""
         return [self.transform]
 
+    @property
+    def needs_layers(self) -> bool:
+        """Whether the method mixes hidden layers, which the user must name."""
+        return hasattr(self.transform, "draw_layer") or super().needs_layers
+
+    def unsupported(self) -> dict[str, str]:
+        """Add a compiled module, whose layers cannot be changed."""
+        return super().unsupported() | ({"a_compiled_module": COMPILED} if self.needs_layers else {})
+
+    def build(self, plan: Plan, head: nn.Module | None) -> None:
+        """Find the layers, and refuse what would see the inputs without the mixture.
+
+        Raises:
+            ValueError: another callback asks for a teacher or a reference.
+        """
+        super().build(plan, head)
+        unmixed = signals_from("teacher", "reference")
+        other = next((member for member in plan.members if not unmixed.isdisjoint(member.signals)), None)
+        if self.needs_layers and other is not None:
+            raise ValueError(
+                f"{self.transform} mixes hidden layers, and {type(other).__name__}({other.method}) compares the "
+                "network with another one, which sees the inputs without the mixture. Mix the inputs, as Mixup does."
+            )
+
     def transformed(self, step: Step) -> Any:
-        """Mix the batch for the model's step."""
+        """Mix the batch for the model's step, or let a layer mix what it returns."""
         original = step.get("inputs")
+        signals = {name: self.signal(name, step) for name in self.signals}
+        if isinstance(self.transform, BatchTransform) and hasattr(self.transform, "draw_layer"):
+            number = self.transform.draw_layer(len(self.taps), signals["generator"])
+            if number:
+                mixture = HiddenMixture(self.transform, self.taps[number - 1], signals)
+                step.kept[self] = mixture
+                step.plan.capture.changes[mixture.tap] = mixture
+                return step.user_batch
         step.values["inputs"] = original.clone()
-        inputs, index, weight = self.transform(**{name: self.signal(name, step) for name in self.signals})
+        inputs, index, weight = self.transform(**(signals | {"inputs": step.values["inputs"]}))
         step.kept[self] = index, weight
         step.values["inputs"] = inputs
         return with_tensor(step.user_batch, original, inputs)
@@ -54,7 +98,8 @@ class TransformBatch(StepCallback):
         Raises:
             ValueError: the criterion compares another number of rows than the batch has.
         """
-        index, weight = step.kept[self]
+        kept = step.kept[self]
+        index, weight = kept.labels() if isinstance(kept, HiddenMixture) else kept
         if not getattr(self.transform, "keeps_size", True) and call.input.dim() > 2:
             raise ValueError(
                 f"{self.transform} changes the size of the images, but the criterion compares "
@@ -74,6 +119,54 @@ class TransformBatch(StepCallback):
         pairs = [call.with_targets_of(rows) for rows in index.unbind(1)]
         shares = [pair.weight * share[:, None] for pair, share in zip(pairs, weight.unbind(1))]
         return Mixed([inner for pair in pairs for inner in pair.calls], torch.cat(shares, 1))
+
+
+class HiddenMixture:
+    """Mixes what a layer returns, alike in each pass over one batch.
+
+    Args:
+        transform: the method.
+        tap: the layer.
+        signals: what the method asks for, with the ``inputs`` of the network and the ``generator``.
+    """
+
+    def __init__(self, transform: Callable[..., tuple[Tensor, Tensor, Tensor]], tap: Tap, signals: Any) -> None:
+        self.transform, self.tap = transform, tap
+        self.rows, self.state = len(signals["inputs"]), signals["generator"].get_state()
+        # The inputs are large, and this outlives the step: until the next one, for the backward pass.
+        self.others = {name: value for name, value in signals.items() if name != "inputs"}
+        self.drawn: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, output: Any) -> Any:
+        """The mixture of the rows of the layer's output.
+
+        Raises:
+            ValueError: the output has no row for each sample.
+        """
+        if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != self.rows:
+            shape = f" of the shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
+            raise ValueError(
+                f"The layer {self.tap.path!r} of {self.tap.network} returns a {type(output).__name__}{shape}, but to "
+                f"be mixed it must be a tensor with a row for each of the {self.rows} samples. Name another layer."
+            )
+        generator = torch.Generator()
+        generator.set_state(self.state)
+        mixed, *drawn = self.transform(**(self.others | {"inputs": output, "generator": generator}))
+        self.drawn = drawn[0], drawn[1]
+        return mixed
+
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """The ``index`` and the ``weight`` of the rows.
+
+        Raises:
+            ValueError: the step did not call the layer once.
+        """
+        if self.drawn is None or len(self.tap.outputs) != 1:
+            raise ValueError(
+                f"{self.transform} mixes what the layer {self.tap.path!r} of {self.tap.network} returns, but the step "
+                f"calls it {len(self.tap.outputs)} times before its criterion. Name layers that each step calls once."
+            )
+        return self.drawn
 
 
 class Mixed(Derived):

@@ -1,6 +1,7 @@
 """Adds a term to the loss: signals -> (N,) or a scalar."""
 
 from lightning_objectives.regularizers.attention_entropy import AttentionEntropy, attention_concentration
+from lightning_objectives.regularizers.augmix_consistency import AugMixConsistency, jensen_shannon_divergence
 from lightning_objectives.regularizers.centre_loss import CentreLoss
 from lightning_objectives.regularizers.conditional_mutual_information import (
     ConditionalMutualInformation,
@@ -35,6 +36,7 @@ __all__ = [
     "L2SP",
     "VAT",
     "AttentionEntropy",
+    "AugMixConsistency",
     "CentreLoss",
     "ConditionalMutualInformation",
     "ConfidencePenalty",
@@ -63,6 +65,7 @@ __all__ = [
     "input_gradient_penalty",
     "irm_v2_penalty",
     "jacobian_penalty",
+    "jensen_shannon_divergence",
     "kernel_orthogonality",
     "log_partition_penalty",
     "orthogonal_conv",

@@ -87,7 +87,7 @@ FAULTS = (
         "a checkpointed head",
         "A head in a checkpointed part is recomputed without its stacks.",
         f"{STEP}/capture.py",
-        "if self.on_recompute is not None and (recomputes or self._repeats):",
+        "if self.on_recompute is not None and self._runs_again:",
         "if self.on_recompute is not None and self._repeats:",
         "tests/heads tests/callbacks/test_step.py tests/callbacks/test_head_signal.py",
     ),

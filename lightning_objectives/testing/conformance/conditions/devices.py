@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_objectives.kinds import Method
 from lightning_objectives.testing.conformance.case import Classifier
 from lightning_objectives.testing.conformance.check import Trial, told
 from lightning_objectives.testing.conformance.variants import Make, own, variant
@@ -149,14 +150,22 @@ def _declared(
     for callback in callbacks:
         functions |= {**callback.waits.get("", {}), **callback.waits.get(condition, {})}
     methods = [m for callback in callbacks for m in callback.methods() if getattr(m, "waits", "")]
-    folders = {Path(inspect.getfile(type(method))).parent: method.waits for method in methods}
-    unknown = {str(w): None for w in waits if w.function not in functions and w.path.parent not in folders}
+    folders = {method: _folders(method) for method in methods}
+    known = {folder for parts in folders.values() for folder in parts}
+    unknown = {str(w): None for w in waits if w.function not in functions and w.path.parent not in known}
     trial.require(not unknown, f"it waits for the device in a step: {'; '.join(unknown)}. Mend it, or declare why.")
     idle = [name for name in functions if all(wait.function != name for wait in waits)]
-    idle += [folder.name for folder in folders if all(wait.path.parent != folder for wait in waits)]
-    trial.require(not idle or not trains, f"it declares waits for the device in {idle}, where it does not wait.")
-    reasons = {**functions, **{folder.name: reason for folder, reason in folders.items()}}
-    return list(dict.fromkeys(reason for name, reason in reasons.items() if name not in idle))
+    still = [method for method, parts in folders.items() if all(wait.path.parent not in parts for wait in waits)]
+    said = [*idle, *map(str, still)]
+    trial.require(not said or not trains, f"it declares waits for the device in {said}, where it does not wait.")
+    reasons = [reason for name, reason in functions.items() if name not in idle]
+    return list(dict.fromkeys([*reasons, *(method.waits for method in methods if method not in still)]))
+
+
+def _folders(method: Any) -> set[Path]:
+    """The folder of a method, and those of the methods that it uses."""
+    parts = [part for part in method.modules() if isinstance(part, Method)] if isinstance(method, nn.Module) else []
+    return {Path(inspect.getfile(type(part))).parent for part in (method, *parts)}
 
 
 def _fit(trial: Trial, module: Make, callbacks: list[Any], **settings: Any) -> L.LightningModule:
