@@ -261,9 +261,21 @@ def test_one_of_several_criteria():
         def compute(self, logits, target):
             return F.cross_entropy(logits, target) + F.mse_loss(logits, torch.zeros_like(logits))
 
-    found = facts(Two(), batch())
-    assert found.settings == {"which": 0}
-    assert found.criterion.others == ("mse_loss of (8, 3)",)
+    found = lo.inspect(Two(), batch())
+    assert found.facts.settings == {"which": 0}
+    assert found.facts.criterion.others == ("mse_loss of (8, 3)",)
+    text = str(found)
+    assert "  needs       which=0, said to each callback of the step\n" in text
+    assert (
+        "  yes, if     ReweightSamples(CVaR)\n"
+        "              you say which=0. Without that: Two.training_step calls several\n" in text
+    )
+    both = next(verdict for verdict in found.verdicts if verdict.callback.startswith("WrapHead"))
+    assert both.applies
+    failing = [
+        verdict.refusal for verdict in found.verdicts if not verdict.applies and "say which=0" in verdict.refusal
+    ]
+    assert all(" With which=0: " in refusal for refusal in failing), "the second refusal is told too"
 
 
 def test_a_refusal_is_the_callbacks_own():
@@ -369,6 +381,14 @@ def test_loaders_and_data_modules():
             return data.val_dataloader()
 
     assert facts(Own(), None).criterion.input == (7, 3)
+
+    class Downloads(Own):
+        def prepare_data(self):
+            raise AssertionError("a download")
+
+    assert facts(Downloads(), batch()).head.path == "fc"
+    with pytest.raises(AssertionError, match="a download"):
+        facts(Downloads(), None)
 
     class Knows(Net):
         def setup(self, stage):
