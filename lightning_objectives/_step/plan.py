@@ -80,7 +80,8 @@ class Plan:
         self.host: HostCopies
         """What is known on the host of the batch on the device, if a callback needs the criterion."""
         self.head: nn.Module | None = None
-        self.head_path = ""
+        self.head_path = self.line = ""
+        """The path of the head, and what is told of the plan before the training."""
         self._records_network = self._repeats = self._built = self._changed = self._needs_samples = False
         self._tap: Patch | None = None
         """The patch of a head that is followed only to know the samples."""
@@ -100,8 +101,7 @@ class Plan:
     @classmethod
     def trainer_of(cls, member: Member) -> Any:
         """The trainer of the plan that a callback is registered with; None if there is none."""
-        plan = cls.holding(member)
-        return None if plan is None else plan.trainer
+        return getattr(cls.holding(member), "trainer", None)
 
     @classmethod
     def holding(cls, member: Member) -> "Plan | None":
@@ -162,11 +162,6 @@ class Plan:
         parts = [f"{type(m).__name__}({m.method})" for m in self.members]
         return " -> ".join(parts) + (f"; head: {self.head_path}" if self.needs_head and self.head is not None else "")
 
-    @property
-    def line(self) -> str:
-        """What is told once, before the training."""
-        return f"Training step of {type(self.module).__name__}: {self.words()}"
-
     def _configure_model(self, inner: Callable[[], Any]) -> None:
         inner()
         if self._built:
@@ -208,6 +203,7 @@ class Plan:
             member.build(self, self.head)
         self.extras.build(self._methods(), self.head)
         self._undo.append(self.extras.detach)
+        self.line = f"Training step of {type(self.module).__name__}: {self.words()}"
         rank_zero_info(self.line)
 
     def _methods(self) -> dict[str, nn.Module]:
@@ -286,9 +282,7 @@ class Plan:
     @property
     def follows(self) -> bool:
         """Whether what happens to the head's output is recorded."""
-        if self._records_network or any(member.place == "head" for member in self.members):
-            return True
-        return self.follows_batch
+        return self._records_network or any(m.place == "head" for m in self.members) or self.follows_batch
 
     @property
     def follows_batch(self) -> bool:

@@ -226,8 +226,7 @@ class Step(CalledSignals):
             combined = self.running["combination"][0].combine([*own, *terms], self)
             combined = combined if rest is None else combined + rest
         else:
-            for term in terms:
-                combined = combined + term
+            combined = sum(terms, combined)
         zero = self.plan.extras.zero()
         if zero is not None:
             combined = combined + zero

@@ -15,7 +15,6 @@ _NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _UNKNOWN_SETTING = re.compile(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
 _UNKNOWN_KEY = re.compile(r"Subcommand '\w+' does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)")
 _VALUE = re.compile(r"Parser key \"(\w+)\":\s+(Expected a .*?\. Got value: .*)")
-_BASES = ("lightning.", "pytorch_lightning.")
 
 
 def helpful(fit: Callable[..., None] | None = None) -> Callable[..., Any]:
@@ -71,13 +70,12 @@ def explained(message: str, keys: Collection[str], classes: Collection[str]) -> 
         return f"{where}{_class(found[1], classes)}"
     if found := _NO_ATTRIBUTE.search(message):
         return f"{where}{found[1]} has no {found[2]!r}.{did_you_mean(found[2], dir(import_module(found[1])))}"
-    for path, name in _UNKNOWN_SETTING.findall(message):
-        if not path.startswith(_BASES) or len(_UNKNOWN_SETTING.findall(message)) == 1:
-            known = list(_settings(path))
-            return (
-                f"{where}{path.rpartition('.')[2]} has no setting {name!r}.{did_you_mean(name, known)}"
-                f" Its settings: {', '.join(known) or 'none'}."
-            )
+    if found := _UNKNOWN_SETTING.search(message):  # The first class is the innermost that was named.
+        known = list(_settings(found[1]))
+        return (
+            f"{where}{found[1].rpartition('.')[2]} has no setting {found[2]!r}.{did_you_mean(found[2], known)} "
+            f"Its settings: {', '.join(known) or 'none'}."
+        )
     if found := _UNKNOWN_KEY.search(message):
         name = found[1] or found[2]
         return f"there is no option {name!r}.{did_you_mean(name, keys)}"

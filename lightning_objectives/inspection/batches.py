@@ -68,12 +68,14 @@ class Data:
         self.datamodule: Any = None
         self.is_batch = False
         """Whether the user gave a batch alone, which may be none of a validation."""
+        self.is_given = data is not None and not hasattr(data, "prepare_data")
+        """Whether the loaders of the module itself are not needed."""
         if hasattr(data, "prepare_data"):
             self.datamodule = copy.copy(data)  # It is set up here, and the user's stays as it is.
             self.shorten(self.datamodule)
             for name in ("prepare_data", "setup"):
                 Patch(self.datamodule, name, once)
-            Patch(self.datamodule, "teardown", lambda inner, *args, **kwargs: None)
+            Patch(self.datamodule, "teardown", _nothing)
         elif isinstance(data, DataLoader):
             self.brief["train_dataloader"] = one_batch(data)
         elif data is not None:
@@ -84,6 +86,8 @@ class Data:
         """Let a data module, or a module, give one batch of each of its loaders, and read them once."""
         for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
             Patch(owner, name, partial(self._shortened, name))
+        if self.is_given:
+            Patch(owner, "prepare_data", _nothing)  # It may download what no loader is made of here.
 
     def _shortened(self, name: str, inner: Callable[[], Any]) -> Any:
         if name not in self.brief:
@@ -98,6 +102,10 @@ class Data:
         if self.datamodule is not None:
             return {"datamodule": self.datamodule}
         return {f"{name}_dataloaders": self.brief.get(f"{name}_dataloader") for name in ("train", "val")}
+
+
+def _nothing(inner: Any, *args: Any, **kwargs: Any) -> None:
+    """Stands for a hook that is not needed."""
 
 
 def once(inner: Any, *args: Any, **kwargs: Any) -> Any:

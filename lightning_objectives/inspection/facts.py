@@ -1,7 +1,7 @@
 """What the callbacks of the training step find in a module: its criterion, its head, and what else matters to them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ def _found(trials: Trials, want: str, settings: dict[str, Any], module: Any) -> 
             settings.update(extra)
             return seen
         said = words_of(error) or "the step of this batch did not come to it"
-        refusal += f" {_told(extra)}: {said}" if refusal and "criterion" in extra else "" if refusal else said
+        refusal += f" {with_words(extra)}: {said}" if refusal and "criterion" in extra else "" if refusal else said
     return refusal
 
 
@@ -89,7 +89,8 @@ def _candidates(want: str, module: Any) -> Iterator[dict[str, Any]]:
     yield from ({"criterion": path} for path in dict.fromkeys(named))
 
 
-def _told(settings: dict[str, Any]) -> str:
+def with_words(settings: Mapping[str, Any]) -> str:
+    """The beginning of a sentence about what happens with some settings."""
     return "With " + ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 

@@ -1,8 +1,9 @@
 """Writes down what was found, for a terminal of 80 columns."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_objectives.inspection.facts import Facts
 from lightning_objectives.inspection.verdicts import Verdict
@@ -59,7 +60,8 @@ def _facts(facts: Facts) -> list[str]:
         lines += _row("head", f"not found: {head}")
     else:
         lines += _row("head", f"{head.path} ({head.layer}), {head.features} to {head.logits}")
-    lines += _row("told by you", [f"{name}={value!r}" for name, value in facts.settings.items()])
+    if facts.settings:
+        lines += _row("needs", f"{_said(facts.settings)}, said to each callback of the step")
     lines += _row("optimizer", facts.optimizers)
     lines += _row("BatchNorm", ", ".join(facts.batch_norms) or "none")
     lines += _row("compiled", ", ".join(path or "the module" for path in facts.compiled) or "nothing")
@@ -74,13 +76,17 @@ def _row(name: str, values: str | Sequence[str]) -> Iterator[str]:
 
 def _verdicts(verdicts: Sequence[Verdict]) -> Iterator[str]:
     for verdict in verdicts:
-        settings = ", ".join(f"{name}={value!r}" for name, value in verdict.settings.items())
-        answer = "yes" if verdict.applies and not settings else f"with {settings}" if verdict.applies else "no"
+        answer = "no" if not verdict.applies else "yes, if" if verdict.settings else "yes"
+        told = f"you say {_said(verdict.settings)}. Without that: " if verdict.settings else ""
         yield from _wrapped(verdict.callback, f"  {answer:{_COLUMN - 2}}", " " * _COLUMN)
         if verdict.refusal:
-            yield from _wrapped(verdict.refusal, " " * _COLUMN, " " * _COLUMN)
+            yield from _wrapped(f"{told}{verdict.refusal}", " " * _COLUMN, " " * _COLUMN)
         for warning in verdict.warnings:
             yield from _wrapped(f"It warns: {warning}", " " * _COLUMN, " " * _COLUMN)
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lightning_objectives._trainer.callback import Callback
-from lightning_objectives.inspection.facts import Facts, words_of
+from lightning_objectives.inspection.facts import Facts, with_words, words_of
 from lightning_objectives.inspection.trial import Outcome, Trials
 from lightning_objectives.kinds import Method
 from lightning_objectives.signals import SIGNALS
@@ -75,6 +75,7 @@ class Judge:
             failed, warnings = self._tried(callbacks, settings)
             if failed is None:
                 return Verdict(name, yours, True, refusal, settings, warnings)
+            refusal += f" {with_words(settings)}: {words_of(failed)}"
         return Verdict(name, yours, False, refusal)
 
     def others(self, yours: Sequence[Any]) -> Iterator[Verdict]:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_objectives as lo
-from lightning_objectives.inspection import callbacks_of, plan, trials_of
+from lightning_objectives.inspection import Inspection, callbacks_of, plan, trials_of
 from lightning_objectives.inspection.facts import facts_of
 from lightning_objectives.inspection.verdicts import Judge
 
@@ -250,10 +250,12 @@ def test_a_criterion_that_must_be_named():
     assert verdict.settings == {"criterion": "my_loss"}
     assert verdict.refusal.startswith("No criterion was seen in OwnLoss.training_step")
     assert "criterion" in verdict.asked
+    assert not Inspection(found, (verdict,)).applies, "not as it is"
     wrong = verdict_of(module, data, lo.ReweightSamples(lo.LossBasedReweighting(), criterion="compute.it"))
     assert not wrong.applies, "what you say is not replaced"
     told = verdict_of(module, data, lo.ReweightSamples(lo.LossBasedReweighting(), criterion="my_loss"))
     assert (told.applies, told.refusal, told.settings) == (True, "", {})
+    assert Inspection(found, (told,)).applies
 
 
 def test_one_of_several_criteria():
@@ -261,9 +263,27 @@ def test_one_of_several_criteria():
         def compute(self, logits, target):
             return F.cross_entropy(logits, target) + F.mse_loss(logits, torch.zeros_like(logits))
 
-    found = facts(Two(), batch())
-    assert found.settings == {"which": 0}
-    assert found.criterion.others == ("mse_loss of (8, 3)",)
+    found = lo.inspect(Two(), batch())
+    assert found.facts.settings == {"which": 0}
+    assert found.facts.criterion.others == ("mse_loss of (8, 3)",)
+    text = str(found)
+    assert "  needs       which=0, said to each callback of the step\n" in text
+    assert (
+        "  yes, if     ReweightSamples(CVaR)\n"
+        "              you say which=0. Without that: Two.training_step calls several\n" in text
+    )
+    both = next(verdict for verdict in found.verdicts if verdict.callback.startswith("WrapHead"))
+    assert both.applies
+
+
+def test_what_is_refused_with_the_setting_too():
+    class Regresses(Net):
+        def compute(self, logits, target):
+            return F.mse_loss(logits, torch.zeros_like(logits)) + F.cross_entropy(logits, target)
+
+    verdict = verdict_of(Regresses(), batch(), lo.AddRegularizer(lo.ConfidencePenalty()))
+    assert not verdict.applies
+    assert "say which=0, 1, ... With which=0: AddRegularizer: ConfidencePenalty" in verdict.refusal
 
 
 def test_a_refusal_is_the_callbacks_own():
@@ -370,6 +390,14 @@ def test_loaders_and_data_modules():
 
     assert facts(Own(), None).criterion.input == (7, 3)
 
+    class Downloads(Own):
+        def prepare_data(self):
+            raise AssertionError("a download")
+
+    assert facts(Downloads(), batch()).head.path == "fc"
+    with pytest.raises(AssertionError, match="a download"):
+        facts(Downloads(), None)
+
     class Knows(Net):
         def setup(self, stage):
             assert len(self.trainer.datamodule.train) == 20
@@ -430,16 +458,19 @@ def test_the_callbacks_of_a_training():
 
 
 def test_the_plan():
-    module = Net()
+    class Never(Net):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("a step was taken")
+
+    module = Never()
     trainer = quiet(lo.WrapHead(lo.MultiSampleDropout(num_samples=4)), lo.AverageWeights(lo.EMA()))
     before = everything(module)
     assert plan(module, Data(), trainer).splitlines() == [
-        "Training step of Net: WrapHead(MultiSampleDropout(num_samples=4, p=0.3)); head: fc",
+        "Training step of Never: WrapHead(MultiSampleDropout(num_samples=4, p=0.3)); head: fc",
         "AverageWeights(EMA): Averages the weights over time, by one rule or by several, and leaves the training "
         "unchanged.",
     ]
     assert_same(before, everything(module))
-    assert module.seen == [], "no step was taken"
     assert plan(module, Data()) == "There is no callback of lightning_objectives: the training is the plain one."
 
 
