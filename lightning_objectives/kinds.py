@@ -413,6 +413,8 @@ class Merge(Method):
     """What the merge needs beside the files: ``base``, ``importance`` or ``evaluate``."""
     files: ClassVar[int | None] = None
     """How many files the merge takes, if it takes no other number of them; it refuses others itself."""
+    every_importance: ClassVar[bool] = True
+    """Whether each tensor must have an importance; otherwise the plain mean is taken of those that have none."""
     by_element: ClassVar[bool] = False
     """Whether ``tensor`` computes each element from the same element alone, so that a call may pass a part of them."""
     by_row: ClassVar[bool] = False
@@ -443,6 +445,10 @@ class Merge(Method):
     def search(self, evaluate: Callable[[Tensor], float], steps: Sequence[int]) -> Tensor:
         """(K,) float64 shares of the best merge; ``evaluate`` gives the score of any shares, and greater is better."""
         raise NotImplementedError(f"{type(self).__name__} defines no search(evaluate, steps).")
+
+    def importance_shape(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+        """The shape of the importance of a tensor of this shape: by default the same. None if it cannot have any."""
+        return tuple(shape)
 
     def statistics(self, network: Iterable[MergePiece]) -> Any:
         """What ``tensor`` must know of the whole network; each iteration over it reads all files once."""

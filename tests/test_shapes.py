@@ -303,6 +303,8 @@ ELSEWHERE = {
     "task_arithmetic_merge",
     "ties_merge",
     "fisher_merge",
+    "gram_sums",
+    "reg_mean_merge",
     "greedy_soup_coefficients",
     "default_metrics",
     "regression_metrics",

@@ -246,7 +246,17 @@ def files_for(card):
         torch.save(
             {"state_dict": weights, "global_step": step, "pytorch-lightning_version": L.__version__}, f"{name}.ckpt"
         )
-        save_file({key: value + 2 for key, value in weights.items()}, f"{name}.importance.safetensors")
+        save_file(importance_of(card, weights), f"{name}.importance.safetensors")
+
+
+def importance_of(card, weights):
+    """Positive numbers, or Gram matrices for a merge that takes these."""
+    shapes = {key: eval(built(card), {"lo": lo}).importance_shape(value.shape) for key, value in weights.items()}
+    return {
+        key: value + 2 if shapes[key] == value.shape else value.T @ value
+        for key, value in weights.items()
+        if shapes[key] is not None
+    }
 
 
 @pytest.mark.parametrize("card", [c for c in CARDS if "Command line" in tabs(c.values[0])])

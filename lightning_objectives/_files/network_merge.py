@@ -149,7 +149,8 @@ class NetworkMerge:
             size += piece.weights[-1].numel()
             if size >= elements:
                 break
-        return size * self.newest.form(name)[0].itemsize * len(self.files)
+        whole = [source.tensor(name).nbytes for source in self.files]
+        return sum(whole) * size // torch.Size(self.newest.form(name)[1]).numel()
 
     def merged(self) -> dict[str, Tensor]:
         """The whole merge in memory, by plain name."""
@@ -186,7 +187,10 @@ class NetworkMerge:
     def is_linear(self, name: str) -> bool:
         """Whether a tensor is merged by shares, or copied because it holds whole numbers."""
         dtype = self.newest.form(name)[0]
-        return self.method.linear or name in self._buffers or not (dtype.is_floating_point or dtype.is_complex)
+        if self.method.linear or name in self._buffers or not (dtype.is_floating_point or dtype.is_complex):
+            return True
+        importance = self.importance if not self.method.every_importance else None
+        return importance is not None and all(name not in source.keys for source in importance)
 
     def _pieces(self, name: str) -> Iterator[MergePiece]:
         columns: list[Sequence[Tensor]] = [[source.tensor(name)] for source in self.files]
@@ -230,6 +234,13 @@ class NetworkMerge:
             )
         for source in importance:
             merged = [name for name in self.newest.keys if not self.is_linear(name)]
+            # Wrong names would leave plain means of everything, if not every tensor must have an importance.
+            unknown = source.keys.keys() - self.newest.keys.keys()
+            if not self.method.every_importance and (unknown or not merged):
+                raise ValueError(
+                    f"{source.path} holds the importance of {first_names(source.keys)}, but {self.newest.path} has "
+                    f"{first_names(self.newest.keys)}: the names must be the same."
+                )
             missing = [name for name in merged if name not in source.keys]
             if missing:
                 raise ValueError(
@@ -237,11 +248,13 @@ class NetworkMerge:
                     "(buffers=[...], --buffer): their plain mean is taken."
                 )
             for name in merged:
-                (dtype, shape), expected = source.form(name), self.newest.form(name)[1]
+                (dtype, shape), of_weight = source.form(name), self.newest.form(name)[1]
+                expected = self.method.importance_shape(of_weight)
                 if shape != expected or not dtype.is_floating_point:
                     raise ValueError(
-                        f"The importance of {name} is {dtype} {shape} in {source.path}, but must be real numbers of "
-                        f"the shape {expected}, one for each weight."
+                        f"The importance of {name} is {dtype} {shape} in {source.path}, but for {of_weight} weights "
+                        f"must be "
+                        + (f"real numbers of the shape {expected}." if expected else "left out: there is none.")
                     )
 
 

@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 
 from lightning_objectives._files.network_merge import NetworkMerge
-from lightning_objectives._files.source import first_names
+from lightning_objectives._files.source import Source, first_names
 from lightning_objectives.kinds import Merge
 
 _SAMPLE = 2**22
@@ -60,21 +60,21 @@ def _contents(merge: NetworkMerge, left_out: Sequence[str]) -> Iterator[str]:
 
 def _counted(merge: NetworkMerge, names: Sequence[str]) -> str:
     tensors = "tensor" if len(names) == 1 else "tensors"
-    return f"{len(names)} {tensors}, {_in_units(sum(_size(merge, name) for name in names))}"
+    return f"{len(names)} {tensors}, {_in_units(sum(_size(merge.newest, name) for name in names))}"
 
 
 def _cost(merge: NetworkMerge) -> Iterator[str]:
     names = list(merge.newest.keys)
-    largest = max(names, key=lambda name: _size(merge, name))
-    held = _size(merge, largest) * (1 + sum(not source.mapped for source in merge.files))
+    largest = max(names, key=lambda name: _size(merge.newest, name))
+    held = _size(merge.newest, largest) * (1 + sum(not source.mapped for source in merge.files))
     by_whole = not merge.method.linear and not merge.method.by_element and not merge.method.by_row
     if by_whole:
-        held += _COPIES * 4 * _elements(merge, largest)
+        held += _COPIES * 4 * max(_elements(source, name) for source in merge.files for name in source.keys)
     yield (
         f"memory: about {_in_units(held + (0 if by_whole else _PIECES))}, estimated from the largest tensor, {largest}"
         f"{_besides(merge.method)}"
     )
-    size = sum(_size(merge, name) for name in names) * len(merge.files)
+    size = sum(_size(source, name) for source in merge.files for name in source.keys)
     rate, how = _rate(merge)
     if "evaluate" in merge.method.asks:
         yield (
@@ -86,7 +86,7 @@ def _cost(merge: NetworkMerge) -> Iterator[str]:
     often = "once" if passes == 1 else "twice, the first time to measure the whole network,"
     yield (
         f"time: about {_seconds(passes * size / rate)} to read {_in_units(size)} {often} and merge it, {how}; "
-        f"then {_in_units(size // len(merge.files))} are written to the disk"
+        f"then {_in_units(sum(_size(merge.newest, name) for name in names))} are written to the disk"
     )
 
 
@@ -99,11 +99,11 @@ def _besides(method: Merge) -> str:
 
 def _rate(merge: NetworkMerge) -> tuple[float, str]:
     """Bytes of input in a second, and how that is known."""
-    floats = [name for name in merge.newest.keys if merge.newest.form(name)[0].is_floating_point]
-    small = [name for name in floats if _elements(merge, name) * len(merge.files) <= _SAMPLE]
-    name = max(
-        small, key=lambda n: _elements(merge, n), default=min(floats, key=lambda n: _elements(merge, n), default="")
-    )
+    newest = merge.newest
+    floats = [name for name in newest.keys if newest.form(name)[0].is_floating_point and _elements(newest, name)]
+    sizes = {name: _elements(newest, name) for name in floats if merge.method.linear or not merge.is_linear(name)}
+    small = {name: size for name, size in sizes.items() if size * len(merge.files) <= _SAMPLE}
+    name = max(small, key=small.__getitem__, default=min(sizes, key=sizes.__getitem__, default=""))
     start = perf_counter()
     try:
         with warnings.catch_warnings():
@@ -120,12 +120,12 @@ def _rate(merge: NetworkMerge) -> tuple[float, str]:
     return rate, f"at {_in_units(int(rate))} a second, measured now with {_in_units(size)} of {name}"
 
 
-def _elements(merge: NetworkMerge, name: str) -> int:
-    return torch.Size(merge.newest.form(name)[1]).numel()
+def _elements(source: Source, name: str) -> int:
+    return torch.Size(source.form(name)[1]).numel()
 
 
-def _size(merge: NetworkMerge, name: str) -> int:
-    return merge.newest.form(name)[0].itemsize * _elements(merge, name)
+def _size(source: Source, name: str) -> int:
+    return source.form(name)[0].itemsize * _elements(source, name)
 
 
 def _in_units(size: float) -> str:

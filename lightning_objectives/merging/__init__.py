@@ -8,6 +8,7 @@ from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_me
 from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
 from lightning_objectives.merging.model_breadcrumbs import ModelBreadcrumbs, breadcrumbs_merge
 from lightning_objectives.merging.model_stock import ModelStock, model_stock_merge
+from lightning_objectives.merging.reg_mean import RegMean, reg_mean_merge
 from lightning_objectives.merging.slerp import SLERP, slerp_merge
 from lightning_objectives.merging.task_arithmetic import TaskArithmetic, task_arithmetic_merge
 from lightning_objectives.merging.ties import TIES, ties_merge
@@ -25,6 +26,7 @@ __all__ = [
     "GreedySoup",
     "ModelBreadcrumbs",
     "ModelStock",
+    "RegMean",
     "TaskArithmetic",
     "UniformSoup",
     "WeightedAverage",
@@ -37,6 +39,7 @@ __all__ = [
     "magnitude_drop_rates",
     "merge_checkpoints",
     "model_stock_merge",
+    "reg_mean_merge",
     "slerp_merge",
     "task_arithmetic_merge",
     "ties_merge",

@@ -57,8 +57,20 @@ def _score(weights: Weights) -> float:
     return -sum((weights[name] - others[name]).double().square().sum().item() for name in others)
 
 
-def _importances(count: int) -> list[Weights]:
-    return [{name: value.abs() for name, value in example_weights(50 + place).items()} for place in range(count)]
+def _importances(merge: Merge, count: int) -> list[Weights]:
+    """One for each file: positive numbers, or Gram matrices where the merge takes no number for each weight."""
+    found = []
+    for place in range(count):
+        weights = example_weights(50 + place)
+        shapes = {name: merge.importance_shape(value.shape) for name, value in weights.items()}
+        found.append(
+            {
+                name: value.abs() if shapes[name] == value.shape else value.T.float() @ value.float()
+                for name, value in weights.items()
+                if shapes[name] is not None
+            }
+        )
+    return found
 
 
 def _shares(merge: Merge, steps: Sequence[int]) -> Tensor:
@@ -117,7 +129,7 @@ def identical_checkpoints_merge_into_themselves(merge: Merge) -> None:
     """The merge of identical checkpoints, which equal the base if there is one, is that checkpoint, to the bit."""
     weights = example_weights(0)
     for count in (1, 2, 3, 7) if merge.files is None else (merge.files,):
-        found = merged(merge, [weights] * count, weights, _importances(count))
+        found = merged(merge, [weights] * count, weights, _importances(merge, count))
         other = [name for name in weights if not _same_bits(found[name], weights[name])]
         require(not other, merge, f"{count} identical files must merge into themselves to the bit: not {other}.")
 
@@ -131,7 +143,7 @@ def where_every_file_equals_the_base_it_stays(merge: Merge) -> None:
     for place, file in enumerate(files, start=1):
         file["layer.weight"][3:] += example_weights(place)["layer.weight"][3:]
         file["layer.bias"][4:] += example_weights(place)["layer.bias"][4:]
-    found = merged(merge, files, base, _importances(3))
+    found = merged(merge, files, base, _importances(merge, 3))
     for name, rows in (("layer.weight", slice(3)), ("layer.bias", slice(4)), ("half", slice(None))):
         same = _same_bits(found[name][rows], base[name][rows])
         require(same, merge, f"{name} equals the base in every file, so that it must stay as it is to the bit.")
@@ -142,7 +154,7 @@ def the_order_of_the_files_means_nothing(merge: Merge) -> None:
     if merge.uses_steps():
         return
     count = merge.files or 4
-    files, importance = [example_weights(place) for place in range(count)], _importances(count)
+    files, importance = [example_weights(place) for place in range(count)], _importances(merge, count)
     found = merged(merge, files, example_weights(9), importance)
     for order in ([*reversed(range(count))], [*range(1, count), 0]):
         other = merged(merge, [files[i] for i in order], example_weights(9), [importance[i] for i in order])
@@ -218,8 +230,9 @@ def a_merge_equals_its_function(merge: Merge) -> None:
 def _piece(merge: Merge, rows: slice) -> MergePiece:
     count = merge.files or 3
     files = [example_weights(place)["layer.weight"][rows] for place in range(count)]
-    importances = _importances(count) if "importance" in merge.asks else []
-    importance = [weights["layer.weight"][rows] for weights in importances] or None
+    importances = _importances(merge, count) if "importance" in merge.asks else []
+    whole = [weights["layer.weight"] for weights in importances]
+    importance = [value[rows] if merge.by_element or merge.by_row else value for value in whole] or None
     return MergePiece(files, example_weights(9)["layer.weight"][rows] if "base" in merge.asks else None, importance)
 
 

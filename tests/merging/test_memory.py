@@ -26,7 +26,8 @@ peaks = {}
 for name in sys.argv[2:]:
     method = getattr(merging, name)(**getattr(merging, name).example)
     files = sorted(folder.glob("net*"))[: method.files]
-    beside = {"base": folder / "base.safetensors", "importance": files, "evaluate": lambda state: 0.0}
+    importance = files if method.every_importance else [folder / "grams.safetensors"] * len(files)
+    beside = {"base": folder / "base.safetensors", "importance": importance, "evaluate": lambda state: 0.0}
     given = {asked: beside[asked] for asked in method.asks}
     out = folder / "out.safetensors"
     peaks[name] = peak_of(lambda: merging.merge_checkpoints(files, method, out, order="given", **given))["bytes"]
@@ -42,6 +43,7 @@ def test_a_merge_of_many_files_holds_less_than_two_networks(tmp_path):
         save_file(
             {f"layer{i}": torch.rand(SIZE // 4 // 512, 512) for i in range(TENSORS)}, tmp_path / f"{name}.safetensors"
         )
+    save_file({f"layer{i}": torch.eye(512) for i in range(TENSORS)}, tmp_path / "grams.safetensors")
     for place in range(2, FILES):
         (tmp_path / f"net{place:02}.safetensors").symlink_to(tmp_path / f"net0{place % 2}.safetensors")
     # Large blocks are given back to the system at once, so that no method gets what another has left.
