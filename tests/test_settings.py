@@ -56,6 +56,7 @@ ARGUMENTS = {
     "early_learning_targets": lambda: (table(4, 3).softmax(1), table(4, 3).softmax(1)),
     "ema_decay": lambda: (10,),
     "fisher_merge": lambda: ([table(2, 3), table(2, 3)],),
+    "frank_wolfe_coefficients": lambda: (torch.neg, [1, 2]),
     "greedy_soup_coefficients": lambda: ([1, 2], lambda coefficients: 0.0),
     "magnitude_drop_rates": lambda: (table(2, 3),),
     "margin_error": lambda: (table(4, 3), torch.tensor([0, 1, 2, 0])),

@@ -305,6 +305,7 @@ ELSEWHERE = {
     "fisher_merge",
     "gram_sums",
     "reg_mean_merge",
+    "frank_wolfe_coefficients",
     "greedy_soup_coefficients",
     "default_metrics",
     "regression_metrics",

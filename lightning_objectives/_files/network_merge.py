@@ -19,6 +19,8 @@ enough for two threads or more."""
 
 Evaluate = Callable[[dict[str, Tensor]], float]
 """Gives the score of a state dict; greater is better."""
+Gradient = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+"""Gives the gradient of a loss at a state dict, by name; names that it leaves out do not count."""
 
 
 class NetworkMerge:
@@ -34,6 +36,7 @@ class NetworkMerge:
         importance: of each file in turn, for a merge that asks for it.
         buffers: the tensors that are buffers. A merge that is not linear takes their plain mean.
         evaluate: gives the score of a state dict, for a merge that asks for it.
+        gradient: gives the gradient of a loss at a state dict, for a merge that asks for it.
         seed: of all draws.
         prefetch: is called with the files and the name of a tensor that will be read next.
         visible: whether each iteration shows a progress bar.
@@ -52,11 +55,12 @@ class NetworkMerge:
         importance: Sequence[Source] | None = None,
         buffers: Collection[str] = (),
         evaluate: Evaluate | None = None,
+        gradient: Gradient | None = None,
         seed: int = 0,
         prefetch: Callable[[Sequence[Source], str], object] | None = None,
         visible: bool = False,
     ) -> None:
-        check_asked(method, {"base": base, "importance": importance, "evaluate": evaluate})
+        check_asked(method, {"base": base, "importance": importance, "evaluate": evaluate, "gradient": gradient})
         self.method = method
         self.sources = list(sources)
         """The files that have a part in the merge."""
@@ -73,12 +77,13 @@ class NetworkMerge:
         self._used = [1 / len(sources)] * len(sources)
         self._statistics: Any = None
         self._evaluate = evaluate
+        self._gradient = gradient
         self._steps = steps
         if base is not None:
             check_match(base, sources[-1])
         if importance is not None:
             self._check_importance(importance)
-        if method.linear and evaluate is None:
+        if method.linear and not method.searches():
             self.shares = self._used = method.coefficients(steps).tolist()
             self._check_shares()
 
@@ -87,8 +92,9 @@ class NetworkMerge:
         score = self._evaluate
         if not self.method.linear:
             self._statistics = self.method.statistics(self)
-        elif score is not None:
-            self.shares = self.method.search(lambda shares: score(self._trial(shares.tolist())), self._steps).tolist()
+        elif self.method.searches():
+            one = self._slopes if score is None else lambda shares: score(self._trial(shares.tolist()))
+            self.shares = self.method.search(one, self._steps).tolist()
             self._check_shares()
             # A file without a share may be damaged or of a failed training, so it is not read again.
             self.sources, self._used = _with_a_share(self.sources, self.shares)
@@ -219,6 +225,27 @@ class NetworkMerge:
             key: merged_or_newest(name, sources, used, buffers=buffers, copied=copied).clone() for name, key in keys
         }
 
+    def _slopes(self, shares: Tensor) -> Tensor:
+        """The inner products of the gradient at a merge with each file."""
+        assert self._gradient is not None
+        found = self._gradient(self._trial(shares.tolist()))
+        names = {key: name for name, key in self.newest.keys.items()}
+        unknown = found.keys() - names.keys()
+        if unknown or not found:
+            raise ValueError(
+                f"gradient returned {first_names(found)}, but {self.newest.path} has {first_names(names)}: it must "
+                "return the gradient of some of these tensors, by name."
+            )
+        slopes = torch.zeros(len(self.sources), dtype=torch.float64)
+        for key, gradient in found.items():
+            shape = self.newest.form(names[key])[1]
+            if tuple(gradient.shape) != shape:
+                raise ValueError(f"The gradient of {key} is of the shape {tuple(gradient.shape)}, but must be {shape}.")
+            own = gradient.detach().cpu().double().flatten()
+            for place, source in enumerate(self.sources):
+                slopes[place] += own @ source.tensor(names[key]).double().flatten()
+        return slopes
+
     def _check_shares(self) -> None:
         if self.shares is None or len(self.shares) != len(self.sources) or not any(self.shares):
             raise ValueError(
@@ -294,6 +321,8 @@ _WAYS_OUT = {
     "(--importance FILE for each).",
     "evaluate": "give evaluate=, a function that takes a state dict and returns its score on held-out data, greater is "
     "better (--evaluate package.module.function).",
+    "gradient": "give gradient=, a function that takes a state dict and returns the gradient of a loss by name "
+    "(--gradient package.module.function).",
 }
 
 

@@ -38,8 +38,8 @@ def _files(merge: NetworkMerge, steps: Sequence[int]) -> Iterator[str]:
         yield f"  {source.path}  step {step}{share}{beside}"
     if merge.base is not None:
         yield f"  {merge.base.path}  the base"
-    if "evaluate" in merge.method.asks:
-        yield "The coefficients are searched by scores, and printed when they are found."
+    if merge.method.searches():
+        yield "The coefficients are searched, and printed when they are found."
 
 
 def _contents(merge: NetworkMerge, left_out: Sequence[str]) -> Iterator[str]:
@@ -76,10 +76,10 @@ def _cost(merge: NetworkMerge) -> Iterator[str]:
     )
     size = sum(_size(source, name) for source in merge.files for name in source.keys)
     rate, how = _rate(merge)
-    if "evaluate" in merge.method.asks:
+    if merge.method.searches():
         yield (
-            f"time: about {_seconds(size / rate)} for each score of the search, beside your function's own, and for "
-            f"the merge, {how}"
+            f"time: about {_seconds(size / rate)} for each merge that the search tries, beside your function's own, "
+            f"and for the merge, {how}"
         )
         return
     passes = 1 if type(merge.method).statistics is Merge.statistics else 2
@@ -91,8 +91,8 @@ def _cost(merge: NetworkMerge) -> Iterator[str]:
 
 
 def _besides(method: Merge) -> str:
-    if "evaluate" in method.asks:
-        return ", and one whole merge for each score"
+    if method.searches():
+        return ", and one whole merge while the search tries it"
     measures = type(method).statistics is not Merge.statistics
     return ", and what the method keeps of its first pass" if measures else ""
 

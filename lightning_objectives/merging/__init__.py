@@ -5,6 +5,7 @@ from lightning_objectives._files.merge import merge_checkpoints
 from lightning_objectives.merging.dare import DARE, dare_merge
 from lightning_objectives.merging.della import DELLA, della_merge, magnitude_drop_rates
 from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_merge
+from lightning_objectives.merging.frank_wolfe import FrankWolfeMerging, frank_wolfe_coefficients
 from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
 from lightning_objectives.merging.model_breadcrumbs import ModelBreadcrumbs, breadcrumbs_merge
 from lightning_objectives.merging.model_stock import ModelStock, model_stock_merge
@@ -23,6 +24,7 @@ __all__ = [
     "TIES",
     "WSM",
     "FisherMerging",
+    "FrankWolfeMerging",
     "GreedySoup",
     "ModelBreadcrumbs",
     "ModelStock",
@@ -35,6 +37,7 @@ __all__ = [
     "della_merge",
     "export_checkpoint",
     "fisher_merge",
+    "frank_wolfe_coefficients",
     "greedy_soup_coefficients",
     "magnitude_drop_rates",
     "merge_checkpoints",

@@ -45,6 +45,7 @@ def merged(merge: Merge, files: Sequence[Weights], base: Weights, importance: Se
         "base": InMemory(base, "base"),
         "importance": [InMemory(weights, "importance") for weights in importance],
         "evaluate": _score,
+        "gradient": _gradient,
     }
     sources = [InMemory(weights, f"file {place}") for place, weights in enumerate(files)]
     steps = range(len(files))
@@ -55,6 +56,12 @@ def _score(weights: Weights) -> float:
     """The nearer to some network, the better."""
     others = example_weights(99)
     return -sum((weights[name] - others[name]).double().square().sum().item() for name in others)
+
+
+def _gradient(weights: Weights) -> Weights:
+    """That of the opposite of the score."""
+    others = example_weights(99)
+    return {name: 2 * (weights[name] - others[name]) for name in others}
 
 
 def _importances(merge: Merge, count: int) -> list[Weights]:
@@ -74,6 +81,8 @@ def _importances(merge: Merge, count: int) -> list[Weights]:
 
 
 def _shares(merge: Merge, steps: Sequence[int]) -> Tensor:
+    if "gradient" in merge.asks:
+        return merge.search(lambda shares: 2 * (shares - 1 / len(steps)), steps)
     if "evaluate" in merge.asks:
         return merge.search(lambda shares: -float((shares - 1 / len(steps)).square().sum()), steps)
     return merge.coefficients(steps)
@@ -218,8 +227,9 @@ def a_merge_equals_its_function(merge: Merge) -> None:
         require(a == b, merge, f"the default {name}={a!r} of the class is {b!r} in {function.__name__}.")
     steps, piece = [10, 20, 40], _piece(merge, slice(None))
     if merge.linear:
-        run = merge.search if "evaluate" in merge.asks else merge.coefficients
-        given: list[Any] = [*([_first_share] if "evaluate" in merge.asks else []), steps]
+        run = merge.search if merge.searches() else merge.coefficients
+        asked_for = [_first_share] if "evaluate" in merge.asks else [torch.neg] if merge.searches() else []
+        given: list[Any] = [*asked_for, steps]
         found, expected = run(*given), function(*given, **settings)
     else:
         asked = {name: getattr(piece, name) for name in merge.asks}

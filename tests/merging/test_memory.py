@@ -27,7 +27,8 @@ for name in sys.argv[2:]:
     method = getattr(merging, name)(**getattr(merging, name).example)
     files = sorted(folder.glob("net*"))[: method.files]
     importance = files if method.every_importance else [folder / "grams.safetensors"] * len(files)
-    beside = {"base": folder / "base.safetensors", "importance": importance, "evaluate": lambda state: 0.0}
+    beside = {"base": folder / "base.safetensors", "importance": importance}
+    beside |= {"evaluate": lambda state: 0.0, "gradient": dict}
     given = {asked: beside[asked] for asked in method.asks}
     out = folder / "out.safetensors"
     peaks[name] = peak_of(lambda: merging.merge_checkpoints(files, method, out, order="given", **given))["bytes"]

@@ -98,9 +98,9 @@ def test_a_search_is_not_made(planned):
     calls = []
     found = planned(GreedySoup(), evaluate=calls.append)
     assert calls == []
-    assert "The coefficients are searched by scores, and printed when they are found." in found
-    assert "and one whole merge for each score" in found
-    assert "for each score of the search, beside your function's own, and for the merge" in found
+    assert "The coefficients are searched, and printed when they are found." in found
+    assert "and one whole merge while the search tries it" in found
+    assert "for each merge that the search tries, beside your function's own, and for the merge" in found
 
 
 def test_the_shares_of_a_search_are_printed_once_they_are_found(tmp_path, capsys):
