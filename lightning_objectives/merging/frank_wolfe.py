@@ -28,8 +28,8 @@ def frank_wolfe_coefficients(
     lowers the loss. For a convex loss the gap is at least what the loss can still fall within the files' hull.
 
     Args:
-        evaluate: gives the slopes of the loss at the merge by (K,) shares, :math:`\langle \nabla L, \theta_k \rangle` for
-            each of the K files.
+        evaluate: gives the slopes of the loss at the merge by (K,) shares, which are
+            :math:`\langle \nabla L, \theta_k \rangle` for each of the K files.
         steps: K increasing numbers; only their number counts.
         iterations: how many steps there are at most.
         step_size: :math:`\eta` in (0, 1]. With 1 the first step goes all the way to one file, and the start does not
