@@ -1,5 +1,6 @@
 """Says what a merge will do, before it does it."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from lightning_objectives._files.source import Source, first_names
 from lightning_objectives.kinds import Merge
 
 _SAMPLE = 2**22
-"""How many elements of all files together are merged to measure the rate, if a tensor is that small."""
+"""About how many elements of all files together are merged to measure the rate."""
 _GUESSED_RATE = 200 * 2**20
 """Bytes of input in a second, where nothing could be measured."""
 _COPIES = 12
@@ -82,10 +83,11 @@ def _cost(merge: NetworkMerge) -> Iterator[str]:
             f"and for the merge, {how}"
         )
         return
-    passes = 1 if type(merge.method).statistics is Merge.statistics else 2
-    often = "once" if passes == 1 else "twice, the first time to measure the whole network,"
+    # What is tried is measured and merged as a network of one tensor, so that the rate is of both passes together.
+    measures = type(merge.method).statistics is not Merge.statistics
+    often = "twice, the first time to measure the whole network," if measures else "once"
     yield (
-        f"time: about {_seconds(passes * size / rate)} to read {_in_units(size)} {often} and merge it, {how}; "
+        f"time: about {_seconds(size / rate)} to read {_in_units(size)} {often} and merge it, {how}; "
         f"then {_in_units(sum(_size(merge.newest, name) for name in names))} are written to the disk"
     )
 
@@ -102,8 +104,9 @@ def _rate(merge: NetworkMerge) -> tuple[float, str]:
     newest = merge.newest
     floats = [name for name in newest.keys if newest.form(name)[0].is_floating_point and _elements(newest, name)]
     sizes = {name: _elements(newest, name) for name in floats if merge.method.linear or not merge.is_linear(name)}
-    small = {name: size for name, size in sizes.items() if size * len(merge.files) <= _SAMPLE}
-    name = max(small, key=small.__getitem__, default=min(sizes, key=sizes.__getitem__, default=""))
+    # Not too small, because a rate would then be that of the first call, and not too large, because this is a plan.
+    wanted = _SAMPLE / len(merge.files)
+    name = min(sizes, key=lambda name: abs(math.log(sizes[name] / wanted)), default="")
     start = perf_counter()
     try:
         with warnings.catch_warnings():
