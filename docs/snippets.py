@@ -318,11 +318,13 @@ def _average(card: Card) -> list[str]:
 
 def _merge(card: Card) -> list[str]:
     asks = {"base": '"base.ckpt"', "importance": '["a.importance.safetensors", "b.importance.safetensors"]'}
-    asks["evaluate"] = "score"
+    asks |= {"evaluate": "score", "gradient": "gradient"}
     given = "".join(f", {name}={asks[name]}" for name in card.cls.asks)
     lines = _imports()
     if "evaluate" in card.cls.asks:
         lines += ["# score(state_dict) -> float, greater is better, such as the validation accuracy"]
+    if "gradient" in card.cls.asks:
+        lines += ["# gradient(state_dict) -> dict of the gradient of a loss, by the names of the parameters"]
     return [*lines, f'lo.merge_checkpoints(["a.ckpt", "b.ckpt"], {built(card)}, "merged.ckpt"{given})']
 
 
@@ -410,6 +412,7 @@ def command(card: Card) -> str:
         "base": "--base base.ckpt",
         "importance": "--importance a.importance.safetensors --importance b.importance.safetensors",
         "evaluate": "--evaluate my_project.score",
+        "gradient": "--gradient my_project.gradient",
     }
     example = [f"--{k.replace('_', '-')} {_value(v)}" for k, v in getattr(card.cls, "example", {}).items()]
     words = [f"--method {card.name}", *example, *(asks[name] for name in card.cls.asks), "-o merged.ckpt"]

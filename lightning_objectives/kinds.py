@@ -399,7 +399,8 @@ class Merge(Method):
 
     A **linear** merge is the sum of the checkpoints times their shares: ``coefficients(steps) -> (K,)``. ``steps`` are
     the increasing numbers of optimizer steps after which the checkpoints were saved. A merge that asks for
-    ``"evaluate"`` finds the shares by scores instead: ``search(evaluate, steps) -> (K,)``.
+    ``"evaluate"`` finds the shares by scores instead: ``search(evaluate, steps) -> (K,)``. One that asks for
+    ``"gradient"`` searches too, and gets as ``evaluate`` the (K,) inner products of a loss's gradient with each file.
 
     Any other merge declares ``linear = False`` and defines ``tensor(weights, ...)``, which gets one tensor of all files
     at a time. What it must know of the whole network first (a threshold, a norm), it computes in ``statistics``.
@@ -414,9 +415,11 @@ class Merge(Method):
     linear: ClassVar[bool] = True
     """Whether the merge is the sum of the files times their shares."""
     asks: ClassVar[tuple[str, ...]] = ()
-    """What the merge needs beside the files: ``base``, ``importance`` or ``evaluate``."""
+    """What the merge needs beside the files: ``base``, ``importance``, ``evaluate`` or ``gradient``."""
     files: ClassVar[int | None] = None
     """How many files the merge takes, if it takes no other number of them; it refuses others itself."""
+    every_importance: ClassVar[bool] = True
+    """Whether each tensor must have an importance; otherwise the plain mean is taken of those that have none."""
     by_element: ClassVar[bool] = False
     """Whether ``tensor`` computes each element from the same element alone, so that a call may pass a part of them."""
     by_row: ClassVar[bool] = False
@@ -424,29 +427,40 @@ class Merge(Method):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        unknown = [name for name in cls.asks if name not in ("base", "importance", "evaluate")]
+        unknown = [name for name in cls.asks if name not in ("base", "importance", "evaluate", "gradient")]
         if unknown:
-            raise TypeError(f"{cls.__name__}.asks={cls.asks!r}: {unknown[0]!r} must be base, importance or evaluate.")
-        if cls.linear and (cls.tensor is not Merge.tensor or {"base", "importance"} & {*cls.asks}):
             raise TypeError(
-                f"{cls.__name__} is linear, so that its tensor, base and importance would never be used: it must say "
-                "linear = False, or define coefficients alone."
+                f"{cls.__name__}.asks={cls.asks!r}: {unknown[0]!r} must be base, importance, evaluate or gradient."
             )
-        if not cls.linear and "evaluate" in cls.asks:
+        if cls.linear and (cls.tensor is not Merge.tensor or {"base", "importance"} & {*cls.asks}):
+            raise TypeError(f"{cls.__name__} is linear, and uses no tensor, base or importance: say linear = False.")
+        if not cls.linear and cls.searches():
             raise TypeError(f"{cls.__name__} is not linear, but only the shares of a linear merge can be searched.")
 
     @classmethod
     def uses_steps(cls) -> bool:
         """Whether the result depends on the steps, and with them on the order of the files."""
-        return cls.linear and "evaluate" not in cls.asks
+        return cls.linear and not cls.searches()
+
+    @classmethod
+    def searches(cls) -> bool:
+        """Whether the shares are found by scores or gradients of merges."""
+        return not {"evaluate", "gradient"}.isdisjoint(cls.asks)
 
     def coefficients(self, steps: Sequence[int]) -> Tensor:
         """(K,) float64 shares of the checkpoints that were saved after ``steps``."""
         raise NotImplementedError(f"{type(self).__name__} defines no coefficients(steps).")
 
-    def search(self, evaluate: Callable[[Tensor], float], steps: Sequence[int]) -> Tensor:
-        """(K,) float64 shares of the best merge; ``evaluate`` gives the score of any shares, and greater is better."""
+    def search(self, evaluate: Callable[[Tensor], Any], steps: Sequence[int]) -> Tensor:
+        """(K,) float64 shares of the best merge; ``evaluate`` gives the score of any shares, and greater is better.
+
+        Of a merge that asks for ``gradient`` it gives the slopes of the loss: smaller is better.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no search(evaluate, steps).")
+
+    def importance_shape(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+        """The shape of the importance of a tensor of this shape: by default the same. None if it cannot have any."""
+        return tuple(shape)
 
     def statistics(self, network: Iterable[MergePiece]) -> Any:
         """What ``tensor`` must know of the whole network; each iteration over it reads all files once."""

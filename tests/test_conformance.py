@@ -35,7 +35,7 @@ def functions_with_the_same_inputs(cls):
     """The functions in a class's file that take the same signals as its instances, and no setting that it lacks."""
     names = ("coefficients", "update", "forward", "offsets")
     if issubclass(cls, Merge):
-        names = ("search" if "evaluate" in cls.asks else "coefficients",) if cls.linear else ("tensor",)
+        names = ("search" if cls.searches() else "coefficients",) if cls.linear else ("tensor",)
     if issubclass(cls, Adapter):
         names = [name for name in ("predict", "statistics") if cls.defines(name) and not cls.defines("update")]
     run = next((getattr(cls, name) for name in names if hasattr(cls, name)), None)

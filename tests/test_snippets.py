@@ -159,7 +159,7 @@ def names(tmp_path, monkeypatch):
         terms = torch.stack([F.cross_entropy(logits, torch.arange(6) % 3), logits.square().mean()])
         loaders = dict.fromkeys(["train_loader", "val_loader", "test_loader", "other_loader"], loader)
         values = {"val_logits": torch.randn(60, 3), "val_target": torch.arange(60) % 3, "loader": torch.arange(6) % 2}
-        values |= {"terms": terms, "loss": logits.square().mean(), "score": lambda state: 0.0}
+        values |= {"terms": terms, "loss": logits.square().mean(), "score": lambda state: 0.0, "gradient": dict}
         return {
             **{"__name__": "snippet", "YourModule": module, "model": model, "teacher": teacher, "train_set": train_set},
             **signals,
@@ -246,7 +246,17 @@ def files_for(card):
         torch.save(
             {"state_dict": weights, "global_step": step, "pytorch-lightning_version": L.__version__}, f"{name}.ckpt"
         )
-        save_file({key: value + 2 for key, value in weights.items()}, f"{name}.importance.safetensors")
+        save_file(importance_of(card, weights), f"{name}.importance.safetensors")
+
+
+def importance_of(card, weights):
+    """Positive numbers, or Gram matrices for a merge that takes these."""
+    shapes = {key: eval(built(card), {"lo": lo}).importance_shape(value.shape) for key, value in weights.items()}
+    return {
+        key: value + 2 if shapes[key] == value.shape else value.T @ value
+        for key, value in weights.items()
+        if shapes[key] is not None
+    }
 
 
 @pytest.mark.parametrize("card", [c for c in CARDS if "Command line" in tabs(c.values[0])])
@@ -254,7 +264,7 @@ def test_on_the_command_line(card, names, monkeypatch, tmp_path):
     names(card)
     files_for(card)
     project = types.ModuleType("my_project")
-    project.score = lambda state: 0.0
+    project.score, project.gradient = lambda state: 0.0, dict
     monkeypatch.setitem(sys.modules, "my_project", project)
     cli.main(shlex.split(snippet(card, "Command line"))[1:])
     assert (tmp_path / "merged.ckpt").exists()

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from lightning_objectives._files.linear_merge import copies_sentence
-from lightning_objectives._files.network_merge import Evaluate, NetworkMerge
+from lightning_objectives._files.network_merge import Evaluate, Gradient, NetworkMerge
 from lightning_objectives._files.plan import merge_plan
 from lightning_objectives._files.progress import Progress
 from lightning_objectives._files.reading import in_order, open_source
@@ -34,6 +34,7 @@ def merge_checkpoints(
     base: str | Path | None = None,
     importance: Iterable[str | Path] | None = None,
     evaluate: Evaluate | None = None,
+    gradient: Gradient | None = None,
     seed: int = 0,
     force: bool = False,
     dry_run: bool = False,
@@ -72,6 +73,8 @@ def merge_checkpoints(
             importance of each weight under the weight's name.
         evaluate: for a method that asks for it, a function that takes a state dict and returns its score on held-out
             data; greater is better. Each score needs one merge in memory.
+        gradient: for a method that asks for it, a function that takes a state dict and returns the gradient of a loss
+            there, a dict of tensors by the same names; names that it leaves out do not count.
         seed: of all that the method draws. A tensor's draws depend on its name and this number alone.
         force: also write over a file that is an input. Any other file at ``out`` is replaced in any case, as
             ``torch.save`` does; the command ``merge`` asks for ``--force`` there too.
@@ -135,6 +138,7 @@ def merge_checkpoints(
             importance=None if beside_files is None else [open_source(file) for file in beside_files],
             buffers={*_named(buffers, sources[-1]), *(name for source in sources for name in source.odd_buffers)},
             evaluate=evaluate,
+            gradient=gradient,
             seed=seed,
             prefetch=prefetch,
             visible=verbose,
@@ -147,7 +151,7 @@ def merge_checkpoints(
         merge.prepare()
         newest = merge.newest
         beside, _ = entries_beside_weights(newest)
-        if verbose and evaluate is not None and merge.shares is not None:
+        if verbose and method.searches() and merge.shares is not None:
             for source, share in zip(sources, merge.shares):
                 print(f"  {source.path}  coefficient {share:.4f}")
         metadata = {"step": steps[-1], "steps": steps, "coefficients": merge.shares, "method": method, "base": base}

@@ -19,6 +19,8 @@ enough for two threads or more."""
 
 Evaluate = Callable[[dict[str, Tensor]], float]
 """Gives the score of a state dict; greater is better."""
+Gradient = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+"""Gives the gradient of a loss at a state dict, by name; names that it leaves out do not count."""
 
 
 class NetworkMerge:
@@ -34,6 +36,7 @@ class NetworkMerge:
         importance: of each file in turn, for a merge that asks for it.
         buffers: the tensors that are buffers. A merge that is not linear takes their plain mean.
         evaluate: gives the score of a state dict, for a merge that asks for it.
+        gradient: gives the gradient of a loss at a state dict, for a merge that asks for it.
         seed: of all draws.
         prefetch: is called with the files and the name of a tensor that will be read next.
         visible: whether each iteration shows a progress bar.
@@ -52,11 +55,12 @@ class NetworkMerge:
         importance: Sequence[Source] | None = None,
         buffers: Collection[str] = (),
         evaluate: Evaluate | None = None,
+        gradient: Gradient | None = None,
         seed: int = 0,
         prefetch: Callable[[Sequence[Source], str], object] | None = None,
         visible: bool = False,
     ) -> None:
-        check_asked(method, {"base": base, "importance": importance, "evaluate": evaluate})
+        check_asked(method, {"base": base, "importance": importance, "evaluate": evaluate, "gradient": gradient})
         self.method = method
         self.sources = list(sources)
         """The files that have a part in the merge."""
@@ -73,12 +77,13 @@ class NetworkMerge:
         self._used = [1 / len(sources)] * len(sources)
         self._statistics: Any = None
         self._evaluate = evaluate
+        self._gradient = gradient
         self._steps = steps
         if base is not None:
             check_match(base, sources[-1])
         if importance is not None:
             self._check_importance(importance)
-        if method.linear and evaluate is None:
+        if method.linear and not method.searches():
             self.shares = self._used = method.coefficients(steps).tolist()
             self._check_shares()
 
@@ -87,8 +92,9 @@ class NetworkMerge:
         score = self._evaluate
         if not self.method.linear:
             self._statistics = self.method.statistics(self)
-        elif score is not None:
-            self.shares = self.method.search(lambda shares: score(self._trial(shares.tolist())), self._steps).tolist()
+        elif self.method.searches():
+            one = self._slopes if score is None else lambda shares: score(self._trial(shares.tolist()))
+            self.shares = self.method.search(one, self._steps).tolist()
             self._check_shares()
             # A file without a share may be damaged or of a failed training, so it is not read again.
             self.sources, self._used = _with_a_share(self.sources, self.shares)
@@ -149,7 +155,8 @@ class NetworkMerge:
             size += piece.weights[-1].numel()
             if size >= elements:
                 break
-        return size * self.newest.form(name)[0].itemsize * len(self.files)
+        whole = [source.tensor(name).nbytes for source in self.files]
+        return sum(whole) * size // torch.Size(self.newest.form(name)[1]).numel()
 
     def merged(self) -> dict[str, Tensor]:
         """The whole merge in memory, by plain name."""
@@ -186,7 +193,10 @@ class NetworkMerge:
     def is_linear(self, name: str) -> bool:
         """Whether a tensor is merged by shares, or copied because it holds whole numbers."""
         dtype = self.newest.form(name)[0]
-        return self.method.linear or name in self._buffers or not (dtype.is_floating_point or dtype.is_complex)
+        if self.method.linear or name in self._buffers or not (dtype.is_floating_point or dtype.is_complex):
+            return True
+        importance = self.importance if not self.method.every_importance else None
+        return importance is not None and all(name not in source.keys for source in importance)
 
     def _pieces(self, name: str) -> Iterator[MergePiece]:
         columns: list[Sequence[Tensor]] = [[source.tensor(name)] for source in self.files]
@@ -215,6 +225,27 @@ class NetworkMerge:
             key: merged_or_newest(name, sources, used, buffers=buffers, copied=copied).clone() for name, key in keys
         }
 
+    def _slopes(self, shares: Tensor) -> Tensor:
+        """The inner products of the gradient at a merge with each file."""
+        assert self._gradient is not None
+        found = self._gradient(self._trial(shares.tolist()))
+        names = {key: name for name, key in self.newest.keys.items()}
+        unknown = found.keys() - names.keys()
+        if unknown or not found:
+            raise ValueError(
+                f"gradient returned {first_names(found)}, but {self.newest.path} has {first_names(names)}: it must "
+                "return the gradient of some of these tensors, by name."
+            )
+        slopes = torch.zeros(len(self.sources), dtype=torch.float64)
+        for key, gradient in found.items():
+            shape = self.newest.form(names[key])[1]
+            if tuple(gradient.shape) != shape:
+                raise ValueError(f"The gradient of {key} is of the shape {tuple(gradient.shape)}, but must be {shape}.")
+            own = gradient.detach().cpu().double().flatten()
+            for place, source in enumerate(self.sources):
+                slopes[place] += own @ source.tensor(names[key]).double().flatten()
+        return slopes
+
     def _check_shares(self) -> None:
         if self.shares is None or len(self.shares) != len(self.sources) or not any(self.shares):
             raise ValueError(
@@ -230,6 +261,13 @@ class NetworkMerge:
             )
         for source in importance:
             merged = [name for name in self.newest.keys if not self.is_linear(name)]
+            # Wrong names would leave plain means of everything, if not every tensor must have an importance.
+            unknown = source.keys.keys() - self.newest.keys.keys()
+            if not self.method.every_importance and (unknown or not merged):
+                raise ValueError(
+                    f"{source.path} holds the importance of {first_names(source.keys)}, but {self.newest.path} has "
+                    f"{first_names(self.newest.keys)}: the names must be the same."
+                )
             missing = [name for name in merged if name not in source.keys]
             if missing:
                 raise ValueError(
@@ -237,11 +275,13 @@ class NetworkMerge:
                     "(buffers=[...], --buffer): their plain mean is taken."
                 )
             for name in merged:
-                (dtype, shape), expected = source.form(name), self.newest.form(name)[1]
+                (dtype, shape), of_weight = source.form(name), self.newest.form(name)[1]
+                expected = self.method.importance_shape(of_weight)
                 if shape != expected or not dtype.is_floating_point:
                     raise ValueError(
-                        f"The importance of {name} is {dtype} {shape} in {source.path}, but must be real numbers of "
-                        f"the shape {expected}, one for each weight."
+                        f"The importance of {name} is {dtype} {shape} in {source.path}, but for {of_weight} weights "
+                        f"must be "
+                        + (f"real numbers of the shape {expected}." if expected else "left out: there is none.")
                     )
 
 
@@ -281,6 +321,8 @@ _WAYS_OUT = {
     "(--importance FILE for each).",
     "evaluate": "give evaluate=, a function that takes a state dict and returns its score on held-out data, greater is "
     "better (--evaluate package.module.function).",
+    "gradient": "give gradient=, a function that takes a state dict and returns the gradient of a loss by name "
+    "(--gradient package.module.function).",
 }
 
 

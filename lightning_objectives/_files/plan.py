@@ -1,5 +1,6 @@
 """Says what a merge will do, before it does it."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,11 +9,11 @@ from time import perf_counter
 import torch
 
 from lightning_objectives._files.network_merge import NetworkMerge
-from lightning_objectives._files.source import first_names
+from lightning_objectives._files.source import Source, first_names
 from lightning_objectives.kinds import Merge
 
 _SAMPLE = 2**22
-"""How many elements of all files together are merged to measure the rate, if a tensor is that small."""
+"""About how many elements of all files together are merged to measure the rate."""
 _GUESSED_RATE = 200 * 2**20
 """Bytes of input in a second, where nothing could be measured."""
 _COPIES = 12
@@ -38,8 +39,8 @@ def _files(merge: NetworkMerge, steps: Sequence[int]) -> Iterator[str]:
         yield f"  {source.path}  step {step}{share}{beside}"
     if merge.base is not None:
         yield f"  {merge.base.path}  the base"
-    if "evaluate" in merge.method.asks:
-        yield "The coefficients are searched by scores, and printed when they are found."
+    if merge.method.searches():
+        yield "The coefficients are searched, and printed when they are found."
 
 
 def _contents(merge: NetworkMerge, left_out: Sequence[str]) -> Iterator[str]:
@@ -60,50 +61,52 @@ def _contents(merge: NetworkMerge, left_out: Sequence[str]) -> Iterator[str]:
 
 def _counted(merge: NetworkMerge, names: Sequence[str]) -> str:
     tensors = "tensor" if len(names) == 1 else "tensors"
-    return f"{len(names)} {tensors}, {_in_units(sum(_size(merge, name) for name in names))}"
+    return f"{len(names)} {tensors}, {_in_units(sum(_size(merge.newest, name) for name in names))}"
 
 
 def _cost(merge: NetworkMerge) -> Iterator[str]:
     names = list(merge.newest.keys)
-    largest = max(names, key=lambda name: _size(merge, name))
-    held = _size(merge, largest) * (1 + sum(not source.mapped for source in merge.files))
+    largest = max(names, key=lambda name: _size(merge.newest, name))
+    held = _size(merge.newest, largest) * (1 + sum(not source.mapped for source in merge.files))
     by_whole = not merge.method.linear and not merge.method.by_element and not merge.method.by_row
     if by_whole:
-        held += _COPIES * 4 * _elements(merge, largest)
+        held += _COPIES * 4 * max(_elements(source, name) for source in merge.files for name in source.keys)
     yield (
         f"memory: about {_in_units(held + (0 if by_whole else _PIECES))}, estimated from the largest tensor, {largest}"
         f"{_besides(merge.method)}"
     )
-    size = sum(_size(merge, name) for name in names) * len(merge.files)
+    size = sum(_size(source, name) for source in merge.files for name in source.keys)
     rate, how = _rate(merge)
-    if "evaluate" in merge.method.asks:
+    if merge.method.searches():
         yield (
-            f"time: about {_seconds(size / rate)} for each score of the search, beside your function's own, and for "
-            f"the merge, {how}"
+            f"time: about {_seconds(size / rate)} for each merge that the search tries, beside your function's own, "
+            f"and for the merge, {how}"
         )
         return
-    passes = 1 if type(merge.method).statistics is Merge.statistics else 2
-    often = "once" if passes == 1 else "twice, the first time to measure the whole network,"
+    # What is tried is measured and merged as a network of one tensor, so that the rate is of both passes together.
+    measures = type(merge.method).statistics is not Merge.statistics
+    often = "twice, the first time to measure the whole network," if measures else "once"
     yield (
-        f"time: about {_seconds(passes * size / rate)} to read {_in_units(size)} {often} and merge it, {how}; "
-        f"then {_in_units(size // len(merge.files))} are written to the disk"
+        f"time: about {_seconds(size / rate)} to read {_in_units(size)} {often} and merge it, {how}; "
+        f"then {_in_units(sum(_size(merge.newest, name) for name in names))} are written to the disk"
     )
 
 
 def _besides(method: Merge) -> str:
-    if "evaluate" in method.asks:
-        return ", and one whole merge for each score"
+    if method.searches():
+        return ", and one whole merge while the search tries it"
     measures = type(method).statistics is not Merge.statistics
     return ", and what the method keeps of its first pass" if measures else ""
 
 
 def _rate(merge: NetworkMerge) -> tuple[float, str]:
     """Bytes of input in a second, and how that is known."""
-    floats = [name for name in merge.newest.keys if merge.newest.form(name)[0].is_floating_point]
-    small = [name for name in floats if _elements(merge, name) * len(merge.files) <= _SAMPLE]
-    name = max(
-        small, key=lambda n: _elements(merge, n), default=min(floats, key=lambda n: _elements(merge, n), default="")
-    )
+    newest = merge.newest
+    floats = [name for name in newest.keys if newest.form(name)[0].is_floating_point and _elements(newest, name)]
+    sizes = {name: _elements(newest, name) for name in floats if merge.method.linear or not merge.is_linear(name)}
+    # Not too small, because a rate would then be that of the first call, and not too large, because this is a plan.
+    wanted = _SAMPLE / len(merge.files)
+    name = min(sizes, key=lambda name: abs(math.log(sizes[name] / wanted)), default="")
     start = perf_counter()
     try:
         with warnings.catch_warnings():
@@ -120,12 +123,12 @@ def _rate(merge: NetworkMerge) -> tuple[float, str]:
     return rate, f"at {_in_units(int(rate))} a second, measured now with {_in_units(size)} of {name}"
 
 
-def _elements(merge: NetworkMerge, name: str) -> int:
-    return torch.Size(merge.newest.form(name)[1]).numel()
+def _elements(source: Source, name: str) -> int:
+    return torch.Size(source.form(name)[1]).numel()
 
 
-def _size(merge: NetworkMerge, name: str) -> int:
-    return merge.newest.form(name)[0].itemsize * _elements(merge, name)
+def _size(source: Source, name: str) -> int:
+    return source.form(name)[0].itemsize * _elements(source, name)
 
 
 def _in_units(size: float) -> str:

@@ -63,6 +63,12 @@ def merge(args: list[str]) -> None:
         help="package.module.function, which takes a state dict and returns its score, greater is better "
         f"({_askers(merges, 'evaluate')})",
     )
+    parser.add_argument(
+        "--gradient",
+        metavar="FUNCTION",
+        help="package.module.function, which takes a state dict and returns the gradient of a loss by name "
+        f"({_askers(merges, 'gradient')})",
+    )
     parser.add_argument("--seed", type=int, help="of all draws (default: 0)")
     named = [name for name in vars(parser.parse_args([])) if name != "recipe"]
     settings: dict[str, list[str]] = {}
@@ -92,8 +98,7 @@ def merge(args: list[str]) -> None:
 
     def write() -> object:
         built = _method(merges[method], {**recipe.settings, **words})
-        if "evaluate" in options:
-            options["evaluate"] = imported(options["evaluate"])
+        options.update({name: imported(options[name]) for name in ("evaluate", "gradient") if name in options})
         written = merge_checkpoints(files, built, out, force=force, verbose=True, **options)
         return "nothing (--dry-run)" if dry_run else written
 

@@ -5,9 +5,11 @@ from lightning_objectives._files.merge import merge_checkpoints
 from lightning_objectives.merging.dare import DARE, dare_merge
 from lightning_objectives.merging.della import DELLA, della_merge, magnitude_drop_rates
 from lightning_objectives.merging.fisher_merging import FisherMerging, fisher_merge
+from lightning_objectives.merging.frank_wolfe import FrankWolfeMerging, frank_wolfe_coefficients
 from lightning_objectives.merging.greedy_soup import GreedySoup, greedy_soup_coefficients
 from lightning_objectives.merging.model_breadcrumbs import ModelBreadcrumbs, breadcrumbs_merge
 from lightning_objectives.merging.model_stock import ModelStock, model_stock_merge
+from lightning_objectives.merging.reg_mean import RegMean, reg_mean_merge
 from lightning_objectives.merging.slerp import SLERP, slerp_merge
 from lightning_objectives.merging.task_arithmetic import TaskArithmetic, task_arithmetic_merge
 from lightning_objectives.merging.ties import TIES, ties_merge
@@ -22,9 +24,11 @@ __all__ = [
     "TIES",
     "WSM",
     "FisherMerging",
+    "FrankWolfeMerging",
     "GreedySoup",
     "ModelBreadcrumbs",
     "ModelStock",
+    "RegMean",
     "TaskArithmetic",
     "UniformSoup",
     "WeightedAverage",
@@ -33,10 +37,12 @@ __all__ = [
     "della_merge",
     "export_checkpoint",
     "fisher_merge",
+    "frank_wolfe_coefficients",
     "greedy_soup_coefficients",
     "magnitude_drop_rates",
     "merge_checkpoints",
     "model_stock_merge",
+    "reg_mean_merge",
     "slerp_merge",
     "task_arithmetic_merge",
     "ties_merge",

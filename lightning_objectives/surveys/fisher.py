@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_objectives.kinds import Survey
 from lightning_objectives.shapes import check_shapes
+from lightning_objectives.surveys._networks import check_rows_apart
 
 Pull = Callable[[Tensor], tuple[dict[str, Tensor]]]
 """The gradients of the log-probabilities, each times a factor, by the names of the parameters."""
@@ -56,7 +56,7 @@ def fisher_sums(
     """
     _check(chunk_size)
     check_shapes(inputs=inputs, target=target)
-    _check_network(network)
+    check_rows_apart(network)
     names = {name: p for name, p in network.named_parameters(remove_duplicate=False) if p.is_floating_point()}
     params = {name: p.detach() for name, p in network.named_parameters() if p.is_floating_point()}
     sums = {name: torch.zeros_like(p, dtype=_wide(p.dtype)) for name, p in params.items()}
@@ -70,22 +70,6 @@ def fisher_sums(
 def _check(chunk_size: int) -> None:
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be >= 1; 1 takes the rows one by one, without vmap.")
-
-
-def _check_network(network: nn.Module) -> None:
-    training = next((name or "itself" for name, m in network.named_modules() if m.training), None)
-    if training is not None:
-        raise ValueError(
-            f"{type(network).__name__} is in training mode ({training}), in which dropout draws and BatchNorm mixes "
-            "the rows, so no row has a gradient of its own. Call network.eval() first."
-        )
-    mixing = [n for n, m in network.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
-    if mixing:
-        raise ValueError(
-            f"{type(network).__name__} has a BatchNorm without running statistics ({mixing[0]!r}), which mixes the "
-            "rows also in evaluation mode, so no row has a gradient of its own. Use "
-            "track_running_stats=True, or GroupNorm."
-        )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -45,6 +45,7 @@ def merged(merge: Merge, files: Sequence[Weights], base: Weights, importance: Se
         "base": InMemory(base, "base"),
         "importance": [InMemory(weights, "importance") for weights in importance],
         "evaluate": _score,
+        "gradient": _gradient,
     }
     sources = [InMemory(weights, f"file {place}") for place, weights in enumerate(files)]
     steps = range(len(files))
@@ -57,11 +58,31 @@ def _score(weights: Weights) -> float:
     return -sum((weights[name] - others[name]).double().square().sum().item() for name in others)
 
 
-def _importances(count: int) -> list[Weights]:
-    return [{name: value.abs() for name, value in example_weights(50 + place).items()} for place in range(count)]
+def _gradient(weights: Weights) -> Weights:
+    """That of the opposite of the score."""
+    others = example_weights(99)
+    return {name: 2 * (weights[name] - others[name]) for name in others}
+
+
+def _importances(merge: Merge, count: int) -> list[Weights]:
+    """One for each file: positive numbers, or Gram matrices where the merge takes no number for each weight."""
+    found = []
+    for place in range(count):
+        weights = example_weights(50 + place)
+        shapes = {name: merge.importance_shape(value.shape) for name, value in weights.items()}
+        found.append(
+            {
+                name: value.abs() if shapes[name] == value.shape else value.T.float() @ value.float()
+                for name, value in weights.items()
+                if shapes[name] is not None
+            }
+        )
+    return found
 
 
 def _shares(merge: Merge, steps: Sequence[int]) -> Tensor:
+    if "gradient" in merge.asks:
+        return merge.search(lambda shares: 2 * (shares - 1 / len(steps)), steps)
     if "evaluate" in merge.asks:
         return merge.search(lambda shares: -float((shares - 1 / len(steps)).square().sum()), steps)
     return merge.coefficients(steps)
@@ -117,7 +138,7 @@ def identical_checkpoints_merge_into_themselves(merge: Merge) -> None:
     """The merge of identical checkpoints, which equal the base if there is one, is that checkpoint, to the bit."""
     weights = example_weights(0)
     for count in (1, 2, 3, 7) if merge.files is None else (merge.files,):
-        found = merged(merge, [weights] * count, weights, _importances(count))
+        found = merged(merge, [weights] * count, weights, _importances(merge, count))
         other = [name for name in weights if not _same_bits(found[name], weights[name])]
         require(not other, merge, f"{count} identical files must merge into themselves to the bit: not {other}.")
 
@@ -131,7 +152,7 @@ def where_every_file_equals_the_base_it_stays(merge: Merge) -> None:
     for place, file in enumerate(files, start=1):
         file["layer.weight"][3:] += example_weights(place)["layer.weight"][3:]
         file["layer.bias"][4:] += example_weights(place)["layer.bias"][4:]
-    found = merged(merge, files, base, _importances(3))
+    found = merged(merge, files, base, _importances(merge, 3))
     for name, rows in (("layer.weight", slice(3)), ("layer.bias", slice(4)), ("half", slice(None))):
         same = _same_bits(found[name][rows], base[name][rows])
         require(same, merge, f"{name} equals the base in every file, so that it must stay as it is to the bit.")
@@ -142,7 +163,7 @@ def the_order_of_the_files_means_nothing(merge: Merge) -> None:
     if merge.uses_steps():
         return
     count = merge.files or 4
-    files, importance = [example_weights(place) for place in range(count)], _importances(count)
+    files, importance = [example_weights(place) for place in range(count)], _importances(merge, count)
     found = merged(merge, files, example_weights(9), importance)
     for order in ([*reversed(range(count))], [*range(1, count), 0]):
         other = merged(merge, [files[i] for i in order], example_weights(9), [importance[i] for i in order])
@@ -206,8 +227,9 @@ def a_merge_equals_its_function(merge: Merge) -> None:
         require(a == b, merge, f"the default {name}={a!r} of the class is {b!r} in {function.__name__}.")
     steps, piece = [10, 20, 40], _piece(merge, slice(None))
     if merge.linear:
-        run = merge.search if "evaluate" in merge.asks else merge.coefficients
-        given: list[Any] = [*([_first_share] if "evaluate" in merge.asks else []), steps]
+        run = merge.search if merge.searches() else merge.coefficients
+        asked_for = [_first_share] if "evaluate" in merge.asks else [torch.neg] if merge.searches() else []
+        given: list[Any] = [*asked_for, steps]
         found, expected = run(*given), function(*given, **settings)
     else:
         asked = {name: getattr(piece, name) for name in merge.asks}
@@ -218,8 +240,9 @@ def a_merge_equals_its_function(merge: Merge) -> None:
 def _piece(merge: Merge, rows: slice) -> MergePiece:
     count = merge.files or 3
     files = [example_weights(place)["layer.weight"][rows] for place in range(count)]
-    importances = _importances(count) if "importance" in merge.asks else []
-    importance = [weights["layer.weight"][rows] for weights in importances] or None
+    importances = _importances(merge, count) if "importance" in merge.asks else []
+    whole = [weights["layer.weight"] for weights in importances]
+    importance = [value[rows] if merge.by_element or merge.by_row else value for value in whole] or None
     return MergePiece(files, example_weights(9)["layer.weight"][rows] if "base" in merge.asks else None, importance)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from lightning_objectives.discovery import methods
 
-FILES, TENSORS, SIZE = 24, 16, 2**20
+FILES, TENSORS, SIZE, WIDTH = 24, 16, 2**19, 256
 TABLES = {"TIES": FILES * 3 * 2**20}
 """What a method's docstring says it holds for each file beside the weights, in bytes."""
 MERGES = [cls.__name__ for _, cls in methods("merging")]
@@ -26,7 +26,9 @@ peaks = {}
 for name in sys.argv[2:]:
     method = getattr(merging, name)(**getattr(merging, name).example)
     files = sorted(folder.glob("net*"))[: method.files]
-    beside = {"base": folder / "base.safetensors", "importance": files, "evaluate": lambda state: 0.0}
+    importance = files if method.every_importance else [folder / "grams.safetensors"] * len(files)
+    beside = {"base": folder / "base.safetensors", "importance": importance}
+    beside |= {"evaluate": lambda state: 0.0, "gradient": dict}
     given = {asked: beside[asked] for asked in method.asks}
     out = folder / "out.safetensors"
     peaks[name] = peak_of(lambda: merging.merge_checkpoints(files, method, out, order="given", **given))["bytes"]
@@ -35,13 +37,16 @@ print(json.dumps(peaks))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the memory of a process")
 def test_a_merge_of_many_files_holds_less_than_two_networks(tmp_path):
     """24 files, of which each but the first two is a link: what counts is memory that no file stands behind."""
     for name in ("net00", "net01", "base"):
         save_file(
-            {f"layer{i}": torch.rand(SIZE // 4 // 512, 512) for i in range(TENSORS)}, tmp_path / f"{name}.safetensors"
+            {f"layer{i}": torch.rand(SIZE // 4 // WIDTH, WIDTH) for i in range(TENSORS)},
+            tmp_path / f"{name}.safetensors",
         )
+    save_file({f"layer{i}": torch.eye(WIDTH) for i in range(TENSORS)}, tmp_path / "grams.safetensors")
     for place in range(2, FILES):
         (tmp_path / f"net{place:02}.safetensors").symlink_to(tmp_path / f"net0{place % 2}.safetensors")
     # Large blocks are given back to the system at once, so that no method gets what another has left.

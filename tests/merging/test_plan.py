@@ -71,11 +71,22 @@ def test_the_time_is_the_size_by_the_rate(planned, monkeypatch):
     assert "about 0.5 s to read 235 KiB once and merge it, at 469 KiB a second, measured now" in found
 
 
-def test_a_first_pass_takes_as_long_again(planned, monkeypatch):
-    """360000 bytes of w in half a second: 360624 bytes of three files, twice, take 1.0017 s."""
+def test_the_rate_is_measured_with_a_tensor_that_is_neither_tiny_nor_huge(tmp_path, monkeypatch, capsys):
+    """Two files and 2^11 elements of all files: the one of 900 is nearest to 1024 in each."""
+    monkeypatch.setattr(plan, "_SAMPLE", 2**11)
+    sizes = {"tiny": 3, "small": 400, "right": 900, "huge": 100_000, "empty": 0}
+    for place in range(2):
+        save_file({name: torch.rand(size) for name, size in sizes.items()}, tmp_path / f"{place}.safetensors")
+    files = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
+    merge_checkpoints(files, UniformSoup(), tmp_path / "out.safetensors", dry_run=True, verbose=True)
+    assert "measured now with 7.03 KiB of right" in capsys.readouterr().out
+
+
+def test_the_rate_is_of_both_passes(planned, monkeypatch):
+    """360000 bytes of w are measured and merged in half a second: 360624 bytes of three files take 0.50087 s."""
     times = iter([10.0, 10.5])
     monkeypatch.setattr(plan, "perf_counter", lambda: next(times))
-    assert "about 1 s to read 352 KiB twice" in planned(TIES(), base="base.safetensors")
+    assert "about 0.5 s to read 352 KiB twice" in planned(TIES(), base="base.safetensors")
 
 
 def test_a_base_and_a_first_pass(planned):
@@ -98,9 +109,9 @@ def test_a_search_is_not_made(planned):
     calls = []
     found = planned(GreedySoup(), evaluate=calls.append)
     assert calls == []
-    assert "The coefficients are searched by scores, and printed when they are found." in found
-    assert "and one whole merge for each score" in found
-    assert "for each score of the search, beside your function's own, and for the merge" in found
+    assert "The coefficients are searched, and printed when they are found." in found
+    assert "and one whole merge while the search tries it" in found
+    assert "for each merge that the search tries, beside your function's own, and for the merge" in found
 
 
 def test_the_shares_of_a_search_are_printed_once_they_are_found(tmp_path, capsys):
