@@ -332,6 +332,7 @@ ELSEWHERE = {
     "similarity_preserving_loss",
     "pkt_loss",
     "sinkhorn_kd",
+    "balanced_divergence_kd",
 }
 """Functions of settings, files and further passes, whose refusals their own tests show."""
 
