@@ -61,6 +61,7 @@ class CRD(Distillation):
 
     Paper: Tian et al., Contrastive Representation Distillation, ICLR 2020, https://arxiv.org/abs/1910.10699. The form
     is that of the authors' code, https://github.com/HobbitLong/RepDistiller, with the sample itself as the positive.
+    Not checked at the source: the defaults of their training script.
 
     Differs from the paper: the authors' code estimates c from its first batch and keeps it. Its bank is random then, so
     the value here is what it estimates, and no batch decides for the whole training. Negatives are drawn with

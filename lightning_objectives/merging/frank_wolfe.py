@@ -53,7 +53,8 @@ def frank_wolfe_coefficients(
 
     Differs from the paper's code: the code adds up the cosines of gradient and weights over the tensors in place of the
     inner product, so that small tensors count as much as large ones and the gap means nothing. It begins with a merge
-    by task arithmetic or TIES, and can choose a file for each tensor. It does not end before the last iteration.
+    by task arithmetic or TIES, and can choose a file for each tensor. It does not end before the last iteration. Not
+    checked at the source: the paper's text; the number of iterations is our own.
     """
     _check(iterations, step_size)
     count = len(check_steps(steps))

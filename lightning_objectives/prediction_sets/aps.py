@@ -70,7 +70,8 @@ class APS(SetPredictor):
     coverage that is within 1 % or so of :math:`1 - \alpha` in one fit.
     Cost: a sort of the classes of each row.
     Interactions: any calibration before it changes the sizes of the sets, not the coverage. To use one, pass the
-    logarithms of its probabilities. Logits that are not finite give a set of all classes.
+    logarithms of its probabilities. A row with a NaN or an infinite logit gives a set of all classes; a logit of -inf
+    is a class of probability 0.
 
     Example:
         >>> sets = APS(alpha=0.5, randomized=False)

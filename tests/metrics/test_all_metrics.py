@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric, MetricCollection
 
 from lightning_objectives.discovery import methods
-from lightning_objectives.metrics import default_metrics
+from lightning_objectives.metrics import FalseHeadRate, MarginError, default_metrics
 
 CLASSES = [
     cls
     for room, cls in methods()
-    if room == "metrics" and list(inspect.signature(cls.update).parameters)[1:] == ["preds", "target"]
+    if room == "metrics"
+    and list(inspect.signature(cls.update).parameters)[1:] == ["preds", "target"]
+    and cls is not FalseHeadRate  # It is of one number of classes.
 ]
 EVERY = [cls for room, cls in methods() if room == "metrics"]
 """Also those that ask for features, the head or the loader."""
@@ -32,6 +34,10 @@ def data(n=60, c=7, seed=0, soft=False):
     if soft:
         target = torch.rand(n, c, generator=generator).softmax(1)
     return logits, target
+
+
+def made(cls):
+    return cls(counts=range(7, 0, -1)) if cls is FalseHeadRate else cls()
 
 
 def value(metric, *batches):
@@ -212,9 +218,9 @@ def test_nan_gives_nan_and_no_rows_too(cls, soft):
 def test_before_the_first_batch_the_value_is_nan(cls):
     if cls.__name__ == "OODDetection":
         with pytest.raises(ValueError, match="pass two loaders"):
-            cls().compute()
+            made(cls).compute()
         return
-    found = cls().compute()
+    found = made(cls).compute()
     assert all(number.isnan() for number in (found.values() if isinstance(found, dict) else [found]))
 
 
@@ -359,6 +365,28 @@ def test_a_collection_equals_its_metrics(cls):
         assert torch.equal(got[name], value(type(metric)(**settings(metric)), *batches))
 
 
+def other_values(cls):
+    """Each number among the settings with another value, by its name."""
+    for name, setting in inspect.signature(cls).parameters.items():
+        default = setting.default
+        if name not in ("from_logits", "ignore_index") and isinstance(default, (bool, int, float)):
+            yield {name: not default if isinstance(default, bool) else default + 1}
+
+
+def test_a_collection_keeps_metrics_of_other_settings_apart():
+    """In the first batch all of them agree: every row is right by far."""
+    tried = [(cls, other) for cls in CLASSES for other in other_values(cls)]
+    assert (MarginError, {"margin": 1.0}) in tried
+    for cls, other in tried:
+        collection = MetricCollection({"first": cls(), "second": cls(**other)})
+        batches = [(30 * torch.eye(7), torch.arange(7)), data()]
+        for batch in batches:
+            collection.update(*batch)
+        got = collection.compute()
+        assert torch.equal(got["first"], value(cls(), *batches)), (cls, other)
+        assert torch.equal(got["second"], value(cls(**other), *batches)), (cls, other)
+
+
 def settings(metric):
     return {name: getattr(metric, name) for name in ("from_logits", "ignore_index")}
 
@@ -450,7 +478,7 @@ def _rank_without_a_batch(rank, store):
     warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before")
     for cls in EVERY:
         for first in (0, 1):  # the rank that has all batches
-            metric, alone, new = cls(), cls(), cls()
+            metric, alone, new = made(cls), made(cls), made(cls)
             alone.sync_on_compute = alone._to_sync = False
             if rank == first:
                 metric.update(*batch_of(cls))
