@@ -59,7 +59,7 @@ in the layers.""",
 about a millisecond there: the states of the random streams and copies of the buffers, twice each, and a second walk
 through Lightning's and our own Python. It does not grow with the network. On the resnet it is
 nearly as fast as two passes by hand: the moved weights lie in memory of their own for the second pass, so that nothing
-is copied back. Three earlier runs gave between 2.09 and 2.36 times the plain step, and by hand between 2.07 and 2.40.""",
+is copied back. Three earlier runs gave 2.09 to 2.36 times the plain step, and by hand 2.07 to 2.40.""",
     "ema_update": """\
 *What is missed, and why.* An update is one `torch._foreach_lerp_` over cached lists, and a profile of it shows
 nothing else above a tenth. On the CPU torch works through such a list tensor by tensor, a call and a start of

@@ -151,15 +151,43 @@ def post_hoc_ema(
         for snapshot, share in zip(snapshots, profile.coefficients):
             print(f"{snapshot.path}  updates {snapshot.updates}  width {snapshot.width}  share {share:+.4f}")
         print(f"width {sigma_rel} after {snapshots[-1].updates} updates: the profile is off by {profile.error:.2%}")
-    if profile.error > max_error:
-        raise ValueError(
-            f"{len(snapshots)} snapshots give the profile of the width {sigma_rel} only to within {profile.error:.1%}, "
-            f"and max_error={max_error} is less. Give more snapshots, choose a width nearer to theirs, or raise "
-            "max_error."
-        )
+    check_error(profile, sigma_rel=sigma_rel, max_error=max_error)
     if not dry_run:
         _write(snapshots, profile, out)
     return profile
+
+
+def check_error(profile: PostHocProfile, *, sigma_rel: float, max_error: float) -> None:
+    """Refuse a profile that is too far from that of the width.
+
+    Raises:
+        ValueError: with the error.
+    """
+    if profile.error > max_error:
+        raise ValueError(
+            f"{len(profile.coefficients)} snapshots give the profile of the width {sigma_rel} only to within "
+            f"{profile.error:.1%}, and max_error={max_error} is less. Give more snapshots, choose a width nearer to "
+            "theirs, or raise max_error."
+        )
+
+
+def add_snapshot(
+    total: dict[str, Tensor],
+    newest: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    *,
+    share: float,
+    where: object,
+) -> None:
+    """Add the share of one snapshot, as its difference to the newest: what is equal in all stays equal to the bit.
+
+    Raises:
+        ValueError: it has other weights than the newest.
+    """
+    if tensors.keys() != newest.keys() or any(tensors[name].shape != newest[name].shape for name in newest):
+        raise ValueError(f"{where} has averages of other weights than the newest: give those of one training.")
+    for name, tensor in tensors.items():
+        total[name].add_(tensor.to(total[name]) - newest[name], alpha=share)
 
 
 class _Snapshot(NamedTuple):
@@ -211,14 +239,7 @@ def _write(snapshots: Sequence[_Snapshot], profile: PostHocProfile, out: Path) -
     for path, group in groupby(zip(snapshots, profile.coefficients), key=lambda pair: pair[0].path):
         source = latest if path == snapshots[-1].path else open_source(path)
         for snapshot, share in group:
-            tensors = snapshot.tensors(source)
-            if tensors.keys() != newest.keys() or any(tensors[name].shape != newest[name].shape for name in newest):
-                raise ValueError(
-                    f"{path} has averages of other weights than {snapshots[-1].path}: give files of one training."
-                )
-            # Differences, so that what is equal in all snapshots stays equal to the bit.
-            for name, tensor in tensors.items():
-                total[name].add_(tensor.float().sub_(newest[name]), alpha=share)
+            add_snapshot(total, newest, snapshot.tensors(source), share=share, where=path)
     weights = {name: tensor.to(latest.form(name)[0]) for name, tensor in total.items()}
     odd = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
     if odd is not None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from lightning_objectives._files.names import plainly_named
 from lightning_objectives._trainer.names import by_class
 from lightning_objectives._trainer.ranks import world_size
 from lightning_objectives._weights.averages import Averages, Buffers
 from lightning_objectives._weights.timing import Timing
+from lightning_objectives.averaging.post_hoc_ema import add_snapshot, check_error, post_hoc_ema_coefficients
 from lightning_objectives.kinds import Rule
 
 
@@ -153,6 +157,64 @@ class Average:
             state = self.network.state_dict()
             return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
+    def post_hoc_weights(
+        self, states: Sequence[Mapping[str, Any] | str | Path], *, sigma_rel: float, max_error: float = 0.05
+    ) -> dict[str, Tensor]:
+        """The weights of a power-function average of any width, after a training that kept two of them.
+
+        Give ``[PowerEMA(sigma_rel=0.05), PowerEMA(sigma_rel=0.1)]`` as the rules, and save :meth:`state_dict` eight
+        times or more during the training.
+
+        Args:
+            states: paths of files that ``torch.save`` has written of :meth:`state_dict`, which are read one at a time,
+                or copies of it (``copy.deepcopy``), because it holds the average itself; in any order. The latest gives
+                the time.
+            sigma_rel: the relative width of the average, in (0, 0.2886].
+            max_error: the largest error of the profile, see ``post_hoc_ema``.
+
+        Returns:
+            the weights by parameter name, in each parameter's type, to load or for ``torch.func.functional_call``.
+
+        Raises:
+            ValueError: no rule is a ``PowerEMA``, no state holds an update, the averages began at different steps,
+                states share their memory, or the error is above ``max_error``.
+        """
+        widths = {name: rule.sigma_rel for name, rule in self._rules.items() if hasattr(rule, "sigma_rel")}
+        found = [
+            (place, name, state["averages"][name]["updates"], state["start"])
+            for place, state in enumerate(map(_loaded, states))
+            for name in widths
+            if state["averages"].get(name, {"updates": 0})["updates"]
+        ]
+        if not found or len({start for *_, start in found}) > 1:
+            raise ValueError(
+                f"The states hold {len(found)} power-function averages with an update, which began at the steps "
+                f"{sorted({start for *_, start in found})}. Keep [PowerEMA(sigma_rel=0.05), PowerEMA(sigma_rel=0.1)], "
+                "and give the states of one training."
+            )
+        self._refuse_shared([state for state in states if isinstance(state, Mapping)], widths)
+        profile = post_hoc_ema_coefficients([(time, widths[name]) for _, name, time, _ in found], sigma_rel=sigma_rel)
+        check_error(profile, sigma_rel=sigma_rel, max_error=max_error)
+        last, name, *_ = max(found, key=lambda snapshot: snapshot[2])
+        newest = {key: t.float() for key, t in _slots(_loaded(states[last]), name).items()}
+        total = {key: t.clone() for key, t in newest.items()}
+        for place, group in groupby(zip(found, profile.coefficients), key=lambda pair: pair[0][0]):
+            state = _loaded(states[place])
+            for (_, name, *_), share in group:
+                add_snapshot(total, newest, _slots(state, name), share=share, where=f"states[{place}]")
+        parameters = dict(plainly_named(self.network.named_parameters()))
+        return {key: tensor.to(parameters[key]) for key, tensor in total.items()}
+
+    def _refuse_shared(self, states: Sequence[Mapping[str, Any]], names: Iterable[str]) -> None:
+        """Refuse states that hold the same tensors: the average went on in them."""
+        slots = [_slots(state, name) for state in states for name in names if name in state["averages"]]
+        own = [next(iter(average.values())).data_ptr() for average in [*slots, *map(self._averages.weights, names)]]
+        if len({*own}) < len(own):
+            raise ValueError(
+                "The states share the memory of the average, which has gone on in them since. Keep copies, "
+                "copy.deepcopy(average.state_dict()), or save each with torch.save."
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on; the network's own state dict keeps the weights of the training.
 
@@ -184,6 +246,18 @@ class Average:
         if name is not None and name not in self.names:
             raise ValueError(f"name={name!r} must be one of {list(self.names)}.")
         return name or self.names[0]
+
+
+def _loaded(state: Mapping[str, Any] | str | Path) -> Any:
+    """A state, from its file if it is a path."""
+    if isinstance(state, Mapping):
+        return state
+    return torch.load(state, map_location="cpu", mmap=True, weights_only=True)
+
+
+def _slots(state: Mapping[str, Any], name: str) -> Mapping[str, Tensor]:
+    average: Mapping[str, Tensor] = state["averages"][name]["slots"]["average"]
+    return average
 
 
 def _joint(passes: Callable[[], object], norms: Sequence[_BatchNorm]) -> None:
