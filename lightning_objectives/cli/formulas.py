@@ -8,7 +8,7 @@ import re
 from typing import NoReturn
 
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|[{}^_&]|\s+|.", re.DOTALL)
-_WORDS = "log exp cos sin cosh max min arg".split()
+_WORDS = "log exp cos sin cosh max min sup inf arg".split()
 _SYMBOLS = {
     **dict(zip("alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa".split(), "αβγδεεζηθικ")),
     **dict(zip("lambda mu nu xi pi rho sigma tau phi varphi chi psi omega".split(), "λμνξπρστφφχψω")),

@@ -74,7 +74,7 @@ def place(cls: type[Any], case: Case, method: Any = None, *, provider: type[Any]
     for name in {"hidden", "teacher_hidden"} & {*getattr(callback, "signals", ())}:
         option = name.replace("hidden", "layers")
         setattr(callback, option, case.settings[option]())
-    if getattr(callback, "needs_layers", False):
+    if getattr(callback, "needs_layers", False) and callback.layers is None:
         callback.layers = case.settings["changed_layers"]()
     if getattr(callback, "needs_reference", False):
         callback.reference = case.settings["teacher"]()
