@@ -29,6 +29,7 @@ WIDE = (
     "third_party.md",
     "evidence/index.md",
     "stories/merging.md",
+    "stories/ema_widths.md",
 )
 """The pages with wide tables, which take the room of the table of contents too."""
 

@@ -22,6 +22,7 @@ GUIDES = (
 RUNS = (
     ("All five on Fashion-MNIST", "fashion_mnist.md"),
     ("Three fine-tunings, every merge", "stories/merging.md"),
+    ("Any width of an average", "stories/ema_widths.md"),
 )
 """Pages that each tell one run, or a few."""
 DEVELOPERS = (
