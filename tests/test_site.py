@@ -28,6 +28,8 @@ PAGES = (
     "developers.html",
     "performance.html",
     "evidence/index.html",
+    "stories/ema_widths.html",
+    "stories/merging.html",
     "package/kinds.html",
 )
 
