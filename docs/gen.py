@@ -22,7 +22,15 @@ from lightning_objectives.discovery import ROOMS, methods
 from lightning_objectives.signals import SIGNALS
 
 HERE = Path(__file__).parent
-WIDE = ("conformance.md", "performance.md", "performance_gpu.md", "third_party.md", "evidence/index.md")
+WIDE = (
+    "conformance.md",
+    "performance.md",
+    "performance_gpu.md",
+    "third_party.md",
+    "evidence/index.md",
+    "stories/calibration.md",
+    "stories/adaptation.md",
+)
 """The pages with wide tables, which take the room of the table of contents too."""
 
 

@@ -19,6 +19,12 @@ GUIDES = (
     ("Coming from other libraries", "coming_from"),
     ("Questions and answers", "faq"),
 )
+RUNS = (
+    ("All five on Fashion-MNIST", "fashion_mnist.md"),
+    ("An overconfident network, every calibrator", "stories/calibration.md"),
+    ("Shifted data, every adapter", "stories/adaptation.md"),
+)
+"""Pages that each tell one run, or a few."""
 DEVELOPERS = (
     ("Summary", "developers.md"),
     ("Design", "design.md"),
@@ -53,7 +59,7 @@ def navigation(root: Path) -> list[Any]:
         {"Quick start": "quickstart.md"},
         {"Methods": ["methods/index.md", *listed]},
         {"Guides": ["guides/index.md", *guides[:-1], {"Plain loops": "plain_loops.md"}, guides[-1]]},
-        {"Evidence": ["evidence/index.md", {"All five on Fashion-MNIST": "fashion_mnist.md"}, "evidence/budget.md"]},
+        {"Evidence": ["evidence/index.md", *({title: page} for title, page in RUNS), "evidence/budget.md"]},
         {"Reference": _pages(root / "package", root)},
         {"For developers": [{title: page} for title, page in DEVELOPERS]},
     ]
