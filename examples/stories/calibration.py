@@ -4,8 +4,9 @@
 ``--picture OUT.svg`` draws its reliability diagrams. One core, no download.
 
 The task: of scikit-learn's digits every tenth label is wrong, in all parts of the data, and the network learns 400 of
-them by heart. It was chosen before the runs, and nothing was tuned to it: calibrators and sets have their default
-settings, and where another setting is shown, the default stands beside it.
+them by heart. In a first version only the labels of the training were wrong, and the network was hardly overconfident.
+Nothing was tuned: calibrators and sets have their default settings. Where another setting is shown, the default stands
+beside it.
 """
 
 import argparse

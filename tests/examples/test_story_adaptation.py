@@ -28,6 +28,7 @@ def test_every_adapter_is_in_the_story():
     }
 
 
+@pytest.mark.slow
 def test_every_arm_is_in_the_tables(results):
     tables = [module.table(results, value) for value in ("accuracy", "NLL", "squared")]
     tables += [module.strength_table(results), module.sorted_table(results)]
@@ -39,6 +40,7 @@ def test_every_arm_is_on_the_page():
     assert [name for name in module.ADAPTERS if f"\n| {name} | " not in page] == []
 
 
+@pytest.mark.slow
 def test_every_adapter_acts_and_leaves_the_network_alone(results):
     """Tests after it have the numbers of the network: it runs again on the same loaders, last of all."""
     nll = {name: [run["NLL"] for runs in found.values() for run in runs] for name, found in results.items()}
@@ -47,6 +49,7 @@ def test_every_adapter_acts_and_leaves_the_network_alone(results):
     assert len(nll["network"]) == 2 + 5 * 4
 
 
+@pytest.mark.slow
 def test_again_gives_the_same_numbers(results):
     assert module.story(seeds=1, epochs=1, rows=80) == results
 

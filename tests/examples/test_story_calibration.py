@@ -28,6 +28,7 @@ def test_every_method_of_the_room_is_in_the_story(room, arms):
     assert kinds(arms) == {cls.__name__ for _, cls in methods(room)}
 
 
+@pytest.mark.slow
 def test_every_arm_is_in_the_tables(story):
     calibrated, sets, _ = story
     table, set_table = module.calibrator_table(calibrated), module.set_table(sets, 697)
@@ -40,6 +41,7 @@ def test_every_arm_is_on_the_page():
     assert [name for name in [*module.CALIBRATORS, *module.SETS] if f"\n| {name} | " not in page] == []
 
 
+@pytest.mark.slow
 def test_what_is_measured(story):
     """Where a calibrator keeps the top class, the accuracy is that of the network."""
     calibrated, sets, _ = story
@@ -51,6 +53,7 @@ def test_what_is_measured(story):
     assert all(len(values["coverage"]) == 2 for values in sets.values())
 
 
+@pytest.mark.slow
 def test_again_gives_the_same_numbers(story):
     again = module.story(seeds=1, epochs=2, splits=2)
     assert again[:2] == story[:2]
@@ -81,6 +84,7 @@ def test_the_expected_interval():
     assert high == pytest.approx(mean + 1.96 * deviation, abs=0.003)
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(story, tmp_path):
     module.draw(story[2], tmp_path / "a.svg")
     module.draw(story[2], tmp_path / "b.svg")
