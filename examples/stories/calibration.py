@@ -184,20 +184,20 @@ def story(*, seeds: int = 3, epochs: int = 100, splits: int = 100) -> tuple[Resu
     return calibrated, sets, joined
 
 
-def cell(values: list[float], digits: int = 3) -> str:
+def cell(values: list[float]) -> str:
     """Mean and standard deviation over the seeds."""
     if not all(map(math.isfinite, values)):
         return "inf"
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{spread}"
 
 
 def calibrator_table(results: Results) -> str:
     """One row for the network and for each calibrator."""
-    columns = ["accuracy", "NLL", "Brier", "ECE", "adaptive", "classwise", "target at 0"]
-    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    columns = ["accuracy", "NLL", "Brier", "ECE", "adaptive", "classwise"]
+    lines = ["| | " + " | ".join(columns) + " | target at 0 |", "| --- |" + " ---: |" * (len(columns) + 1)]
     for name, values in results.items():
-        cells = [cell(values[column], 4 if column in ("adaptive", "classwise") else 3) for column in columns]
+        cells = [*(cell(values[column]) for column in columns), f"{mean(values['target at 0']):.1%}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
