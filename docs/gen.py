@@ -30,6 +30,8 @@ WIDE = (
     "evidence/index.md",
     "stories/merging.md",
     "stories/ema_widths.md",
+    "stories/calibration.md",
+    "stories/adaptation.md",
 )
 """The pages with wide tables, which take the room of the table of contents too."""
 

@@ -23,6 +23,8 @@ RUNS = (
     ("All five on Fashion-MNIST", "fashion_mnist.md"),
     ("Three fine-tunings, every merge", "stories/merging.md"),
     ("Any width of an average", "stories/ema_widths.md"),
+    ("An overconfident network, every calibrator", "stories/calibration.md"),
+    ("Shifted data, every adapter", "stories/adaptation.md"),
 )
 """Pages that each tell one run, or a few."""
 DEVELOPERS = (

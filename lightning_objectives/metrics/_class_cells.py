@@ -13,7 +13,7 @@ def class_cells(preds: Tensor, target: Tensor, kept: Tensor, edges: Tensor, *, f
     p = probabilities(preds.detach(), from_logits=from_logits)
     dtype = torch.float32 if p.device.type in WITHOUT_FLOAT64 else torch.float64
     classes, cells = p.shape[1], len(edges) + 1
-    cell = torch.bucketize(p, edges.to(p))  # NaN falls into the last one
+    cell = torch.bucketize(p.contiguous(), edges.to(p))  # NaN falls into the last one
     place = (cell + cells * torch.arange(classes, device=p.device)).flatten()
 
     def total(values: Tensor) -> Tensor:

@@ -72,3 +72,16 @@ def test_what_does_not_fit_is_refused():
     metric.update(torch.zeros(2, 3), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"\(2, 4\) have 4 classes, but those before had 3"):
         metric.update(torch.zeros(2, 4), torch.tensor([0, 1]))
+
+
+def test_a_transposed_table_gives_the_same_value_without_a_warning():
+    """Probabilities by class, such as those of one calibrator for each class, are often a transposed table."""
+    p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+    target = torch.tensor([0, 1, 1])
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # otherwise torch warns only once in a process
+    try:
+        values = [classwise_calibration_error(q, target, from_logits=False) for q in (p, p.T.contiguous().T)]
+    finally:
+        torch.set_warn_always(always)
+    assert values[0] == values[1]
