@@ -167,7 +167,9 @@ class LAME(Adapter):
     shares than in training. On shuffled, balanced batches it does not help.
     Cost: up to ``iterations`` products of (N, N) and (N, C) a batch; no backward pass. On a GPU all iterations run.
     Interactions: the predictions for a sample depend on the other samples in its batch. Entropies, losses and
-    calibration are those of the corrected predictions, which are surer than the network's own.
+    calibration are those of the corrected predictions, which are surer than the network's own. If all samples of a
+    batch are about equally far from each other, as many features of small networks are, ``rbf`` joins them all and
+    overrules the logits: compare it with ``knn`` first.
 
     Example:
         >>> LAME(strength=0.0).active(step=0)
