@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lightning_objectives.kinds import Regularizer
@@ -81,8 +82,8 @@ class ConditionalMutualInformation(Regularizer):
     When to use: to fine-tune a trained teacher before a distillation. The authors' code trains 20 more epochs, at half
     of the learning rate with a cosine decay, and strengths from 0.1 to 0.25.
     Cost: C times (C + 1) numbers in float32; one product of C x C and N x C matrices in each step.
-    Interactions: look at the teacher's own accuracy, which the term does not serve. The logged term is negative. With
-    several processes each follows the centroids of its own batches.
+    Interactions: look at the teacher's own accuracy, which the term does not serve. The logged term is negative.
+    Several processes share the centroids: they add up their predictions in each step.
 
     Example:
         >>> method = ConditionalMutualInformation(classes=2)
@@ -100,7 +101,6 @@ class ConditionalMutualInformation(Regularizer):
     problems = ("classes",)
     default_strength = 0.25
     coupled = "the centroids hold the other rows too"
-    by_process = "each process follows the centroids of its own batches"
     example: ClassVar[dict[str, Any]] = {"classes": 3}
     unkept_laws: ClassVar[dict[str, str]] = {
         "the_gradient_is_that_of_finite_differences": "the centroids hold this prediction as a constant"
@@ -130,8 +130,11 @@ class ConditionalMutualInformation(Regularizer):
             )
         p = logits.detach().to(self.sums.dtype).softmax(1)
         labels = _labels(target, p)
-        self.sums = self.momentum * self.sums + labels.T @ p
-        self.counts = self.momentum * self.counts + labels.sum(0)
+        seen = torch.cat([labels.T @ p, labels.sum(0)[:, None]], 1)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(seen)  # The centroids are those of all processes, so that each has the same.
+        self.sums = self.momentum * self.sums + seen[:, :-1]
+        self.counts = self.momentum * self.counts + seen[:, -1]
         # A class without a sample has no centroid yet, and nothing asks for it.
         centroids = self.sums / torch.where(self.counts > 0, self.counts, 1.0)[:, None]
         terms = divergence_from_centroids(logits, target, centroids)

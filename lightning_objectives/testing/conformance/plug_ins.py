@@ -103,7 +103,8 @@ def methods_of(cls: type[Any]) -> Iterator[Any]:
 def _needs(method: Any) -> tuple[bool, bool]:
     """Whether a method is no exemplar, and whether it needs files, the index of the samples, layers, or their sizes."""
     asked = inspect.signature(method.forward).parameters if hasattr(method, "forward") else {}
-    needs = getattr(method, "asks", ()) or method.remembers or "hidden" in asked or hasattr(method, "build")
+    needs = getattr(method, "asks", ()) or method.remembers or "hidden" in asked
+    needs = needs or hasattr(method, "build") or hasattr(method, "draw_layer")
     return not method.exemplar, bool(needs)
 
 
