@@ -553,7 +553,7 @@ class Adapter(Method):
     by_process = "each process adapts to its own batches"
 
     predict: Callable[..., Tensor]
-    """New logits (N, C) for those of the head, of which ``features`` (N, D) are the inputs; without gradient."""
+    """New logits (N, C) in place of the head's own, without gradient; ``features`` (N, D) are the head's inputs."""
 
     @classmethod
     def defines(cls, *places: str) -> bool:

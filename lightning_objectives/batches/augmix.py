@@ -53,8 +53,8 @@ class AugMix(BatchTransform):
     Paper: Hendrycks et al., AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty, ICLR 2020,
     algorithm 1, https://arxiv.org/abs/1912.02781. The algorithm's number was not checked at the source.
 
-    Differs from the paper: the loss is that of the distorted images, without the Jensen-Shannon term; torchvision draws
-    whole levels of an operation, also 0.
+    Differs from the paper: the loss is that of the distorted images, without the Jensen-Shannon term, which
+    ``AugMixConsistency`` adds; torchvision draws whole levels of an operation, also 0.
     """
 
     family = "robustness"

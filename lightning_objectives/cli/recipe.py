@@ -22,7 +22,7 @@ class Recipe(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """YAML that refuses a key that comes twice, of which PyYAML takes the last."""
+    """Reads YAML, and refuses a key that stands twice: PyYAML would silently take the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

@@ -28,8 +28,8 @@ def balanced_divergence_kd(
     Args:
         logits: (N, C) with C >= 2, the student's :math:`s`, in any float type; computed in float32 or better.
         teacher_logits: (N, C) the teacher's :math:`t`; no gradient flows to it.
-        surer: :math:`(\nu, \mu)`, >= 0, of a sample of which the student is surer than the teacher.
-        less_sure: those of all other samples.
+        surer: :math:`(\nu, \mu)`, >= 0, for samples on which the student is surer than the teacher.
+        less_sure: the same for all other samples.
         temperature: :math:`T > 0`.
 
     Returns:

@@ -81,7 +81,7 @@ def _check(threshold: float, warmup_epochs: int = 0, period: int = 1) -> None:
 
 
 class ProgressivePurification(Loss):
-    r"""Learns from sets of candidate labels, one of which is right, and drops the improbable ones as training goes on.
+    r"""Learns from sets of candidate labels with one right label each, and drops improbable candidates step by step.
 
     The loss is the cross entropy with weights of the candidates, which begin equal: :math:`-\sum_k w_k \log p_k`. After
     each step a sample's weights become those of :func:`candidate_weights`. After every ``period`` epochs they are those

@@ -96,8 +96,8 @@ class FrankWolfeMerging(Merge):
     Raises:
         ValueError: a setting is out of range.
 
-    When to use: if you have many fine-tunings of one network, of which only some may help, and a few batches with
-    targets of what the merge must do. :class:`GreedySoup` needs scores alone, but of 2 K - 1 merges.
+    When to use: if you have many fine-tunings of one network, and perhaps only some of them help, and a few batches
+    with targets of what the merge must do. :class:`GreedySoup` needs scores alone, but of 2 K - 1 merges.
     Cost: for each iteration one merge in memory, one gradient, and one pass over the files for the inner products.
     Interactions: give ``gradient`` to :func:`merge_checkpoints`: a function that takes a state dict and returns the
     gradient of the loss by name, such as

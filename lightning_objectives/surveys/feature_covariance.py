@@ -10,7 +10,7 @@ from lightning_objectives.shapes import check_shapes
 
 
 def feature_moments(features: Tensor) -> dict[str, Tensor]:
-    r"""Add up the features and their products, of which mean and covariance are made.
+    r"""Add up the features and their products: the sums from which mean and covariance are computed.
 
     .. math::
         s = \sum_n h_n, \qquad P = \sum_n h_n h_n^\top
@@ -56,8 +56,8 @@ class FeatureCovariance(Survey):
     spread of 1/1000 of the mean has a variance that is right to nine digits. A variance of at most
     :math:`N \epsilon` times the mean square cannot be told from 0; the row and the column of such a feature are 0, as
     those of a constant feature are. At a million samples these are spreads below 1/67000 of the mean. On devices
-    without float64 the sums of each batch have the errors of float32, 500 million times as large, of which the limit
-    does not know.
+    without float64 the sums of each batch have the errors of float32, 500 million times as large. The limit does not
+    take them into account.
 
     Args:
         correction: c, 0 or 1. With 0 the divisor is N, as in the papers: the most likely covariance. With 1 it is

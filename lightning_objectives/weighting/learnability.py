@@ -18,7 +18,7 @@ class LearnabilitySelection(Weighting):
         s_i = \frac{\ell_i^{\text{before}} - \ell_i^{\text{after}}}{\ell_i^{\text{before}}}, \qquad
         w_i = \frac{n}{K} \left[ s_i \text{ is among the } K \text{ highest} \right], \quad K = \lfloor q n \rfloor
 
-    with :math:`n` samples in the training set, of which at least one is kept. Samples that the network knew before, and
+    with :math:`n` samples in the training set. At least one sample is kept. Samples that the network knew before, and
     those that it cannot learn, such as wrong answers, have low scores.
 
     Args:

@@ -345,7 +345,7 @@ def test_without_their_names_the_criteria_inside_are_the_terms():
         return torch.ones_like(terms)
 
     trained(CombineTerms(watch, criteria=True), net=Own)
-    assert {*names} == {3}  # The two MSE and cross entropy; the soft margin loss is none that is seen.
+    assert {*names} == {3}  # The two MSE and cross entropy. A soft margin loss is not seen.
 
 
 def test_a_gradient_method_on_named_criteria_is_that_by_hand():

@@ -354,7 +354,7 @@ def ddp_spawn(trial, directory):
 
 ALONE = {
     "FixedPredictorRejection": "its network gets no gradient, so DDP needs find_unused_parameters",
-    "EditInvariantSequenceLoss": "its sequences have one token here, of which no noise moves the place",
+    "EditInvariantSequenceLoss": "its sequences have one token here, and noise cannot move a single token",
     "ProgressivePurification": "it changes nothing where each sample has one class; memory is tried with other methods",
 }
 """Methods that these trainings under plain DDP do not fit, and why."""
