@@ -7,8 +7,8 @@ def numbers_at(index: Tensor, numbers: Tensor, *, name: str) -> Tensor:
     """Look up the numbers of the samples at these positions.
 
     Raises:
-        ValueError: a position beyond the numbers, on the CPU; to ask a GPU would make every step wait, so there it is
-            torch's own error.
+        ValueError: a position below 0 or beyond the numbers, on the CPU; to ask a GPU would make every step wait, so
+            there it is torch's own error.
 
     Example:
         >>> import torch
@@ -16,9 +16,10 @@ def numbers_at(index: Tensor, numbers: Tensor, *, name: str) -> Tensor:
         tensor([0.3000, 0.1000])
     """
     try:
-        return numbers[index.long()]
+        return numbers.index_select(0, index.long())  # An index in brackets would count -1 from the end.
     except IndexError as error:
+        wrong = index[(index < 0) | (index >= len(numbers))][0]
         raise ValueError(
-            f"index holds the position {int(index.max())}, but {name} has {len(numbers)} numbers: give one for each "
+            f"index holds the position {int(wrong)}, but {name} has {len(numbers)} numbers: give one for each "
             "sample of the training set."
         ) from error

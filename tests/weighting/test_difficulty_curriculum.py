@@ -33,9 +33,10 @@ def test_weights_never_fall_and_easy_samples_are_never_touched():
     assert (over_time[:, 0] == 1).all()
 
 
-def test_a_position_beyond_the_list_is_an_error():
-    with pytest.raises(ValueError, match="index holds the position 4, but easiness has 4 numbers"):
-        DifficultyCurriculum(easiness=EASINESS)(torch.tensor([0, 4]), 0)
+@pytest.mark.parametrize("position", [4, -1])
+def test_a_position_beyond_the_list_is_an_error(position):
+    with pytest.raises(ValueError, match=f"index holds the position {position}, but easiness has 4 numbers"):
+        DifficultyCurriculum(easiness=EASINESS)(torch.tensor([0, position]), 0)
 
 
 @pytest.mark.parametrize(
