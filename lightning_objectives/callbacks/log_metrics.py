@@ -43,9 +43,9 @@ class LogMetrics(Callback):
     A metric may also ask for what it needs, as a method does: if the ``update`` of a metric names ``features`` (the
     input of the head), ``teacher_features`` (that of ``teacher``), ``head``, ``group`` or ``loader`` (the number of the
     data loader of each row), or takes one value, it gets what it names, ``logits`` (or ``preds``) and ``target``
-    included. All values have one row for each
-    sample, or for each position of a sample, and logits of one column get two, (0, z). Such a metric measures batches
-    without a target too, if it does not ask for the target. One that asks for ``loader`` measures all loaders together:
+    included. All values have one row for each sample, or for each position of a sample, and logits of one column get
+    two, (0, z). Such a metric measures batches without a target too, if it does not ask for the target. One that asks
+    for ``loader`` measures all loaders together:
 
     >>> from lightning_objectives.metrics import OODDetection
     >>> callback = LogMetrics(OODDetection())  # trainer.validate(model, [usual, other]) logs val/ood_auroc

@@ -50,7 +50,7 @@ def linear_cka(features: Tensor, teacher_features: Tensor, *, debiased: bool = T
     https://arxiv.org/abs/1905.00414; the unbiased estimate in place of the biased one is that of Nguyen, Raghu and
     Kornblith, Do Wide and Deep Networks Learn the Same Things?, ICLR 2021, equation 3,
     https://arxiv.org/abs/2010.15327. The formula is that of the first authors' code (google-research,
-    ``representation_similarity/Demo.ipynb``).
+    ``representation_similarity/Demo.ipynb``). Not checked at the source: the number of the second paper's equation.
 
     Differs from the second paper: the estimate is one over all rows, in place of a mean over small batches, so that the
     value does not depend on their size.
